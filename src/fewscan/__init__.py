@@ -1,0 +1,36 @@
+"""A handful of labelled 3D medical scans in, a segmenter that can be trusted on the next patient out.
+
+>>> import fewscan
+>>> data = fewscan.open(fewscan.sample_path())
+>>> len(data.labelled), len(data.unlabelled)
+(5, 13)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewscan.api import (
+        Prediction, check, compare, crossval, demo, evaluate, load, open, predict, report, train,  # noqa: A004
+    )  # fmt: skip
+    from fewscan.data.sample import sample_path
+    from fewscan.errors import FewscanError
+
+_HOME = {
+    "FewscanError": "fewscan.errors",
+    "sample_path": "fewscan.data.sample",
+}
+
+__all__ = [
+    "FewscanError", "Prediction", "check", "compare", "crossval", "demo", "evaluate", "load", "open", "predict",
+    "report", "sample_path", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that ``fewscan --help`` does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fewscan' has no attribute {name!r}")
+    return getattr(import_module(_HOME.get(name, "fewscan.api")), name)

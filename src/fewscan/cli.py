@@ -1,0 +1,342 @@
+"""The command line: one verb for each capability. Heavy libraries are imported inside the verbs only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fewscan.errors import ConfigError, FewscanError
+from fewscan.quantity import duration, size
+
+T = TypeVar("T")
+UNUSABLE, REFUSED, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="From a handful of labelled 3D scans to a measured segmenter. For research use only.",
+    epilog="Start with [bold]fewscan demo[/bold]. Exit codes: 0 done, 1 faults found, 2 refused, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+Data = Annotated[Path, typer.Argument(help="Folder of scans, in any layout.", metavar="DATA")]
+Budget = Annotated[str | None, typer.Option(help="Wall clock to spend, such as 90s, 10m or 1h30m.", metavar="TIME")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of a budget.", min=1)]
+Seed = Annotated[int, typer.Option(help="Same seed and machine, same numbers.", min=0)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Memory = Annotated[str | None, typer.Option(help="Memory not to exceed, such as 4GiB.", metavar="SIZE")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting; repeatable.", metavar="KEY=VALUE")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here; - prints it alone.")]
+
+
+def _examples(*lines: str) -> str:
+    """Help text that shows commands, one on each line."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  fewscan {escape(line)}" for line in lines)])
+
+
+@app.command(epilog=_examples("demo", "demo -o demo --budget 60s"))
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("demo"),
+    budget: Annotated[str, typer.Option(help="Wall clock for training.", metavar="TIME")] = "3m",
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Train, predict, evaluate and report on the embedded scans."""
+    from fewscan import api
+    from fewscan.progress import display
+    from fewscan.tables import scores
+
+    with display("demo") as observe:
+        result = api.demo(out, budget=duration(budget), seed=seed, device=device, observe=observe).to_json()
+    screen = _stdout()
+    screen.print(scores(result))
+    screen.print(f"\n{_verdict(result)}\nReport: {out / 'report.html'}\nModel:  {out / 'model'}\n", markup=False)
+    screen.print(NEXT, markup=False)
+
+
+@app.command(epilog=_examples("check scans", "check scans --fix repaired", "check scans --json check.json"))
+def check(
+    data: Data,
+    fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the data set here.", metavar="DIR")] = None,
+    json_file: Json = None,
+) -> None:
+    """List what was found and what is wrong with it; originals are never touched.
+
+    The exit code is 1 when training would refuse the data.
+    """
+    from fewscan import api
+    from fewscan.tables import show_findings
+
+    checkup = api.check(data, fix=fix)
+    if not _write_json(checkup.to_json(), json_file):
+        screen = _stdout()
+        screen.print(str(checkup), markup=False)
+        show_findings(checkup, screen)
+        if fix is not None:
+            screen.print(f"Repaired copy in {fix}; every change is listed in {fix / 'changes.json'}.", markup=False)
+    if not checkup.usable:
+        raise typer.Exit(UNUSABLE)
+
+
+@app.command(
+    epilog=_examples(
+        "train scans -o model --budget 10m",
+        "train scans -o model --resume",
+        "train scans -o model --extend 1h",
+        "train scans -o model --dry-run",
+    )
+)
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.", metavar="MODEL")],
+    budget: Budget = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    extend: Annotated[str | None, typer.Option(help="Train a finished model for longer.", metavar="TIME")] = None,
+    device: Device = "auto",
+    max_memory: Memory = None,
+    settings: Settings = None,
+    method: Annotated[str, typer.Option(help="Published method to train with.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+) -> None:
+    """Train a segmenter; Ctrl-C ends early and leaves a usable model."""
+    from fewscan import api
+    from fewscan.progress import display
+
+    with display("train") as observe:
+        model = api.train(
+            data,
+            out,
+            budget=_maybe(duration, budget),
+            steps=steps,
+            seed=seed,
+            resume=resume,
+            extend=_maybe(duration, extend),
+            device=device,
+            max_memory=_maybe(size, max_memory),
+            settings=_pairs(settings or ()),
+            method=method,
+            dry_run=dry_run,
+            observe=observe,
+        )
+    if not dry_run:
+        _stdout().print(f"{model.describe()}\nNext: fewscan predict {out} NEW_SCAN -o out", markup=False)
+
+
+@app.command(epilog=_examples("predict model new.nii.gz -o out", "predict model scans/images -o out --skip-existing"))
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder that train wrote.", metavar="MODEL")],
+    inputs: Annotated[list[Path], typer.Argument(help="Files, folders or DICOM series.", metavar="INPUT...")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write probabilities.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored inputs; slower.")] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave finished scans alone.")] = False,
+    max_memory: Memory = None,
+    device: Device = "auto",
+) -> None:
+    """Segment scans, each on its own grid: OUT/NAME.nii.gz."""
+    from fewscan import api
+    from fewscan.progress import display
+    from fewscan.tables import volumes
+
+    with display("predict") as observe:
+        done = api.predict(
+            api.load(model),
+            inputs,
+            out,
+            probabilities=probabilities,
+            tta=tta,
+            skip_existing=skip_existing,
+            max_memory=_maybe(size, max_memory),
+            device=device,
+            observe=observe,
+        )
+    new = [prediction for prediction in done if not prediction.skipped]
+    screen = _stdout()
+    if new:
+        screen.print(volumes((p.id, p.volumes_ml, p.seconds) for p in new))
+    screen.print(f"{len(new)} written to {out}, {len(done) - len(new)} there already", markup=False)
+
+
+@app.command(epilog=_examples("evaluate out scans/labels", "evaluate out labels --json evaluation.json"))
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder that predict wrote.", metavar="PREDICTIONS")],
+    labels: Annotated[Path, typer.Argument(help="Folder of reference labels.", metavar="LABELS")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the scans, for the report's pictures.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Dice, surface distances in mm and volume errors, with intervals."""
+    from fewscan import api
+
+    _show_scores(api.evaluate(predictions, labels, images=images).to_json(), json_file)
+
+
+@app.command(epilog=_examples("compare before/evaluation.json after/evaluation.json"))
+def compare(
+    first: Annotated[Path, typer.Argument(help="evaluation.json of one run.", metavar="FIRST")],
+    second: Annotated[Path, typer.Argument(help="evaluation.json of another.", metavar="SECOND")],
+    json_file: Json = None,
+) -> None:
+    """Test whether two runs differ on the scans that both judged."""
+    from fewscan import api
+    from fewscan.tables import differences
+
+    comparison = api.compare(first, second).to_json()
+    if not _write_json(comparison, json_file):
+        _stdout().print(differences(comparison))
+
+
+@app.command(epilog=_examples("crossval scans -o folds", "crossval scans -o folds --folds 4 --budget 5m"))
+def crossval(
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    folds: Annotated[str, typer.Option(help="loo (leave one patient out) or a number.", metavar="loo|K")] = "loo",
+    budget: Budget = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    settings: Settings = None,
+    json_file: Json = None,
+) -> None:
+    """Honest figures from few labels: patients are never split; the budget is each fold's."""
+    from fewscan import api
+    from fewscan.progress import display
+
+    with display("crossval") as observe:
+        evaluation = api.crossval(
+            data,
+            out,
+            folds=_folds(folds),
+            budget=_maybe(duration, budget),
+            steps=steps,
+            seed=seed,
+            device=device,
+            settings=_pairs(settings or ()),
+            observe=observe,
+        )
+    _show_scores(evaluation.to_json(), json_file)
+
+
+@app.command(epilog=_examples("report demo", "report runs/knee -o knee.html"))
+def report(
+    directory: Annotated[
+        Path, typer.Argument(help="Folder with a model, predictions or an evaluation.", metavar="DIR")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="HTML file to write.", metavar="FILE")] = Path("report.html"),
+) -> None:
+    """Write one offline HTML file for a clinician."""
+    from fewscan import api
+
+    _stdout().print(f"Report: {api.report(directory, out)}", markup=False)
+
+
+def main() -> None:
+    """Run the command line; what fewscan refuses becomes one red line and exit code 2."""
+    try:
+        app(prog_name="fewscan")
+    except FewscanError as error:
+        sentence = escape(" ".join(str(error).split()))
+        Console(stderr=True, highlight=False).print(f"[red]{sentence}[/red]", soft_wrap=True)
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fewscan {version('fewscan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+NEXT = """\
+With your own scans (images/ + labels/, nnU-Net, MSD, BIDS, NAME_seg.nii.gz; NIfTI, NRRD, MHA, DICOM):
+
+  fewscan check SCANS                          what was found, what is wrong
+  fewscan train SCANS -o model --budget 10m    Ctrl-C keeps a usable model
+  fewscan predict model NEW.nii.gz -o out      masks on the scan's own grid
+  fewscan crossval SCANS -o folds              how good it is, honestly
+  fewscan report folds -o report.html          one file to show around
+
+Scans without a label may lie among the others. One labelled scan is enough to start."""
+
+
+def _stdout() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _maybe(parse: Callable[[str], T], text: str | None) -> T | None:
+    return None if text is None else parse(text)
+
+
+def _pairs(settings: Sequence[str]) -> dict[str, str]:
+    """Split ``key=value`` words."""
+    found = {}
+    for word in settings:
+        key, sign, value = word.partition("=")
+        if not (key and sign):
+            raise ConfigError(f"--set needs KEY=VALUE, such as train.lr=0.01, got {word!r}")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _folds(text: str) -> int | Literal["loo"]:
+    if text == "loo":
+        return "loo"
+    if not text.isdecimal() or int(text) < 2:
+        raise ConfigError(f"--folds must be loo or a number of at least 2, got {text!r}")
+    return int(text)
+
+
+def _write_json(content: Mapping[str, Any], path: Path | None) -> bool:
+    """Write to the path; true when it is ``-``, so that nothing else must be printed."""
+    if path is None:
+        return False
+    text = json.dumps(content, indent=1) + "\n"
+    if str(path) == "-":
+        typer.echo(text, nl=False)
+        return True
+    from fewscan.data.io import atomic
+
+    with atomic(path) as part:
+        part.write_text(text)
+    return False
+
+
+def _show_scores(evaluation: Mapping[str, Any], json_file: Path | None) -> None:
+    from fewscan.tables import scores
+
+    if not _write_json(evaluation, json_file):
+        screen = _stdout()
+        screen.print(scores(evaluation))
+        screen.print(_verdict(evaluation), markup=False)
+
+
+def _verdict(evaluation: Mapping[str, Any]) -> str:
+    dice = evaluation["summary"]["dice"]
+    low, high = dice["low"], dice["high"]
+    if dice["mean"] is None:
+        return "No scan could be scored."
+    interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
+    return f"Mean Dice {dice['mean']:.3f}{interval} over {dice['n']} scans. For research use only."

@@ -1,0 +1,315 @@
+"""Finds what is wrong with a data set before training does, and says what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.data import annotation, cohort
+from fewscan.data.dataset import CaseFiles, Dataset
+from fewscan.data.findings import Finding
+from fewscan.data.io import peek, read_raw, whole
+from fewscan.errors import FewscanError
+from fewscan.space.geometry import Geometry, check_same, to_ras
+from fewscan.space.volume import IGNORE
+
+__all__ = ["Checkup", "Finding", "Row", "examine"]
+
+FULL, TINY = 0.9, 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case in the table.
+
+    Parameters
+    ----------
+    case : str
+        Case id.
+    role : {"labelled", "unlabelled", "test"}
+        What the case serves for.
+    shape : tuple of int
+        Voxels, RAS+ order.
+    spacing : tuple of float
+        Voxel size, mm, RAS+ order.
+    axes : str
+        Axis codes of the file.
+    dtype : str
+        Number type of the intensities.
+    low, high : float
+        Range of the finite intensities.
+    labels_ml : mapping of str to float
+        Volume of each label, mL.
+    """
+
+    case: str
+    role: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    axes: str
+    dtype: str
+    low: float
+    high: float
+    labels_ml: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What `examine` found.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What was examined.
+    findings : tuple of Finding
+        Errors first.
+    rows : tuple of Row
+        One per readable case.
+    """
+
+    dataset: Dataset
+    findings: tuple[Finding, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing stands in the way of training."""
+        return not any(f.severity == "error" for f in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        data = self.dataset
+        return {
+            "data": str(data.root),
+            "layout": data.layout,
+            "labelled": len(data.labelled),
+            "unlabelled": len(data.unlabelled),
+            "test": len(data.test),
+            "labels": {str(value): name for value, name in data.names.items()},
+            "channels": list(data.channels),
+            "modality": data.modality,
+            "usable": self.usable,
+            "findings": [asdict(f) for f in self.findings],
+            "cases": [asdict(r) for r in self.rows],
+        }
+
+
+def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> Checkup:
+    """Read every file once and report each fault with its remedy.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What `fewscan.data.dataset.find` found.
+    progress : callable, optional
+        Called with the number of cases done and of all cases.
+    """
+    findings: list[Finding] = []
+    rows: list[Row] = []
+    facts: list[cohort.Facts] = []
+    everyone = [*dataset.cases, *dataset.test]
+    for done, case in enumerate(everyone, start=1):
+        row, fact, found = _case(case, dataset, role=_role(case, dataset))
+        findings += found
+        if row is not None and fact is not None:
+            rows.append(row)
+            facts.append(fact)
+        if progress is not None:
+            progress(done, len(everyone))
+    findings += cohort.compare(facts, dataset.names)
+    findings += _decisions(dataset)
+    rank = {"error": 0, "warning": 1, "note": 2}
+    findings.sort(key=lambda f: (rank[f.severity], f.code, f.case))
+    return Checkup(dataset, tuple(findings), tuple(rows))
+
+
+def _role(case: CaseFiles, dataset: Dataset) -> str:
+    if any(case is held for held in dataset.test):
+        return "test"
+    return "unlabelled" if case.label is None else "labelled"
+
+
+def _decisions(dataset: Dataset) -> list[Finding]:
+    """What was taken for not drawn, and what there is too little of."""
+    found = []
+    for case in dataset.cases:
+        if case.drawn is not None:
+            absent = [name for value, name in dataset.names.items() if value not in case.drawn]
+            found.append(
+                Finding(
+                    "not-drawn",
+                    "note",
+                    case.id,
+                    str(case.label or ""),
+                    f"{', '.join(absent)}: taken as not drawn here, so training neither expects nor forbids it",
+                    "if it is truly absent, say which labels were drawn in drawn.json",
+                )
+            )
+    if not dataset.labelled:
+        message = f"none of {len(dataset.cases)} cases has a label map"
+        remedy = "draw one case and put its label map beside it to train; predicting works without"
+        found.append(Finding("no-labels", "warning", "", str(dataset.root), message, remedy))
+    elif not dataset.names:
+        message = f"the label maps of {len(dataset.labelled)} cases hold no label"
+        remedy = "check that they are the right files"
+        found.append(Finding("no-labels", "error", "", str(dataset.root), message, remedy))
+    return found
+
+
+def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, cohort.Facts | None, list[Finding]]:
+    """Everything about one case that needs no other case."""
+    found: list[Finding] = []
+    volumes = len(dataset.channels) if len(case.images) == 1 else 1
+    parts = [part for path in case.images if (part := _image(path, case.id, volumes, found)) is not None]
+    label = _label(case, dataset, found)
+    if len(parts) != len(case.images):
+        return None, None, found
+    native = parts[0][1]
+    for path, (_, other) in zip(case.images[1:], parts[1:], strict=True):
+        found += _grids(native, other, case.id, path, "channel")
+    data = to_ras(parts[0][0], native)[0]
+    geometry = to_ras(data[0], native)[1]
+    finite = data[np.isfinite(data)] if data.dtype.kind == "f" else data
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if low == high:
+        message = f"every voxel is {low:g}"
+        found.append(Finding("constant", "error", case.id, str(case.images[0]), message, "export the scan again"))
+    counts: dict[int, int] = {}
+    centres: dict[int, NDArray[np.float64]] = {}
+    label_hash = ""
+    if label is not None and case.label is not None:
+        found += _grids(geometry, label[1], case.id, case.label, "label map")
+        found += list(_content(label[0], case, dataset))
+        counts, centres = cohort.measure(label[0], label[1])
+        label_hash = _hash(label[0]) if counts else ""
+    millilitres = {dataset.names.get(v, f"label {v}"): n * geometry.voxel_mm3 / 1000 for v, n in counts.items()}
+    shown = tuple(round(s, 4) for s in geometry.spacing)
+    row = Row(case.id, role, geometry.shape, shown, native.axis_codes, str(data.dtype), low, high, millilitres)
+    scale = float(np.percentile(finite.ravel(order="K")[:: max(1, finite.size // 50_000)], 99)) if finite.size else 0.0
+    hashes = "".join(_hash(part) for part, _ in parts)
+    files = (str(case.images[0]), str(case.label or ""))
+    volume_mm3 = {v: n * label[1].voxel_mm3 for v, n in counts.items()} if label is not None else {}
+    fact = cohort.Facts(
+        case.id, case.patient, role, files, geometry.spacing, scale, hashes, label_hash, volume_mm3, centres
+    )
+    return row, fact, found
+
+
+def _hash(data: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest() + str(data.shape)
+
+
+def _image(path: Path, case: str, volumes: int, found: list[Finding]) -> tuple[NDArray[Any], Geometry] | None:
+    """Voxels and grid; faults go into ``found``."""
+    try:
+        data, native = _lenient(path, case, found)
+    except FewscanError as error:
+        found.append(_unreadable("image-unreadable", case, path, error))
+        return None
+    if data.shape[0] != volumes:
+        message = f"holds {data.shape[0]} volumes where {volumes} is expected"
+        remedy = "save one 3D volume per file, or name the channels in dataset.json"
+        found.append(Finding("several-volumes", "error", case, str(path), message, remedy))
+        return None
+    if data.dtype.kind == "f" and not (finite := np.isfinite(data)).all():
+        message = f"{int((~finite).sum())} voxels are NaN or infinite"
+        remedy = "--fix writes a copy with the lowest finite value in their place"
+        fixable = bool(finite.any())
+        found.append(Finding("not-finite", "error", case, str(path), message, remedy, fixable))
+    return data, native
+
+
+def _lenient(path: Path, case: str, found: list[Finding]) -> tuple[NDArray[Any], Geometry]:
+    """Read even where sform and qform contradict each other, and say so."""
+    if path.is_file():
+        try:
+            doubts = peek(path).doubts
+        except FewscanError as error:
+            peek(path, trust_sform=True)  # raises again unless the two forms were the only fault
+            remedy = "--fix writes a copy that keeps the sform; look at it in a viewer"
+            found.append(Finding("ambiguous-header", "error", case, str(path), _about(error, path), remedy, True))
+            doubts = ()
+        remedy = "look at it in a viewer that shows left and right; export it again with its orientation"
+        found += [Finding("orientation-unknown", "warning", case, str(path), d, remedy) for d in doubts]
+    return read_raw(path, trust_sform=True)
+
+
+def _unreadable(code: str, case: str, path: Path, error: FewscanError) -> Finding:
+    text = _about(error, path)
+    message, _, remedy = text.rpartition("; ")
+    return Finding(code, "error", case, str(path), message or text, remedy if message else "export the file again")
+
+
+def _about(error: FewscanError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _label(case: CaseFiles, dataset: Dataset, found: list[Finding]) -> tuple[NDArray[np.uint16], Geometry] | None:
+    """Label map in RAS+ order and its grid; faults go into ``found``."""
+    if case.label is None:
+        return None
+    try:
+        data, native = _lenient(case.label, case.id, found)
+        if data.shape[0] != 1:
+            message, remedy = f"holds {data.shape[0]} volumes", "save one 3D label map"
+            found.append(Finding("several-volumes", "error", case.id, str(case.label), message, remedy))
+            return None
+        label = whole(data[0], case.label, ignore=dataset.ignore)
+    except FewscanError as error:
+        found.append(_unreadable("label-unreadable", case.id, case.label, error))
+        return None
+    ordered, geometry = to_ras(label, native)
+    return np.ascontiguousarray(ordered, dtype=np.uint16), geometry
+
+
+def _grids(a: Geometry, b: Geometry, case: str, path: Path, what: str) -> list[Finding]:
+    """Whether a second file lies on the image's grid."""
+    try:
+        check_same(a, b, what=what)
+    except FewscanError as error:
+        fixable = what == "label map" and cohort.boxes_overlap(a, b) > 0
+        remedy = "--fix writes a copy on the image's grid; look at it in a viewer" if fixable else "export both again"
+        message = str(error).split(";")[0]
+        return [Finding("grid-differs", "error", case, str(path), message, remedy, fixable)]
+    return []
+
+
+def _content(label: NDArray[np.uint16], case: CaseFiles, dataset: Dataset) -> Iterator[Finding]:
+    """What is odd in a label map taken by itself."""
+    path, drawn = str(case.label), (label > 0) & (label < IGNORE)
+    count = int(drawn.sum())
+    unknown = sorted(set(np.unique(label).tolist()) - {0, IGNORE, *dataset.names})
+    if unknown:
+        message = f"holds labels {unknown[:8]} that are not in the list"
+        remedy = "add them to labels.json, or let --fix write a list that names them after their numbers"
+        yield Finding("label-not-listed", "error", case.id, path, message, remedy, True)
+    if count == 0:
+        remedy = "if the structure is truly absent keep it, else draw it or take the label map away"
+        yield Finding("label-empty", "warning", case.id, path, "nothing is labelled", remedy)
+    elif count < TINY:
+        yield Finding("label-tiny", "warning", case.id, path, f"{count} voxels are labelled", "look at it in a viewer")
+    elif count > FULL * label.size:
+        message = f"{100 * count / label.size:.0f} % of all voxels are labelled"
+        yield Finding("label-full", "warning", case.id, path, message, "check that background is 0")
+    blank = annotation.blank_slices(label)
+    if blank is not None:
+        axis, slices = blank
+        way = ("left to right", "back to front", "bottom to top")[axis]
+        message = f"drawn in {int((~slices).sum())} of {slices.size} slices from {way}"
+        remedy = "training does not look at the other slices; if they are truly empty, set an ignore value instead"
+        yield Finding("blank-slices", "note", case.id, path, message, remedy)
+    elif count and any(_single(drawn, axis) for axis in range(3)):
+        remedy = "if only this slice was drawn, draw one more so that the others are taken as not looked at"
+        yield Finding("one-slice", "warning", case.id, path, "only one slice is labelled", remedy)
+
+
+def _single(drawn: NDArray[np.bool_], axis: int) -> bool:
+    """Whether the label is one slice thick in a grid of many."""
+    others = tuple(a for a in range(3) if a != axis)
+    return drawn.shape[axis] >= 8 and int(drawn.any(axis=others).sum()) == 1

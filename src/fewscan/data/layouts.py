@@ -1,0 +1,370 @@
+"""How people store scans and labels: each layout is one function from a folder to `Found`, or None."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewscan.data.dicom import is_series
+from fewscan.data.headers import suffix_of
+from fewscan.errors import DataError
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "annotations")
+LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|label|labels|labelmap|mask|gt)$")
+CHANNEL_TAIL = re.compile(r"^(.+)_(\d{4})$")
+UNDERSTOOD = (
+    "images/ + labels/, imagesTr/ + labelsTr/ (nnU-Net, MSD), BIDS with derivatives/, files with _seg, _label or _mask "
+    "in their names, folders of DICOM series"
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Files of one case.
+
+    Parameters
+    ----------
+    images : tuple of Path
+        One per channel; a DICOM series is its folder.
+    label : Path, optional
+        Label map.
+    """
+
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a layout function saw.
+
+    Parameters
+    ----------
+    layout : str
+        Name of the layout.
+    pairs, test : mapping of str to Pair
+        Case id to files: for training, and set apart for testing.
+    names : mapping of int to str
+        Listed labels; empty when none are listed.
+    channels : tuple of str
+        Listed channels; empty when none are listed.
+    hint : str
+        Modality as far as the layout names it.
+    ignore : int, optional
+        Label value that means "not looked at".
+    """
+
+    layout: str
+    pairs: Mapping[str, Pair]
+    test: Mapping[str, Pair] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    hint: str = ""
+    ignore: int | None = None
+
+
+def stem_of(path: Path) -> str:
+    """Name without image suffix, or the folder's name.
+
+    Parameters
+    ----------
+    path : Path
+        Image file or DICOM folder.
+
+    Examples
+    --------
+    >>> stem_of(Path("images/patient.01.nii.gz"))
+    'patient.01'
+    """
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
+def entries(folder: Path) -> list[Path]:
+    """Image files and DICOM folders directly inside, sorted; hidden ones left out.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list.
+    """
+    seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    return [p for p in seen if (suffix_of(p) and p.is_file()) or (p.is_dir() and is_series(p))]
+
+
+def detect(root: Path) -> Found:
+    """Try every layout.
+
+    Parameters
+    ----------
+    root : Path
+        Folder to look at.
+
+    Raises
+    ------
+    DataError
+        If no layout fits; the message says which ones are understood and what was seen.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder that holds the scans")
+    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _bids, _series, _flat)
+    for layout in layouts:
+        found = layout(root)
+        if found is not None and (found.pairs or found.test):
+            return found
+    seen = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+    raise DataError(f"{root}: no scans found; understood are {UNDERSTOOD}; seen were: {seen}")
+
+
+# ----------------------------------------------------------------------------------------------- folders of pairs
+
+
+def _folders(root: Path) -> Found | None:
+    """images/ with labels/ beside, held-out cases in test/."""
+    images = _first(root, IMAGE_FOLDERS)
+    if images is None:
+        return None
+    labels = _first(root, LABEL_FOLDERS)
+    test: dict[str, Pair] = {}
+    pairs, channels = _pair(entries(images), entries(labels) if labels else [])
+    if (root / "test").is_dir() and (held := _first(root / "test", IMAGE_FOLDERS)):
+        held_labels = _first(root / "test", LABEL_FOLDERS)
+        test, _ = _pair(entries(held), entries(held_labels) if held_labels else [])
+    listing = read_listing(root)
+    return Found(
+        layout=f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels",
+        pairs=pairs,
+        test=test,
+        names=listing["names"],
+        channels=listing["channels"] or channels,
+        hint=listing["hint"],
+        ignore=listing["ignore"],
+    )
+
+
+def _task(root: Path) -> Found | None:
+    """nnU-Net raw and Medical Segmentation Decathlon."""
+    images, labels = root / "imagesTr", root / "labelsTr"
+    if not images.is_dir():
+        return None
+    listing = read_listing(root)
+    count = len(listing["channels"])
+    pairs, channels = _pair(entries(images), entries(labels) if labels.is_dir() else [], count)
+    test: dict[str, Pair] = {}
+    if (root / "imagesTs").is_dir():
+        held = entries(root / "labelsTs") if (root / "labelsTs").is_dir() else []
+        test, _ = _pair(entries(root / "imagesTs"), held, count if len(channels) == count else 0)
+    return Found(
+        layout="imagesTr/ + labelsTr/ (nnU-Net, MSD)",
+        pairs=pairs,
+        test=test,
+        names=listing["names"],
+        channels=listing["channels"] or channels,
+        hint=listing["hint"],
+        ignore=listing["ignore"],
+    )
+
+
+def _first(root: Path, names: Iterable[str]) -> Path | None:
+    return next((root / n for n in names if (root / n).is_dir()), None)
+
+
+def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[dict[str, Pair], tuple[str, ...]]:
+    """Match label files to images by name; gather ``_0000`` channels. Returns pairs and channel numbers if any."""
+    by_id: dict[str, Path] = {}
+    for file in labels:
+        by_id[stem_of(file)] = file
+    for stem, file in list(by_id.items()):
+        by_id.setdefault(LABEL_TAIL.sub("", stem), file)
+    stems = {stem_of(file): file for file in images}
+    groups: dict[str, dict[str, Path]] = {}
+    for stem, file in stems.items():
+        match = CHANNEL_TAIL.match(stem)
+        if match and stem not in by_id:
+            groups.setdefault(match[1], {})[match[2]] = file
+    kept = {b: g for b, g in groups.items() if "0000" in g and (b in by_id or expected == len(g))}
+    if not by_id and not expected and len({tuple(g) for g in groups.values()}) == 1 and len(groups) > 1:
+        kept = {b: g for b, g in groups.items() if sorted(g) == [f"{i:04d}" for i in range(len(g))]}
+    grouped = {file for group in kept.values() for file in group.values()}
+    pairs = {base: Pair(tuple(g[c] for c in sorted(g)), by_id.get(base)) for base, g in kept.items()}
+    pairs |= {stem: Pair((file,), by_id.get(stem)) for stem, file in stems.items() if file not in grouped}
+    numbers = max((tuple(sorted(g)) for g in kept.values()), key=len, default=())
+    return dict(sorted(pairs.items())), numbers if len(numbers) > 1 else ()
+
+
+def read_listing(root: Path) -> dict[str, Any]:
+    """Names, channels, modality hint and ignore value from ``labels.json`` or ``dataset.json``; empty without them.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of a data set.
+
+    Raises
+    ------
+    DataError
+        If the file is not the JSON it should be.
+    """
+    empty: dict[str, Any] = {"names": {}, "channels": (), "hint": "", "ignore": None}
+    for name in ("labels.json", "dataset.json"):
+        if (root / name).is_file():
+            content = read_json(root / name)
+            listed = content if name == "labels.json" else content.get("labels", {})
+            names, ignore = _names(listed, root / name)
+            modality = content.get("channel_names") or content.get("modality") or {}
+            values = list(modality.values()) if isinstance(modality, dict) else [modality]
+            channels = tuple(str(v) for v in values) if name == "dataset.json" else ()
+            return {
+                "names": names,
+                "channels": channels if len(channels) > 1 else (),
+                "hint": " ".join(channels),
+                "ignore": ignore,
+            }
+    return empty
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Parameters
+    ----------
+    path : Path
+        File to read.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read or is no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); correct the file") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must hold one JSON object, got a {type(content).__name__}; correct the file")
+    return content
+
+
+def _names(listed: object, path: Path) -> tuple[dict[int, str], int | None]:
+    """{"1": "liver"} or {"liver": 1}, either way round, without background; the "ignore" entry apart."""
+    names: dict[int, str] = {}
+    ignore: int | None = None
+    if not isinstance(listed, dict):
+        raise DataError(f'{path}: labels must be an object such as {{"1": "liver"}}; correct the file')
+    for key, value in listed.items():
+        number, name = (key, value) if str(key).lstrip("-").isdigit() else (value, key)
+        if isinstance(number, (list, tuple)):
+            raise DataError(f"{path}: label {name!r} is a region {number}; list plain labels, one value each")
+        try:
+            number = int(number)
+        except (TypeError, ValueError):
+            raise DataError(f"{path}: label {name!r} has the value {number!r}, a whole number is needed") from None
+        if str(name).lower() == "ignore":
+            ignore = number
+        elif number != 0:
+            names[number] = str(name)
+    if names and not 0 < min(names) <= max(names) < 65535:
+        raise DataError(f"{path}: labels run from {min(names)} to {max(names)}, 1 to 65534 are possible; renumber them")
+    return dict(sorted(names.items())), ignore
+
+
+# ------------------------------------------------------------------------------------------- BIDS, flat and DICOM
+
+
+def _bids(root: Path) -> Found | None:
+    """sub-*/ with label maps in derivatives/; of several contrasts the one that most subjects have."""
+    subjects = sorted(p for p in root.glob("sub-*") if p.is_dir())
+    images = [f for s in subjects for f in sorted(s.rglob("*")) if suffix_of(f) and f.is_file()]
+    images = [f for f in images if "_" in stem_of(f) and not LABEL_TAIL.search(stem_of(f)) and "_dseg" not in f.name]
+    if not images:
+        return None
+    contrasts = Counter(stem_of(f).rsplit("_", 1)[1] for f in images)
+    contrast = min(contrasts, key=lambda c: (-contrasts[c], c))
+    scans = {stem_of(f).rsplit("_", 1)[0]: f for f in images if stem_of(f).endswith(f"_{contrast}")}
+    places = [root / "derivatives", *subjects]
+    files = [f for p in places if p.is_dir() for f in sorted(p.rglob("sub-*")) if suffix_of(f) and f.is_file()]
+    labels = [f for f in files if re.search(r"_(dseg|seg|label|labels|mask)$", stem_of(f))]
+    pairs = {}
+    for case, scan in sorted(scans.items()):
+        mine = [f for f in labels if stem_of(f).startswith(f"{case}_")]
+        mine = [f for f in mine if "_dseg" in f.name] or mine
+        pairs[case] = Pair((scan,), mine[0] if mine else None)
+    tables = [t for p in (root, root / "derivatives") if p.is_dir() for t in sorted(p.rglob("*dseg.tsv"))]
+    names = _table(tables[0]) if tables else read_listing(root)["names"]
+    return Found(layout="BIDS", pairs=pairs, names=names, channels=(), hint=contrast)
+
+
+def _table(path: Path) -> dict[int, str]:
+    """Label names from a BIDS lookup table (columns index and name)."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        return {int(r["index"]): r["name"] for r in rows if int(r["index"]) != 0}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: needs the columns index and name ({error}); correct the table") from None
+
+
+def _series(root: Path) -> Found | None:
+    """One folder of DICOM files, or a folder of such folders."""
+    if is_series(root):
+        return Found(layout="one DICOM series", pairs={root.name: Pair((root,))})
+    series = [p for p in entries(root) if p.is_dir()]
+    if not series:
+        return None
+    pairs, _ = _pair(series, [p for p in entries(root) if p.is_file()])
+    return Found(layout="folders of DICOM series", pairs=pairs, names=read_listing(root)["names"])
+
+
+def _flat(root: Path) -> Found | None:
+    """Scans and label maps side by side, told apart by their names; in the folder or one level below."""
+    files = [f for f in entries(root) if f.is_file()]
+    if not files:
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        files = [f for folder in folders for f in entries(folder) if f.is_file()]
+    stems = Counter(stem_of(f) for f in files)
+    unique = not stems or max(stems.values()) == 1
+    ids = {f: stem_of(f) if unique else f"{f.parent.name}_{stem_of(f)}" for f in files}
+    labels = {LABEL_TAIL.sub("", i): f for f, i in ids.items() if LABEL_TAIL.search(i)}
+    scans = {i: f for f, i in ids.items() if not LABEL_TAIL.search(i)}
+    if not unique:  # patient/image.nii.gz + patient/label.nii.gz
+        return _one_folder_each(files, read_listing(root)["names"])
+    pairs = {i: Pair((f,), labels.get(i)) for i, f in scans.items()}
+    channels: tuple[str, ...] = ()
+    loose = {base: f for base, f in labels.items() if base not in scans}
+    groups = {base: {i[len(base) + 1 :]: f for i, f in scans.items() if i.startswith(f"{base}_")} for base in loose}
+    if loose and len({tuple(sorted(g)) for g in groups.values()}) == 1 and all(groups.values()):
+        channels = tuple(sorted(next(iter(groups.values()))))  # patient_t1, patient_flair + patient_seg
+        used = {i for base, g in groups.items() for i in (f"{base}_{c}" for c in g)}
+        pairs = {base: Pair(tuple(g[c] for c in channels), loose[base]) for base, g in groups.items()}
+        rest = {i: f for i, f in scans.items() if i not in used}
+        for base in sorted({i.rsplit("_", 1)[0] for i in rest if i.rsplit("_", 1)[-1] in channels}):
+            if all(f"{base}_{c}" in rest for c in channels):
+                pairs[base] = Pair(tuple(rest[f"{base}_{c}"] for c in channels))
+    layout = "files with _seg, _label or _mask" if labels else "images without labels"
+    names = read_listing(root)["names"]
+    return Found(
+        layout=layout, pairs=dict(sorted(pairs.items())), names=names, channels=channels if channels[1:] else ()
+    )
+
+
+def _one_folder_each(files: list[Path], names: Mapping[int, str]) -> Found:
+    """Every case in a folder of its own, with the same file names in each."""
+    label_stems = {"seg", "segmentation", "label", "labels", "labelmap", "mask", "gt"}
+    pairs: dict[str, Pair] = {}
+    contrasts = Counter(stem_of(f) for f in files if stem_of(f).lower() not in label_stems)
+    contrasts = Counter({s: n for s, n in contrasts.items() if not LABEL_TAIL.search(s)})
+    most = max(contrasts.values(), default=0)
+    channels = tuple(sorted(s for s, n in contrasts.items() if n == most))
+    for folder in sorted({f.parent for f in files}):
+        mine = {stem_of(f): f for f in files if f.parent == folder}
+        marked = [f for s, f in mine.items() if s.lower() in label_stems or LABEL_TAIL.search(s)]
+        if all(c in mine for c in channels):
+            pairs[folder.name] = Pair(tuple(mine[c] for c in channels), marked[0] if marked else None)
+    return Found(layout="one folder per case", pairs=pairs, names=names, channels=channels if len(channels) > 1 else ())

@@ -1,0 +1,132 @@
+"""One self-contained HTML page about a run: verdict first, then the evidence; nothing is loaded from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fewscan.data.io import atomic
+from fewscan.deliver import sections
+from fewscan.deliver.pictures import read_history
+from fewscan.deliver.sections import Run
+from fewscan.deliver.verdict import headline, remarks
+from fewscan.errors import DataError
+from fewscan.judge.results import read_evaluation
+
+SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("Figures", sections.figures),
+    ("Pictures", sections.overlays),
+    ("Structures", sections.labels),
+    ("Scans", sections.cases),
+    ("Data", sections.data_check),
+    ("Training", sections.training),
+    ("Predictions", sections.predictions),
+    ("Model", sections.provenance),
+)
+"""Title and function of each part, in the order shown; a new part is one function and one line here."""
+
+
+def write_report(directory: Path, out: Path) -> Path:
+    """Write the report of a run.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder that holds any of ``check.json``, ``model/`` (or the model's own files), ``evaluation.json`` and
+        ``predictions/predictions.json``.
+    out : Path
+        HTML file to write.
+
+    Raises
+    ------
+    DataError
+        If the folder holds none of them, or one is damaged.
+    """
+    run = read_run(directory)
+    parts = [(title, body) for title, section in SECTIONS if (body := section(run))]
+    links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
+    main = "".join(f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{body}</section>' for title, body in parts)
+    points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(run.evaluation, run.check))
+    page = _asset("report.html")
+    for key, value in {
+        "title": escape(directory.resolve().name or "run"),
+        "style": _asset("report.css"),
+        "script": _asset("report.js"),
+        "verdict": escape(headline(run.evaluation, trained=run.model is not None)),
+        "remarks": points,
+        "links": links,
+        "sections": main,
+    }.items():
+        before, after = page.split(f"<!-- {key} -->", 1)  # content is never searched for further marks
+        page = before + value + after
+    with atomic(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def read_run(directory: Path) -> Run:
+    """Read what a folder holds of a run.
+
+    Parameters
+    ----------
+    directory : Path
+        A run, or a model folder.
+
+    Raises
+    ------
+    DataError
+        If it holds nothing to report, or a damaged file.
+    """
+    model = directory / "model" if (directory / "model" / "model.json").is_file() else directory
+    history, evaluation = model / "history.jsonl", directory / "evaluation.json"
+    run = Run(
+        directory=directory,
+        check=_mapping(directory / "check.json"),
+        model=_mapping(model / "model.json"),
+        history=read_history(history) if history.is_file() else None,
+        evaluation=read_evaluation(evaluation) if evaluation.is_file() else None,
+        predictions=_predictions(directory / "predictions" / "predictions.json"),
+    )
+    if all(found is None for found in (run.check, run.model, run.history, run.evaluation, run.predictions)):
+        raise DataError(
+            f"{directory}: nothing to report; it should hold check.json, model/, evaluation.json or "
+            "predictions/predictions.json, as `fewscan demo` leaves them"
+        )
+    return run
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    content = _json(path)
+    if content is None or isinstance(content, dict):
+        return content
+    raise DataError(f"{path}: must hold one JSON object, got a {type(content).__name__}; write it again")
+
+
+def _predictions(path: Path) -> list[dict[str, Any]] | None:
+    content = _json(path)
+    if isinstance(content, dict):
+        content = next((value for value in content.values() if isinstance(value, list)), [])
+    if content is None or (isinstance(content, list) and all(isinstance(row, dict) for row in content)):
+        return content
+    raise DataError(f"{path}: must hold a list of predictions; predict again")
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not JSON ({error}); delete it or write it again") from error
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _asset(name: str) -> str:
+    return resources.files("fewscan.deliver").joinpath(name).read_text(encoding="utf-8")

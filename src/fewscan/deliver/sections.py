@@ -1,0 +1,296 @@
+"""The parts of the report: each a function from a run to HTML, empty when the run lacks its files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fewscan.data import io
+from fewscan.deliver import charts, markup, pictures
+from fewscan.deliver.markup import Cell, cell, number
+from fewscan.errors import FewscanError
+from fewscan.judge.metrics import RULES
+from fewscan.judge.results import CaseScore, Evaluation
+from fewscan.space.geometry import check_same
+
+METRICS = (
+    ("dice", "Dice", "overlap: 0 none, 1 identical", 2, False),
+    ("hd95_mm", "HD95, mm", "95 % of the outline is closer than this", 1, False),
+    ("assd_mm", "ASSD, mm", "mean distance of the outlines", 2, False),
+    ("surface_dice", "Surface Dice", "share of the outline within one voxel edge", 2, False),
+    ("volume_error", "Volume error", "share of the reference volume", 1, True),
+)
+SEVERITIES = ("error", "warning", "note")
+COLUMNS_OF_LABELS = 6
+"""So many labels get a column of their own in the table of cases; more would not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run's folder holds; None for what it does not.
+
+    Parameters
+    ----------
+    directory : Path
+        The folder.
+    check : mapping, optional
+        ``check.json``.
+    model : mapping, optional
+        ``model/model.json``.
+    history : sequence of mapping, optional
+        ``model/history.jsonl``.
+    evaluation : Evaluation, optional
+        ``evaluation.json``.
+    predictions : sequence of mapping, optional
+        ``predictions/predictions.json``.
+    """
+
+    directory: Path
+    check: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, Any]] | None = None
+    evaluation: Evaluation | None = None
+    predictions: Sequence[Mapping[str, Any]] | None = None
+
+
+def figures(run: Run) -> str:
+    """The five means with their intervals.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has an evaluation.
+    """
+    if run.evaluation is None or not run.evaluation.cases:
+        return ""
+    tiles = []
+    for key, title, meaning, digits, percent in METRICS:
+        row = run.evaluation.spread(key)
+        low, high = (number(row[end], digits, percent=percent) for end in ("low", "high"))
+        between = f"{low} to {high}" if math.isfinite(row["low"]) else "no interval"
+        value = number(row["mean"], digits, percent=percent)
+        tiles.append(
+            f"<li><h3>{escape(title)}</h3><p class='value'>{value}</p><p class='between'>{between}</p>"
+            f"<p class='meaning'>{escape(meaning)}</p></li>"
+        )
+    rules = markup.fold("How these numbers are defined", markup.facts(RULES))
+    return f'<ul class="figures">{"".join(tiles)}</ul>{rules}'
+
+
+def overlays(run: Run) -> str:
+    """Outlines of the worst, the median and the best case.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has an evaluation whose files are still there.
+    """
+    ranked = [] if run.evaluation is None else run.evaluation.ranked()
+    places = {"Best": len(ranked) - 1, "Median": len(ranked) // 2, "Worst": 0} if ranked else {}
+    chosen: dict[str, str] = {}
+    for title, place in places.items():
+        chosen.setdefault(ranked[place].id, title)  # fewer than three cases: each shown once
+    by_id = {case.id: case for case in ranked}
+    cards = [_card(title, by_id[case], run.directory) for case, title in chosen.items()]
+    if not cards:
+        return ""
+    legend = "".join(
+        f'<label><input type="checkbox" id="show-{kind}" checked><i class="{kind}"></i>{kind}</label>'
+        for kind in ("reference", "prediction")
+    )
+    return f'<div class="overlays"><p class="legend">{legend}</p>{"".join(cards)}</div>'
+
+
+def labels(run: Run) -> str:
+    """Dots of every case, mean and interval, for each label.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has an evaluation.
+    """
+    found = run.evaluation
+    if found is None or not found.cases:
+        return ""
+    panels = []
+    for key, title, meaning, digits, percent in METRICS[:2]:
+        fixed = {"ceiling": 1.0} if key == "dice" else {"floor": 0.0}
+        rows = [
+            _row(found, key, name, digits, percent) for name in (None, *(found.names if len(found.names) > 1 else ()))
+        ]
+        axis = charts.axis_for([v for row in rows for _, v in row.values], **fixed)
+        panels.append(f"<div><h3>{title} <small>{escape(meaning)}</small></h3>{charts.dots(rows, axis)}</div>")
+    note = '<p class="hint">Each small dot is a scan; the ring is the mean, the bar its 95 % interval.</p>'
+    return f'<div class="panels">{"".join(panels)}</div>{note}'
+
+
+def cases(run: Run) -> str:
+    """A row per judged case.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has an evaluation.
+    """
+    found = run.evaluation
+    if found is None or not found.cases:
+        return ""
+    names = found.names if 1 < len(found.names) <= COLUMNS_OF_LABELS else ()
+    columns = ["Case", *(title for _, title, *_ in METRICS), *(f"Dice {name}" for name in names)]
+    rows = []
+    for case in sorted(found.cases, key=lambda c: (not math.isnan(c.mean("dice")), c.mean("dice"))):
+        row = [Cell(case.id)]
+        row += [cell(case.mean(key), d if p else 2, percent=p, bar=key == "dice") for key, _, _, d, p in METRICS]
+        row += [cell(case.labels[n].dice if n in case.labels else math.nan) for n in names]
+        rows.append(row)
+    return markup.table(columns, rows, caption="Every judged scan, weakest first. Click a heading to sort.")
+
+
+def data_check(run: Run) -> str:
+    """What was found in the data and what is wrong with it.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has a check.
+    """
+    if run.check is None:
+        return ""
+    findings = sorted(run.check.get("findings", []), key=lambda f: SEVERITIES.index(f.get("severity", "note")))
+    lines = "".join(
+        f'<li class="{escape(f.get("severity", "note"))}"><b>{escape(f.get("severity", "note"))}</b> '
+        f"{escape(f['case'] + ': ' if f.get('case') else '')}{escape(markup.without_folders(str(f.get('message', ''))))}"
+        f" <em>{escape(str(f.get('remedy') or ''))}</em></li>"
+        for f in findings
+    )
+    said = f'<ul class="findings">{lines}</ul>' if lines else '<p class="fine">Nothing was found wrong.</p>'
+    dataset = {k: v for k, v in run.check.get("dataset", {}).items() if not isinstance(v, list) or len(v) <= 8}
+    rows: Sequence[Mapping[str, Any]] = next((v for k, v in run.check.items() if k != "findings" and _is_table(v)), [])
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    body = [[Cell(markup.plain(row.get(key)), _sort_key(row.get(key))) for key in columns] for row in rows]
+    heads = [column.replace("_", " ") for column in columns]
+    scans = markup.fold(f"All {len(rows)} scans", markup.table(heads, body, caption="Scans as read")) if rows else ""
+    return said + markup.facts(dataset) + scans
+
+
+def training(run: Run) -> str:
+    """The curve, and how long it took.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has a history.
+    """
+    history = [h for h in run.history or () if math.isfinite(h.get("loss", math.nan))]
+    if not history:
+        return ""
+    loss, seconds = [h["loss"] for h in history], [h["seconds"] for h in history]
+    unit, name = (60.0, "minutes") if seconds[-1] >= 180 else (1.0, "seconds")
+    middle = pictures.smoothed(loss)
+    drawn = charts.curve([s / unit for s in seconds], loss, middle=middle, labels=(name, "loss"))
+    facts = {
+        "steps": history[-1].get("step", len(history)),
+        "time": markup.duration(seconds[-1]),
+        "loss at the end": f"{middle[1][-1]:.3g}",
+        "steps per second": f"{history[-1].get('step', len(history)) / max(seconds[-1], 1e-9):.3g}",
+    }
+    return drawn + markup.facts(facts)
+
+
+def predictions(run: Run) -> str:
+    """Volumes and time of each predicted scan.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has predictions.
+    """
+    if not run.predictions:
+        return ""
+    names = list(dict.fromkeys(n for p in run.predictions for n in p.get("volumes_ml", {})))[:12]
+    rows = []
+    for p in run.predictions:
+        volumes = p.get("volumes_ml", {})
+        rows.append(
+            [
+                Cell(str(p.get("id", ""))),
+                *(cell(volumes.get(n, math.nan)) for n in names),
+                cell(p.get("seconds") or math.nan, 1),
+            ]
+        )
+    return markup.table(["Case", *(f"{n}, mL" for n in names), "seconds"], rows, caption="Predicted volumes")
+
+
+def provenance(run: Run) -> str:
+    """Everything needed to make the model again.
+
+    Parameters
+    ----------
+    run : Run
+        Shown when it has a model.
+    """
+    if run.model is None:
+        return ""
+    short = {k: v for k, v in run.model.items() if len(str(v)) <= 300}
+    long = {k: v for k, v in run.model.items() if k not in short}
+    return markup.facts(short) + "".join(markup.fold(k.replace("_", " "), _long(v)) for k, v in long.items())
+
+
+def _long(value: Any) -> str:
+    return markup.facts(value if isinstance(value, Mapping) else {"": value})
+
+
+def _row(found: Evaluation, key: str, name: str | None, digits: int, percent: bool) -> charts.Row:
+    spread = found.spread(key, label=name)
+    mean, low, high = (spread[k] for k in ("mean", "low", "high"))
+    values = list(zip([case.id for case in found.cases], found.values(key, label=name), strict=True))
+    title = name or (found.names[0] if len(found.names) == 1 else "all structures")
+    return charts.Row(
+        name=title, values=values, mean=mean, low=low, high=high, text=number(mean, digits, percent=percent)
+    )
+
+
+def _card(title: str, case: CaseScore, directory: Path) -> str:
+    dice, distance = number(case.mean("dice")), number(case.mean("hd95_mm"), 1)
+    measured = f'<p class="number">Dice <b>{dice}</b> · HD95 <b>{distance}</b> mm</p>'
+    head = f"<header><h3>{title}</h3><p>{escape(case.id)}</p>{measured}</header>"
+    try:
+        planes = _planes(case, directory)
+    except FewscanError as error:
+        return f'<article>{head}<p class="hint">No picture: {escape(markup.without_folders(str(error)))}</p></article>'
+    drawn = "".join(
+        f'<figure><div class="frame">{p.svg}<span class="left">{p.left}</span><span class="top">{p.top}</span>'
+        f'<span class="bar-text">{p.bar_mm:g} mm</span></div><figcaption>{p.name}</figcaption></figure>'
+        for p in planes
+    )
+    return f'<article>{head}<div class="planes">{drawn}</div></article>'
+
+
+def _planes(case: CaseScore, directory: Path) -> list[pictures.Plane]:
+    reference = io.read_labels(_where(case.reference, directory))
+    prediction = io.read_labels(_where(case.prediction, directory, directory / "predictions" / case.prediction.name))
+    check_same(prediction.geometry, reference.geometry, what=case.id)
+    image = None
+    if case.image is not None:
+        volume = io.read_image(_where(case.image, directory))
+        check_same(volume.geometry, reference.geometry, what=case.id)
+        image = volume.data[0]
+    return pictures.three_planes(image, reference.data, prediction.data, spacing=reference.geometry.spacing)
+
+
+def _where(path: Path, directory: Path, *more: Path) -> Path:
+    """The file as named, or where it lies when the run's folder was moved."""
+    places = (path, directory / path, *more)
+    return next((place for place in places if place.exists()), path)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _sort_key(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,254 @@
+"""From prepared cases to batches of patches: a pure function of a random generator, so a resumed run repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from fewscan.learn import augment
+from fewscan.learn.config import AugmentConfig
+from fewscan.learn.plan import Plan, normalise, to_index
+from fewscan.space.geometry import Shape, with_spacing
+from fewscan.space.volume import Case, one_hot, resample
+
+SEEN_SAMPLES = 20_000
+MARGIN = 1.25  # source crop over patch, so that a turned patch finds real voxels in its corners
+
+
+class Batch(NamedTuple):
+    """What one step sees."""
+
+    images: Tensor  # (B, C, X, Y, Z) float
+    labels: Tensor  # (B, K, X, Y, Z) float, soft one-hot with background first; all 0 where nobody looked
+    drawn: Tensor  # (B, K) bool, labels that were looked for
+    ids: tuple[str, ...]
+
+
+Batches = Callable[[Generator], Batch]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case on the plan's grid, normalised, as memory maps.
+
+    Parameters
+    ----------
+    id : str
+        The case's.
+    image : (C, X, Y, Z) float32
+        Normalised.
+    label : (X, Y, Z) int16, optional
+        Class indices, -1 where nobody looked.
+    places : tuple of (N,) int
+        For each class, flat positions of a sample of its voxels; class 0 is background.
+    drawn : (K,) bool
+        Classes that were looked for.
+    """
+
+    id: str
+    image: NDArray[np.float32]
+    label: NDArray[np.int16] | None
+    places: tuple[NDArray[np.int64], ...]
+    drawn: NDArray[np.bool_]
+
+
+def prepare(case: Case, plan: Plan, folder: Path) -> Prepared:
+    """Resample and normalise a case, and leave it in ``folder`` as memory-mapped arrays.
+
+    Parameters
+    ----------
+    case : Case
+        Loaded.
+    plan : Plan
+        Grid and normalisation.
+    folder : Path
+        Cache folder, which exists.
+    """
+    target = with_spacing(case.image.geometry, plan.spacing).shape
+    image = torch.from_numpy(normalise(case.image.data, plan))
+    image = resample(image, target)
+    path = folder / f"{case.id}.image.npy"
+    np.save(path, image.numpy())
+    drawn = np.array([True, *(case.drawn is None or value in case.drawn for value in plan.names)])
+    if case.label is None:
+        empty = tuple(np.zeros(0, np.int64) for _ in drawn)
+        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, drawn)
+    index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
+    label_path = folder / f"{case.id}.label.npy"
+    np.save(label_path, index)
+    rng = np.random.default_rng(0)
+    places = []
+    for k in range(len(drawn)):
+        flat = np.flatnonzero(index == k)
+        places.append(rng.choice(flat, SEEN_SAMPLES, replace=False) if len(flat) > SEEN_SAMPLES else flat)
+    return Prepared(case.id, np.load(path, mmap_mode="r"), np.load(label_path, mmap_mode="r"), tuple(places), drawn)
+
+
+def resample_index(index: NDArray[np.int16], shape: Shape, *, classes: int) -> NDArray[np.int16]:
+    """Resample class indices by the vote of linearly resampled masks; where nobody looked stays so.
+
+    Parameters
+    ----------
+    index : (X, Y, Z) int16
+        Class indices, -1 where nobody looked.
+    shape : (X, Y, Z) int
+        Wanted shape.
+    classes : int
+        Number of classes.
+    """
+    if index.shape == tuple(shape):
+        return index
+    best = torch.zeros(shape)
+    out = torch.zeros(shape, dtype=torch.int16)
+    for k in range(-1, classes):  # one class at a time, so that many labels do not need much memory
+        share = resample(torch.from_numpy((index == k).astype(np.float32))[None], shape)[0]
+        out = torch.where(share > best, torch.full_like(out, k), out)
+        best = torch.maximum(best, share)
+    return out.numpy()
+
+
+def crop(array: NDArray[np.generic], centre: Sequence[int], size: Sequence[int]) -> tuple[NDArray[np.generic], bool]:
+    """Box of ``size`` voxels around a centre, its border repeated where it leaves the grid; and whether it did.
+
+    Parameters
+    ----------
+    array : (..., X, Y, Z)
+        Source.
+    centre : (3,) int
+        Voxel in the middle.
+    size : (3,) int
+        Voxels along each axis.
+    """
+    inside, padding = [], []
+    for c, s, n in zip(centre, size, array.shape[-3:], strict=True):
+        low = int(c) - s // 2
+        inside.append(slice(min(max(low, 0), n - 1), max(min(low + s, n), 1)))
+        padding.append((max(-low, 0), max(low + s - n, 0)))
+    piece = array[(..., *inside)]
+    outside = any(sum(p) for p in padding)
+    if outside:
+        piece = np.pad(piece, [(0, 0)] * (array.ndim - 3) + padding, mode="edge")
+    return np.ascontiguousarray(piece), outside
+
+
+class PatchBatches:
+    """Batches of augmented patches around labelled structures.
+
+    Parameters
+    ----------
+    cases : sequence of Prepared
+        Labelled cases; every patch comes from one drawn at random.
+    plan : Plan
+        Patch size, spacing, mirroring.
+    config : AugmentConfig
+        How strongly to vary.
+    batch : int
+        Patches per batch.
+    foreground : float
+        Share of patches centred on a label rather than on any voxel looked at.
+    device : torch.device
+        Where the batch is made.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Prepared],
+        plan: Plan,
+        *,
+        config: AugmentConfig,
+        batch: int,
+        foreground: float,
+        device: torch.device,
+    ) -> None:
+        self.cases, self.plan, self.config = list(cases), plan, config
+        self.batch, self.foreground, self.device = batch, foreground, device
+        self.source: Shape = tuple(int(np.ceil(n * MARGIN)) for n in plan.patch)  # type: ignore[assignment]
+
+    def __call__(self, rng: Generator) -> Batch:
+        """Draw a batch; the same generator state gives the same batch."""
+        images, labels, drawn, ids = [], [], [], []
+        for _ in range(self.batch):
+            case = self.cases[int(torch.randint(len(self.cases), (1,), generator=rng))]
+            centre = self._centre(case, rng)
+            assert case.label is not None
+            images.append(torch.from_numpy(crop(case.image, centre, self.source)[0]))
+            labels.append(torch.from_numpy(crop_label(case.label, centre, self.source)))
+            drawn.append(torch.from_numpy(case.drawn))
+            ids.append(case.id)
+        source = torch.stack(images).to(self.device, non_blocking=True)
+        index = torch.stack(labels).to(self.device, non_blocking=True)
+        params = augment.sample(
+            self.config, rng, batch=self.batch, shape=self.plan.patch, spacing=self.plan.spacing,
+            mirror=self.plan.mirror and self.config.mirror == "auto",
+        )  # fmt: skip
+        masks = one_hot(index, len(self.plan.names) + 1)
+        patch, target = augment.spatial(params, source, masks, shape=self.plan.patch)
+        target = swap_sides(target, params.mirror, self.plan.pairs)
+        return Batch(augment.intensity(params, patch), target, torch.stack(drawn), tuple(ids))
+
+    def _centre(self, case: Prepared, rng: Generator) -> list[int]:
+        """A voxel to centre the crop on, kept so far inside that the patch stays on the grid where it can."""
+        shape = case.image.shape[1:]
+        there = [k for k in range(1, len(case.places)) if len(case.places[k])]
+        background = float(torch.rand(1, generator=rng)) >= self.foreground
+        if background or not there:
+            there = [k for k in range(len(case.places)) if len(case.places[k])]
+            weights = torch.tensor([float(len(case.places[k])) for k in there])
+            chosen = there[int(torch.multinomial(weights, 1, generator=rng))]
+        else:
+            chosen = there[int(torch.randint(len(there), (1,), generator=rng))]
+        flat = case.places[chosen][int(torch.randint(len(case.places[chosen]), (1,), generator=rng))]
+        jitter = ((torch.rand(3, generator=rng) - 0.5) * 0.5).tolist()
+        centre = []
+        for c, j, n, p in zip(np.unravel_index(int(flat), shape), jitter, shape, self.plan.patch, strict=True):
+            c = int(c) + round(j * p)
+            centre.append(min(max(c, p // 2), n - (p + 1) // 2) if n > p else n // 2)
+        return centre
+
+
+def crop_label(label: NDArray[np.int16], centre: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
+    """`crop` for class indices: beyond the grid nobody looked, so it is -1 there.
+
+    Parameters
+    ----------
+    label : (X, Y, Z) int16
+        Class indices.
+    centre, size : (3,) int
+        As for `crop`.
+    """
+    out = np.full(tuple(size), -1, np.int16)
+    here, there = [], []
+    for c, s, n in zip(centre, size, label.shape, strict=True):
+        low = int(c) - s // 2
+        a, b = max(low, 0), min(low + s, n)
+        there.append(slice(a, b))
+        here.append(slice(a - low, b - low))
+    out[tuple(here)] = label[tuple(there)]
+    return out
+
+
+def swap_sides(labels: Tensor, mirrored: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Exchange left and right structures in the samples that were mirrored.
+
+    Parameters
+    ----------
+    labels : (B, K, X, Y, Z) float
+        One channel per class.
+    mirrored : (B,) bool
+        Which samples.
+    pairs : sequence of (int, int)
+        Class indices that are each other's mirror image.
+    """
+    if not pairs or not bool(mirrored.any()):
+        return labels
+    order = list(range(labels.shape[1]))
+    for a, b in pairs:
+        order[a], order[b] = b, a
+    return torch.where(mirrored.to(labels.device).view(-1, 1, 1, 1, 1), labels[:, order], labels)

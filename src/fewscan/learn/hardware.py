@@ -1,0 +1,127 @@
+"""What this machine can do: device, precision, threads, memory. Measured where guessing would be wrong."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fewscan.errors import ConfigError, ResourceError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and how the networks run.
+
+    Parameters
+    ----------
+    device : torch.device
+        CPU, CUDA or MPS device.
+    precision : {"bf16", "fp32"}
+        Arithmetic of the networks; weights, losses and optimiser stay in 32 bits.
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which a network's forward pass runs in this precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
+    """Choose device and precision.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
+        Device; auto takes a GPU where there is one.
+    precision : {"auto", "bf16", "fp32"}
+        Arithmetic; auto times both on the CPU, because bf16 without hardware support is slower than fp32.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there, or the words are unknown.
+    """
+    name = device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} asked for, but torch {torch.__version__} sees no CUDA; use --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' asked for, but torch sees no Apple GPU; use --device cpu")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision must be auto, bf16 or fp32, got {precision!r}")
+    if precision == "auto":
+        if kind == "cpu":
+            precision = "bf16" if _bf16_pays_on_cpu() else "fp32"
+        elif kind == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        else:
+            precision = "fp32"
+    return Hardware(device=torch.device(name), precision=precision)
+
+
+def _bf16_pays_on_cpu() -> bool:
+    """Time one convolution in both precisions; the best of three each."""
+    x, w = torch.randn(1, 32, 24, 24, 24), torch.randn(32, 32, 3, 3, 3)
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = x.to(dtype), w.to(dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            F.conv3d(a, b, padding=1)
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times[1:])
+    return best[torch.bfloat16] < 0.8 * best[torch.float32]
+
+
+def free_memory_bytes() -> int:
+    """Memory that a new process could take without swapping, cgroup limits included; 4 GiB where nothing tells."""
+    limits = []
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/memory.max") as top, open("/sys/fs/cgroup/memory.current") as used:
+            limits.append(int(top.read()) - int(used.read()))
+    except (OSError, ValueError):
+        pass
+    return min(limits, default=4 << 30)
+
+
+def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Parameters
+    ----------
+    folder : path
+        Existing folder on the disk in question.
+    needed : int
+        Bytes about to be written.
+
+    Raises
+    ------
+    ResourceError
+        If less is free.
+    """
+    stats = os.statvfs(folder) if hasattr(os, "statvfs") else None
+    if stats is not None and stats.f_bavail * stats.f_frsize < needed:
+        free = stats.f_bavail * stats.f_frsize
+        raise ResourceError(
+            f"{folder} has {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB are needed; free some or write elsewhere"
+        )

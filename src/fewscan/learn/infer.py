@@ -1,0 +1,340 @@
+"""Prediction of whole scans in bounded memory.
+
+Windows slide over the plan's grid row by row along the first axis. Only the rows that windows still reach are held as
+logits; what is finished is resampled to the scan's own grid, reduced to labels and forgotten. Scans whose rows are too
+large for the memory allowed are cut into tiles along the second axis; windows across a cut are computed twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewscan.learn.batches import swap_sides
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.hardware import Hardware
+from fewscan.learn.plan import Plan, normalise, scan_statistics
+from fewscan.space.geometry import Shape, with_spacing
+from fewscan.space.volume import Volume, axis_weights, bounding_box, resample_by
+
+WORKING_MEMORY = 1 << 30
+STRETCH = 1.25  # a scan this much larger than the patch is still one window
+SPECK = 0.1  # of the largest piece: smaller ones are dropped where training labels were always one piece
+
+Predictor = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """A predicted scan, on the scan's own grid in RAS+ order.
+
+    Parameters
+    ----------
+    label : (X, Y, Z) uint8 or uint16
+        Label values.
+    probs : (K, X, Y, Z) uint8, optional
+        Probability of each class in 255ths, background first.
+    """
+
+    label: NDArray[Any]
+    probs: NDArray[np.uint8] | None
+
+
+def torch_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> Predictor:
+    """Windows (B, C, X, Y, Z) to logits (B, K, X, Y, Z) by torch.
+
+    Parameters
+    ----------
+    model : Model
+        Its segmenter is moved to the device.
+    hardware : Hardware
+        Device and precision.
+    tta : bool
+        Average with the mirrored window, where the plan allows mirroring.
+    """
+    network = model.segmenter.to(hardware.device).eval()
+
+    @torch.inference_mode()
+    def predict(windows: Tensor) -> Tensor:
+        windows = windows.to(hardware.device)
+        with hardware.autocast():
+            logits = network(windows).float()
+            if tta and model.plan.mirror:
+                other = network(windows.flip(2)).float().flip(2)
+                logits = (logits + swap_sides(other, torch.ones(len(windows), dtype=torch.bool), model.plan.pairs)) / 2
+        return logits.cpu()
+
+    return predict
+
+
+def window_shape(grid: Shape, plan: Plan) -> Shape:
+    """Prediction window: the patch, or the whole scan where it is hardly larger.
+
+    Parameters
+    ----------
+    grid : (X, Y, Z) int
+        Scan on the plan's grid.
+    plan : Plan
+        Patch and strides.
+    """
+    factor = np.prod(np.array(plan.strides), axis=0)
+    sizes = []
+    for n, p, f in zip(grid, plan.patch, factor, strict=True):
+        sizes.append(int(-(-n // f) * f) if n <= STRETCH * p else p)
+    return sizes[0], sizes[1], sizes[2]
+
+
+def starts(length: int, window: int) -> list[int]:
+    """First voxels of windows that cover a line, overlapping by at least half.
+
+    Parameters
+    ----------
+    length, window : int
+        Voxels.
+
+    Examples
+    --------
+    >>> starts(10, 4), starts(3, 4)
+    ([0, 2, 4, 6], [0])
+    """
+    if length <= window:
+        return [0]
+    count = math.ceil((length - window) / max(1, window // 2)) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def bell(shape: Shape) -> Tensor:
+    """Gaussian weight of each voxel of a window, so that its middle counts most.
+
+    Parameters
+    ----------
+    shape : (X, Y, Z) int
+        Window.
+    """
+    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 6)) ** 2) for n in shape]
+    return (axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]).clamp(min=1e-3)
+
+
+class _Scan:
+    """A scan on the plan's grid, padded to at least one window, with the way back to its own grid."""
+
+    def __init__(self, volume: Volume, plan: Plan) -> None:
+        data, native = volume.data, volume.geometry.shape
+        self.native = native
+        self.grid = with_spacing(volume.geometry, plan.spacing).shape
+        self.window = window_shape(self.grid, plan)
+        self.back = [axis_weights(n, m) for n, m in zip(self.grid, native, strict=True)]
+        there = [axis_weights(n, m) for n, m in zip(native, self.grid, strict=True)]
+        statistics = scan_statistics(data, plan)
+        large = int(np.prod(self.grid)) > 20_000_000
+        self.image = torch.empty((len(data), *self.grid), dtype=torch.float16 if large else torch.float32)
+        rows = max(1, 4_000_000 // max(1, int(np.prod(native[1:]))))
+        for low in range(0, self.grid[0], rows):
+            high = min(low + rows, self.grid[0])
+            first, last, wx = _support(there[0], low, high)
+            piece = torch.from_numpy(normalise(data[:, first:last], plan, statistics=statistics))
+            self.image[:, low:high] = resample_by(piece, [wx, there[1], there[2]])
+        self.before = [max(0, w - n) // 2 for w, n in zip(self.window, self.grid, strict=True)]
+
+    def windows(self, places: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Windows (B, C, X, Y, Z) at these first voxels; the border is repeated where the scan is smaller."""
+        picked = []
+        for place in places:
+            index = [
+                (torch.arange(p, p + w) - b).clamp(0, n - 1)
+                for p, w, b, n in zip(place, self.window, self.before, self.grid, strict=True)
+            ]
+            if all(n >= w for n, w in zip(self.grid, self.window, strict=True)):
+                box = tuple(slice(p, p + w) for p, w in zip(place, self.window, strict=True))
+                picked.append(self.image[(slice(None), *box)])
+            else:
+                picked.append(self.image[:, index[0]][:, :, index[1]][:, :, :, index[2]])
+        return torch.stack(picked).float()
+
+
+def _support(weights: Tensor | None, low: int, high: int) -> tuple[int, int, Tensor | None]:
+    """Input range that output rows ``low`` to ``high`` read, and the weights between the two."""
+    if weights is None:
+        return low, high, None
+    columns = torch.nonzero(weights[low:high].sum(0) > 0)[:, 0]
+    first, last = int(columns[0]), int(columns[-1]) + 1
+    return first, last, weights[low:high, first:last]
+
+
+def _tiles(scan: _Scan, classes: int, memory: int) -> list[tuple[int, int]]:
+    """Ranges of the scan's own second axis, each small enough for the memory allowed."""
+    bytes_per_row = classes * scan.window[0] * max(scan.grid[2], scan.window[2]) * 2 * 2  # half precision; two buffers
+    rows = max(scan.window[1], int(memory * 0.6 / bytes_per_row))
+    count = max(1, math.ceil(scan.grid[1] / rows))
+    edges = [round(i * scan.native[1] / count) for i in range(count + 1)]
+    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _rows(
+    scan: _Scan, predictor: Predictor, *, classes: int, span: tuple[int, int], batch: int, tick: Callable[[int], None]
+) -> Iterator[tuple[int, Tensor]]:
+    """Finished logits, as (first row, (K, rows, span, Z)), for a range of the grid's second axis."""
+    (wx, wy, wz), (a, b) = scan.window, span
+    first, second, third = (starts(n, w) for n, w in zip(scan.grid, scan.window, strict=True))
+    second = [y for y in second if y < b + scan.before[1] and y + wy > a + scan.before[1]]
+    low = min(second)
+    height, depth = max(second) + wy - low, max(scan.grid[2], wz)
+    dtype = torch.float32 if classes * wx * height * depth < 30_000_000 else torch.float16
+    total = torch.zeros((classes, wx, height, depth), dtype=dtype)
+    weight = torch.zeros((wx, height, depth))
+    profile = bell(scan.window)
+    for i, x in enumerate(first):
+        places = [(x, y, z) for y in second for z in third]
+        for j in range(0, len(places), batch):
+            chosen = places[j : j + batch]
+            for (_, y, z), logits in zip(chosen, predictor(scan.windows(chosen)), strict=True):
+                total[:, :, y - low : y - low + wy, z : z + wz] += (logits * profile).to(dtype)
+                weight[:, y - low : y - low + wy, z : z + wz] += profile
+            tick(len(chosen))
+        done = first[i + 1] - x if i + 1 < len(first) else wx
+        ready = total[:, :done].float() / weight[:done]
+        before = scan.before
+        ys = slice(a + before[1] - low, b + before[1] - low)
+        ready = ready[:, :, ys, before[2] : before[2] + scan.grid[2]]
+        start = x - before[0]
+        keep = slice(max(0, -start), max(0, min(done, scan.grid[0] - start)))
+        yield max(0, start), ready[:, keep]
+        if i + 1 < len(first):
+            total[:, : wx - done] = total[:, done:].clone()
+            weight[: wx - done] = weight[done:].clone()
+            total[:, wx - done :] = 0
+            weight[wx - done :] = 0
+
+
+def segment(
+    model: Model,
+    volume: Volume,
+    *,
+    predictor: Predictor,
+    probabilities: bool = False,
+    memory: int = WORKING_MEMORY,
+    batch: int = 1,
+    observe: Callable[[float], None] | None = None,
+) -> Segmented:
+    """Predict one scan.
+
+    Parameters
+    ----------
+    model : Model
+        Its plan rules grid and normalisation.
+    volume : Volume
+        The scan.
+    predictor : callable
+        Windows to logits, see `torch_predictor`.
+    probabilities : bool
+        Keep the probabilities too; they take a byte per class and voxel.
+    memory : int
+        Bytes for logits; the scan itself and the answer come on top.
+    batch : int
+        Windows at a time.
+    observe : callable, optional
+        Called with the share that is done.
+    """
+    plan = model.plan
+    scan = _Scan(volume, plan)
+    values = np.array([0, *plan.names], dtype=np.uint16 if max(plan.names, default=0) > 255 else np.uint8)
+    label = np.zeros(scan.native, dtype=values.dtype)
+    probs = np.zeros((plan.classes, *scan.native), dtype=np.uint8) if probabilities else None
+    tiles = _tiles(scan, plan.classes, memory)
+    windows = len(tiles) * int(np.prod([len(starts(n, w)) for n, w in zip(scan.grid, scan.window, strict=True)]))
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        if observe is not None:
+            observe(min(1.0, done / windows))
+
+    for a, b in tiles:
+        span_low, span_high, wy = _support(scan.back[1], a, b)
+        rows = _rows(scan, predictor, classes=plan.classes, span=(span_low, span_high), batch=batch, tick=tick)
+        for low, high, logits in _to_native(scan, rows, wy=wy, width=b - a):
+            label[low:high, a:b] = values[logits.argmax(0).numpy()]
+            if probs is not None:
+                probs[:, low:high, a:b] = (logits.softmax(0) * 255).round().to(torch.uint8).numpy()
+    return Segmented(keep_sole_pieces(label, plan), probs)
+
+
+def _to_native(
+    scan: _Scan, rows: Iterator[tuple[int, Tensor]], *, wy: Tensor | None, width: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Finished rows of the plan's grid to rows of the scan's own, as (first, last, (K, rows, width, Z))."""
+    held: Tensor | None = None
+    held_from, next_row = 0, 0
+    for start, ready in rows:
+        held = ready if held is None else torch.cat([held, ready], 1)
+        end = start + ready.shape[1]
+        while next_row < scan.native[0]:
+            chunk = max(1, 8_000_000 // (ready.shape[0] * width * scan.native[2]))
+            high = min(next_row + chunk, scan.native[0])
+            while high > next_row and _support(scan.back[0], next_row, high)[1] > end:
+                high -= 1
+            if high == next_row:
+                break
+            first, last, wx = _support(scan.back[0], next_row, high)
+            piece = held[:, first - held_from : last - held_from]
+            yield next_row, high, resample_by(piece, [wx, wy, scan.back[2]])
+            next_row = high
+        if next_row < scan.native[0]:
+            needed = _support(scan.back[0], next_row, next_row + 1)[0]
+            held, held_from = held[:, max(0, needed - held_from) :].clone(), max(needed, held_from)
+
+
+def keep_sole_pieces(label: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    """Drop specks of labels that were one connected piece in every training case.
+
+    Parameters
+    ----------
+    label : (X, Y, Z) int
+        Label values; changed in place and returned.
+    plan : Plan
+        Knows which labels.
+    """
+    values = [0, *plan.names]
+    for k in plan.sole:
+        box = bounding_box(label == values[k], margin=1)
+        inside = label[box] == values[k]
+        if not inside.any():
+            continue
+        pieces = cc3d.connected_components(inside, connectivity=26)
+        sizes = np.bincount(pieces.reshape(-1))
+        sizes[0] = 0
+        small = np.flatnonzero(sizes < SPECK * sizes.max())
+        small = small[small > 0]
+        if small.size:
+            part = label[box]
+            part[np.isin(pieces, small)] = 0
+    return label
+
+
+def fastest_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> Predictor:
+    """OpenVINO on a CPU where the ``[fast]`` extra is installed, torch elsewhere.
+
+    Parameters
+    ----------
+    model : Model
+        To run.
+    hardware : Hardware
+        Device and precision.
+    tta : bool
+        As for `torch_predictor`.
+    """
+    if hardware.device.type == "cpu" and hardware.precision == "bf16" and not tta:
+        from fewscan.learn import openvino_backend
+
+        if openvino_backend.available():
+            return openvino_backend.predictor(model)
+    return torch_predictor(model, hardware, tta=tta)

@@ -1,0 +1,75 @@
+"""What a user points at, as a list of scans: files, folders of files, DICOM series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewscan.data import dicom
+from fewscan.data.layouts import stem_of
+from fewscan.errors import DataError
+
+CHANNEL = re.compile(r"_\d{4}$")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to predict.
+
+    Parameters
+    ----------
+    id : str
+        Name of the result.
+    images : tuple of Path
+        One file per channel, or one folder of a DICOM series.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+
+
+def find_scans(inputs: Sequence[Path], *, channels: int) -> list[Scan]:
+    """Scans behind files and folders.
+
+    Parameters
+    ----------
+    inputs : sequence of Path
+        Image files, folders of image files, DICOM series or folders of them.
+    channels : int
+        Channels of the model; with more than one, files that differ in a final ``_0000`` belong together.
+
+    Raises
+    ------
+    DataError
+        If something is missing, nothing is found, a channel is missing, or two scans would get the same name.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
+        found.extend(_inside(path) if path.is_dir() else [path])
+    if not found:
+        raise DataError(f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series")
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path in found:
+        name = path.name if path.is_dir() else stem_of(path)
+        groups.setdefault((path.parent, CHANNEL.sub("", name) if channels > 1 else name), []).append(path)
+    scans = [Scan(name, tuple(sorted(paths))) for (_, name), paths in groups.items()]
+    for scan in scans:
+        if channels > 1 and len(scan.images) not in (1, channels):
+            raise DataError(f"{scan.images[0]}: {len(scan.images)} of the model's {channels} channels are there")
+    twice = {s.id for s in scans if sum(o.id == s.id for o in scans) > 1}
+    if twice:
+        raise DataError(f"several inputs are named {sorted(twice)[0]!r}; predict them into different folders")
+    return scans
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Images in a folder; a series is one image."""
+    if dicom.is_series(folder):
+        return [folder]
+    files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    images = [p for p in files if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))]
+    return images or [p for p in files if p.is_dir() and dicom.is_series(p)]

@@ -1,0 +1,135 @@
+"""Networks. A new one is one builder and one line in `NETWORKS`.
+
+Why the U-Net is ours rather than a library's stands in decisions/001-own-unet.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fewscan.errors import ConfigError
+
+Triple = tuple[int, int, int]
+
+
+def block(channels: int, width: int, *, kernel: Triple, stride: Triple, convolutions: int) -> nn.Sequential:
+    """Convolutions, each followed by instance normalisation and a leaky ReLU; the first one takes the stride.
+
+    Parameters
+    ----------
+    channels, width : int
+        Input and output channels.
+    kernel, stride : (3,) int
+        Odd kernel; stride of the first convolution.
+    convolutions : int
+        How many.
+    """
+    layers: list[nn.Module] = []
+    for i in range(convolutions):
+        layers.append(
+            nn.Conv3d(
+                channels if i == 0 else width, width, kernel, stride=stride if i == 0 else 1,
+                padding=tuple(k // 2 for k in kernel), bias=False,
+            )  # fmt: skip
+        )
+        layers += [nn.InstanceNorm3d(width, affine=True), nn.LeakyReLU(0.01, inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """Plain U-Net: strided convolutions down, transposed ones up, concatenated skips.
+
+    Parameters
+    ----------
+    channels, classes : int
+        Input channels and output channels.
+    widths : sequence of int
+        Filters per level, finest first.
+    kernels, strides : sequence of (3,) int
+        Kernel and stride of each level; the first stride is 1.
+    finest : int
+        Convolutions per block at the finest level, where they cost most; two elsewhere.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        widths: Sequence[int],
+        kernels: Sequence[Triple],
+        strides: Sequence[Triple],
+        finest: int = 2,
+    ) -> None:
+        super().__init__()
+        self.down, self.up, self.merge = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for i, (width, kernel, stride) in enumerate(zip(widths, kernels, strides, strict=True)):
+            convolutions = finest if i == 0 else 2
+            before = channels if i == 0 else widths[i - 1]
+            self.down.append(block(before, width, kernel=kernel, stride=stride, convolutions=convolutions))
+            if i > 0:
+                self.up.append(nn.ConvTranspose3d(width, before, stride, stride=stride, bias=False))
+                self.merge.append(
+                    block(2 * before, before, kernel=kernels[i - 1], stride=(1, 1, 1), convolutions=finest if i == 1 else 2)
+                )
+        self.head = nn.Conv3d(widths[0], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, X, Y, Z) to logits (B, K, X, Y, Z); X, Y, Z must be multiples of the product of strides."""
+        skips = []
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+        skips.pop()
+        for up, merge in zip(reversed(self.up), reversed(self.merge), strict=True):
+            x = merge(torch.cat([up(x), skips.pop()], 1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+
+
+def build(
+    name: str,
+    channels: int,
+    *,
+    classes: int,
+    widths: Sequence[int],
+    kernels: Sequence[Triple],
+    strides: Sequence[Triple],
+    finest: int,
+    seed: int,
+) -> nn.Module:
+    """Build a network with weights drawn from the seed, leaving torch's global generator as it was.
+
+    Parameters
+    ----------
+    name : str
+        Key of `NETWORKS`.
+    channels, classes : int
+        Input and output channels.
+    widths : sequence of int
+        Filters per level.
+    kernels, strides : sequence of (3,) int
+        Kernel and stride of each level.
+    finest : int
+        Convolutions per block at the finest level.
+    seed : int
+        Of the initial weights.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    """
+    if name not in NETWORKS:
+        raise ConfigError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[name](
+            channels, classes, widths=widths, kernels=kernels, strides=strides, finest=finest
+        )

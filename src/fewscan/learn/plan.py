@@ -1,0 +1,370 @@
+"""The plan of a run: everything that is derived from the data, by rules written down here and in docs/preset.md.
+
+Nothing in it is tuned per task. `derive` looks at the labelled cases once and answers with a `Plan`, which is stored
+beside the weights and rules every later prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.errors import DataError
+from fewscan.learn import symmetry
+from fewscan.learn.config import Settings
+from fewscan.learn.networks import Triple
+from fewscan.space.geometry import Shape, with_spacing
+from fewscan.space.volume import IGNORE, Case
+
+PATCH_VOXELS = {"cpu": 150_000, "gpu": 1_000_000}
+BATCH = {"cpu": 1, "gpu": 2}
+LARGEST_GRID = 32  # patches' worth of voxels in a median scan, above which the working grid gets coarser
+SMALLEST_FEATURE_MAP = 4
+SOLE_COMPONENT = 0.995  # share of a label's voxels in its largest component, in every case, to trust in one component
+AIR_HU = -150.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How one channel's intensities are normalised.
+
+    Parameters
+    ----------
+    kind : {"scan", "ct"}
+        "scan": clip to the scan's own 0.5 and 99.5 percentiles, then to mean 0 and deviation 1; "ct": the same with
+        the four numbers fixed from the labelled structures of the training cases, since Hounsfield units mean something.
+    low, high, mean, std : float
+        Used by "ct".
+    """
+
+    kind: str
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the data decided.
+
+    Parameters
+    ----------
+    names : mapping of int to str
+        Label value to name; the order gives the class indices, background being 0.
+    channels : tuple of str
+        Input channels.
+    scaling : tuple of Scaling
+        One per channel.
+    spacing : (3,) float
+        Working voxel size, mm.
+    patch : (X, Y, Z) int
+        Training patch and prediction window, voxels.
+    batch : int
+        Patches a step.
+    widths : tuple of int
+        Filters per level.
+    kernels, strides : tuple of (3,) int
+        Kernel and stride per level.
+    mirror : bool
+        Whether left-right mirroring is harmless.
+    pairs : tuple of (int, int)
+        Class indices that mirroring exchanges.
+    sole : tuple of int
+        Class indices that are a single connected piece in every training case.
+    """
+
+    names: Mapping[int, str]
+    channels: tuple[str, ...]
+    scaling: tuple[Scaling, ...]
+    spacing: tuple[float, float, float]
+    patch: Shape
+    batch: int
+    widths: tuple[int, ...]
+    kernels: tuple[Triple, ...]
+    strides: tuple[Triple, ...]
+    mirror: bool
+    pairs: tuple[tuple[int, int], ...]
+    sole: tuple[int, ...]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.names) + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return dataclasses.asdict(self) | {"names": {str(k): v for k, v in self.names.items()}}
+
+
+def plan_from_dict(data: Mapping[str, Any]) -> Plan:
+    """Undo `Plan.to_dict`.
+
+    Parameters
+    ----------
+    data : mapping
+        As stored in a model folder.
+    """
+    fields = dict(data)
+    for name in ("channels", "spacing", "patch", "widths", "sole"):
+        fields[name] = tuple(fields[name])
+    for name in ("kernels", "strides", "pairs"):
+        fields[name] = tuple(tuple(item) for item in fields[name])
+    fields["names"] = {int(k): str(v) for k, v in fields["names"].items()}
+    fields["scaling"] = tuple(Scaling(**item) for item in fields["scaling"])
+    return Plan(**fields)
+
+
+def derive(
+    cases: Iterable[Case], *, names: Mapping[int, str], channels: Sequence[str], modality: str, settings: Settings, gpu: bool
+) -> Plan:
+    """Derive the plan from the labelled cases.
+
+    Parameters
+    ----------
+    cases : iterable of Case
+        Labelled cases, loaded one at a time.
+    names : mapping of int to str
+        Labels to learn.
+    channels : sequence of str
+        Input channels.
+    modality : {"ct", "mr", "other"}
+        What the data set says of itself; CT is also recognised by its numbers.
+    settings : Settings
+        Widths, and patch size or batch where they were set by hand.
+    gpu : bool
+        Whether a GPU will train.
+
+    Raises
+    ------
+    DataError
+        If there is no labelled case.
+    """
+    ordered = dict(sorted(names.items()))
+    spacings, shapes, tissue, air, mirrored, single = [], [], [], [], [], []
+    for case in cases:
+        assert case.label is not None
+        label = case.label.data
+        spacings.append(case.image.geometry.spacing)
+        shapes.append(np.array(case.image.geometry.shape) * case.image.geometry.spacing)  # mm
+        structure = (label > 0) & (label != IGNORE)
+        tissue.append([_some(channel[structure]) for channel in case.image.data])
+        air.append([float(np.quantile(_some(channel.reshape(-1)), 0.05)) < AIR_HU for channel in case.image.data])
+        index = to_index(label, ordered)
+        mirrored.append(symmetry.examine(case.image.data[0], index, classes=len(ordered) + 1))
+        single.append(_single_components(index, len(ordered) + 1))
+    if not spacings:
+        raise DataError("no labelled case to learn from; put a label map beside at least one image")
+    spacing = np.median(spacings, 0)
+    kind = "gpu" if gpu else "cpu"
+    voxels = settings.train.patch_voxels or PATCH_VOXELS[kind]
+    spacing = coarsen(spacing, np.median(shapes, 0), voxels * LARGEST_GRID)
+    extent = np.quantile(shapes, 0.9, axis=0) / spacing
+    patch, kernels, strides = shape_network(extent, spacing, voxels=voxels, levels=len(settings.network.widths))
+    mirror, pairs = symmetry.verdict(mirrored, tuple(ordered.values()))
+    is_ct = [modality == "ct" or float(np.mean([a[c] for a in air])) > 0.5 for c in range(len(channels))]
+    return Plan(
+        names=ordered,
+        channels=tuple(channels),
+        scaling=tuple(_scaling([t[c] for t in tissue], is_ct[c]) for c in range(len(channels))),
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        patch=patch,
+        batch=settings.train.batch or BATCH[kind],
+        widths=tuple(settings.network.widths[: len(strides)]),
+        kernels=kernels,
+        strides=strides,
+        mirror=mirror,
+        pairs=pairs,
+        sole=tuple(k for k in range(1, len(ordered) + 1) if all(k in s for s in single)),
+    )
+
+
+def coarsen(spacing: NDArray[np.float64], extent_mm: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+    """Raise the finest spacings together until a scan of this extent has at most so many voxels.
+
+    Parameters
+    ----------
+    spacing : (3,) float
+        mm.
+    extent_mm : (3,) float
+        Size of a median scan.
+    most : float
+        Voxels.
+
+    Examples
+    --------
+    >>> coarsen(np.array([1.0, 1.0, 4.0]), np.array([400.0, 400.0, 400.0]), 5e6).round(1).tolist()
+    [1.8, 1.8, 4.0]
+    """
+    while np.prod(extent_mm / spacing) > most:
+        finest = spacing.min()
+        spacing = np.where(spacing <= finest * 1.001, finest * 1.02, spacing)
+        spacing = np.maximum(spacing, spacing.min())
+    return spacing
+
+
+def shape_network(
+    extent: NDArray[np.float64], spacing: NDArray[np.float64], *, voxels: int, levels: int
+) -> tuple[Shape, tuple[Triple, ...], tuple[Triple, ...]]:
+    """Patch, kernels and strides for scans of this size.
+
+    The patch is the scan where that fits the budget, else the largest block that is cubic in millimetres. An axis is
+    halved from level to level while it keeps `SMALLEST_FEATURE_MAP` voxels and its voxels are not yet twice as coarse
+    as the finest; until then its kernels are 1 voxel long.
+
+    Parameters
+    ----------
+    extent : (3,) float
+        Scan size in voxels that nine of ten cases do not exceed.
+    spacing : (3,) float
+        Voxel size, mm.
+    voxels : int
+        Budget per patch.
+    levels : int
+        Most levels of the network.
+
+    Examples
+    --------
+    >>> patch, kernels, strides = shape_network(np.array([37.0, 54, 39]), np.ones(3), voxels=150_000, levels=5)
+    >>> patch, len(strides)
+    ((40, 56, 40), 4)
+    """
+    low, high = 0.0, float((extent * spacing).max())
+    for _ in range(60):
+        side = (low + high) / 2
+        size = np.minimum(extent, side / spacing)
+        low, high = (side, high) if np.prod(size) <= voxels else (low, side)
+    size = np.maximum(np.minimum(extent, high / spacing), 1)
+    current, mm = size.copy(), np.array(spacing, dtype=float)
+    kernels, strides = [], [(1, 1, 1)]
+    factor = np.ones(3, dtype=int)
+    while True:
+        fine = mm <= 2 * mm.min()
+        kernels.append(tuple(3 if f else 1 for f in fine))
+        halve = fine & (current / 2 >= SMALLEST_FEATURE_MAP)
+        if len(strides) == levels or not halve.any():
+            break
+        step = np.where(halve, 2, 1)
+        current, mm, factor = current / step, mm * step, factor * step
+        strides.append(tuple(int(s) for s in step))  # type: ignore[arg-type]
+    fits = bool((size >= extent - 1e-6).all())
+    whole = np.ceil(size / factor - 1e-6) if fits else np.maximum(1, np.round(size / factor))
+    patch = (whole * factor).astype(int)
+    return (int(patch[0]), int(patch[1]), int(patch[2])), tuple(kernels), tuple(strides)  # type: ignore[arg-type]
+
+
+def to_index(label: NDArray[np.uint16], plan: Plan | Mapping[int, str]) -> NDArray[np.int16]:
+    """Label values to class indices; -1 where nobody looked, background for values that are not learnt.
+
+    Parameters
+    ----------
+    label : (X, Y, Z) uint16
+        Values of a `Labelmap`.
+    plan : Plan or mapping of int to str
+        Labels to learn, in class order.
+    """
+    names = plan.names if isinstance(plan, Plan) else plan
+    table = np.zeros(IGNORE + 1, dtype=np.int16)
+    for k, value in enumerate(names):
+        table[value] = k + 1
+    table[IGNORE] = -1
+    return table[label]
+
+
+def scan_statistics(data: NDArray[Any], plan: Plan) -> list[Scaling]:
+    """The four numbers by which each channel of a scan is normalised.
+
+    Voxels of the background constant (a fifth of the scan or more at its minimum, as after skull stripping) do not
+    count. At most two million voxels are looked at.
+
+    Parameters
+    ----------
+    data : (C, X, Y, Z) number
+        Raw intensities.
+    plan : Plan
+        For "ct" channels the numbers are the plan's.
+    """
+    answer = []
+    for channel, scaling in zip(data, plan.scaling, strict=True):
+        if scaling.kind == "ct":
+            answer.append(scaling)
+            continue
+        values = _some(channel.reshape(-1), most=2_000_000)
+        floor = values.min()
+        if 0.2 <= float((values == floor).mean()) < 0.98:
+            values = values[values != floor]
+        low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
+        values = values.clip(low, high)
+        answer.append(Scaling(kind="scan", low=low, high=high, mean=float(values.mean()), std=max(float(values.std()), 1e-6)))
+    return answer
+
+
+def normalise(data: NDArray[Any], plan: Plan, *, statistics: Sequence[Scaling] | None = None) -> NDArray[np.float32]:
+    """Intensities to mean 0 and deviation 1.
+
+    Parameters
+    ----------
+    data : (C, X, Y, Z) number
+        Raw intensities, or a piece of a scan if the statistics of the whole are given.
+    plan : Plan
+        How.
+    statistics : sequence of Scaling, optional
+        From `scan_statistics`.
+    """
+    out = data.astype(np.float32)
+    for channel, s in zip(out, statistics or scan_statistics(data, plan), strict=True):
+        np.clip(channel, s.low, s.high, out=channel)
+        channel -= s.mean
+        channel /= s.std
+    return out
+
+
+def _some(values: NDArray[Any], most: int = 200_000) -> NDArray[np.float64]:
+    """An even sample of the values, at most so many."""
+    return values[:: max(1, -(-values.size // most))].astype(np.float64)
+
+
+def _scaling(tissue: Sequence[NDArray[np.float64]], is_ct: bool) -> Scaling:
+    """Normalisation of one channel from the intensities inside the structures of all cases."""
+    values = np.concatenate(tissue)
+    if not is_ct or values.size == 0:
+        return Scaling(kind="scan")
+    low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
+    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)  # neighbours of the structures keep some contrast
+    values = values.clip(low, high)
+    return Scaling(kind="ct", low=low, high=high, mean=float(values.mean()), std=max(float(values.std()), 1e-6))
+
+
+def _single_components(index: NDArray[np.int16], classes: int) -> set[int]:
+    """Classes of which (nearly) all voxels are connected; absent ones count, since they prove nothing against it."""
+    if (index < 0).any():
+        return set()  # slices left out cut structures into pieces
+    pieces = cc3d.connected_components(index.astype(np.uint16), connectivity=26)
+    counts: NDArray[np.int64] = np.bincount(pieces.reshape(-1))
+    owner = np.zeros(len(counts), dtype=np.int64)
+    owner[pieces.reshape(-1)] = index.reshape(-1)
+    alone = set()
+    for k in range(1, classes):
+        sizes = counts[owner == k]
+        if sizes.size == 0 or sizes.max() >= SOLE_COMPONENT * sizes.sum():
+            alone.add(k)
+    return alone
+
+
+def working_shape(case: Case, plan: Plan) -> Shape:
+    """Voxels of a case on the plan's grid.
+
+    Parameters
+    ----------
+    case : Case
+        Loaded.
+    plan : Plan
+        Its spacing is used.
+    """
+    return with_spacing(case.image.geometry, plan.spacing).shape

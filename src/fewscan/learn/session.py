@@ -1,0 +1,382 @@
+"""What every method does around its phases: read, plan, cache, measure, train, log, save.
+
+A method opens a session, builds its networks and phases from it, calls `Session.fit` and ends with `Session.finish`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewscan.data.dataset import Dataset, load
+from fewscan.errors import ConfigError, DataError, ModelError, ResourceError
+from fewscan.learn import checkpoint
+from fewscan.learn.batches import Prepared, prepare
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.config import Settings, to_dict
+from fewscan.learn.engine import Limits, Phase, State, Status, fit, step_generator
+from fewscan.learn.hardware import Hardware, free_memory_bytes, require_disk
+from fewscan.learn.plan import Plan, derive
+
+SAVE_EVERY_SECONDS = 30.0
+LOG_EVERY_SECONDS = 1.0
+SMALLEST_PATCH_VOXELS = 16_000
+
+Observer = Callable[[Status | str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asked to train.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Found cases.
+    out : Path
+        Model folder.
+    method : str
+        Name for the record.
+    settings : Settings
+        The preset, or what replaced it.
+    hardware : Hardware
+        Where to run.
+    budget, steps : float or int, optional
+        Seconds or steps; one of them.
+    extend : float, optional
+        Seconds to add to a finished run.
+    seed : int
+        Of everything random.
+    resume : bool
+        Go on from the state in ``out``.
+    max_memory : int, optional
+        Bytes that training may take; the patch shrinks to fit.
+    observe : callable, optional
+        Gets messages and a `Status` from time to time.
+    started : float
+        ``time.monotonic()`` from which the budget counts.
+    """
+
+    dataset: Dataset
+    out: Path
+    method: str
+    settings: Settings
+    hardware: Hardware
+    budget: float | None = None
+    steps: int | None = None
+    extend: float | None = None
+    seed: int = 0
+    resume: bool = False
+    max_memory: int | None = None
+    observe: Observer | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def say(self, message: str) -> None:
+        """Pass a message on."""
+        if self.observe is not None:
+            self.observe(message)
+
+
+def make_plan(request: Request) -> Plan:
+    """Derive the plan, with a patch that fits the memory allowed.
+
+    Parameters
+    ----------
+    request : Request
+        Data, settings, hardware, memory.
+
+    Raises
+    ------
+    ResourceError
+        If even the smallest patch needs more memory than allowed.
+    """
+    allowed = request.max_memory
+    if request.hardware.device.type == "cpu":
+        allowed = min(free_memory_bytes(), allowed or sys.maxsize)
+    settings = request.settings
+    plan = _derive(request, settings)
+    while allowed is not None and estimate_bytes(plan) > allowed:
+        voxels = int(plan.patch[0] * plan.patch[1] * plan.patch[2] * 0.7)
+        if voxels < SMALLEST_PATCH_VOXELS:
+            raise ResourceError(
+                f"training needs about {estimate_bytes(plan) / 2**30:.1f} GiB even with the smallest patch, "
+                f"{allowed / 2**30:.1f} GiB are allowed; raise --max-memory, or learn fewer labels"
+            )
+        settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_voxels=voxels))
+        plan = _derive(request, settings)
+    return plan
+
+
+def _derive(request: Request, settings: Settings) -> Plan:
+    data = request.dataset
+    return derive(
+        (load(case, data) for case in data.labelled), names=data.names, channels=data.channels, modality=data.modality,
+        settings=settings, gpu=request.hardware.device.type != "cpu",
+    )  # fmt: skip
+
+
+def estimate_bytes(plan: Plan) -> int:
+    """Memory that training takes beyond the imported libraries, from patch, widths and classes.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the run.
+    """
+    voxels = float(plan.patch[0] * plan.patch[1] * plan.patch[2] * plan.batch)
+    total = voxels * plan.classes * 4 * 8  # logits, probabilities, targets, source masks, and their gradients
+    for width, stride in zip(plan.widths, plan.strides, strict=True):
+        voxels /= stride[0] * stride[1] * stride[2]
+        total += voxels * width * 4 * 14
+    return int(total) + (200 << 20)
+
+
+def peak_bytes(hardware: Hardware) -> int:
+    """Largest memory this process has held so far: resident on a CPU, allocated on a GPU.
+
+    Parameters
+    ----------
+    hardware : Hardware
+        Which of the two.
+    """
+    if hardware.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(hardware.device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Session:
+    """A run in progress; use `open_session`.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+    plan : Plan
+        What the data decided.
+    labelled, unlabelled : sequence of Prepared
+        Cases on the plan's grid.
+    """
+
+    def __init__(
+        self, request: Request, plan: Plan, *, labelled: Sequence[Prepared], unlabelled: Sequence[Prepared]
+    ) -> None:
+        self.request, self.plan = request, plan
+        self.labelled, self.unlabelled = list(labelled), list(unlabelled)
+        self.hardware, self.settings = request.hardware, request.settings
+        self.interrupted = False
+        self._steps = 0
+        self._seconds = 0.0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        return {
+            "method": self.request.method,
+            "plan": self.plan.to_dict(),
+            "settings": to_dict(self.settings),
+            "seed": self.request.seed,
+            "precision": self.hardware.precision,
+            "labelled": [c.id for c in self.labelled],
+            "unlabelled": [c.id for c in self.unlabelled],
+        }
+
+    def measure(self, phases: Sequence[Phase]) -> float:
+        """Seconds per step of the phases' cycle, from forward and backward passes that change nothing.
+
+        Parameters
+        ----------
+        phases : sequence of Phase
+            Of the run.
+        """
+        total = 0.0
+        for phase in phases:
+            times = []
+            for trial in range(3):
+                begin = time.perf_counter()
+                terms = phase.objective(phase.batches(step_generator(self.request.seed, trial)))
+                torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+                if self.hardware.device.type == "cuda":
+                    torch.cuda.synchronize(self.hardware.device)
+                times.append(time.perf_counter() - begin)
+                phase.train.zero_grad(set_to_none=True)
+            total += min(times) * phase.steps
+        return total / sum(p.steps for p in phases)
+
+    def fit(self, phases: Sequence[Phase]) -> State:
+        """Train, writing history and state as it goes.
+
+        Parameters
+        ----------
+        phases : sequence of Phase
+            Of the run.
+        """
+        request, folder = self.request, self.request.out
+        state = State(phases, self.settings.train)
+        if request.resume or request.extend is not None:
+            checkpoint.load_state(state, folder, identity=self.identity)
+        limits = self._limits(state)
+        per_step = self.measure(phases)
+        request.say(self._plan_line(phases, limits, state, per_step))
+        _trim_history(folder / "history.jsonl", state.step)
+        clock = {"save": time.monotonic(), "log": 0.0}
+
+        def save(current: State) -> None:
+            now = time.monotonic()
+            if now - clock["save"] >= SAVE_EVERY_SECONDS:
+                checkpoint.save_state(current, folder, identity=self.identity)
+                clock["save"] = time.monotonic()
+
+        with (folder / "history.jsonl").open("a") as history:
+
+            def observe(status: Status) -> None:
+                self.interrupted |= status.note.startswith("stopping")
+                if status.seconds - clock["log"] >= LOG_EVERY_SECONDS or status.step == 1:
+                    clock["log"] = status.seconds
+                    line = {"step": status.step, "seconds": round(status.seconds, 2), "phase": status.note}
+                    history.write(json.dumps(line | {"loss": status.loss, "lr": status.lr, "terms": status.terms}) + "\n")
+                    history.flush()
+                    if request.observe is not None:
+                        request.observe(status)
+
+            fit(
+                phases, state, limits=limits, config=self.settings.train, seed=request.seed, started=request.started,
+                observe=observe, save=save,
+            )  # fmt: skip
+        if not self.interrupted:
+            checkpoint.save_state(state, folder, identity=self.identity)
+        self._steps, self._seconds = state.step, state.seconds
+        return state
+
+    def _limits(self, state: State) -> Limits:
+        """Limits of this run, remembered in the folder so that --resume needs no repetition of them."""
+        request, path = self.request, self.request.out / "run.json"
+        if request.extend is not None:
+            return Limits(seconds=state.seconds + request.extend)
+        stored = json.loads(path.read_text()) if request.resume and path.is_file() else {}
+        budget, steps = request.budget, request.steps
+        if budget is None and steps is None:
+            budget, steps = stored.get("budget"), stored.get("steps")
+        limits = Limits(seconds=budget, steps=steps)
+        if limits.fraction(state.step, state.seconds) >= 1:
+            raise ConfigError(
+                f"{request.out} is complete ({state.step} steps, {state.seconds:.0f} s); "
+                "give a longer --budget or --steps with --resume, or --extend 10m"
+            )
+        checkpoint.write_json({"budget": budget, "steps": steps, "seed": request.seed, "method": request.method}, path)
+        return limits
+
+    def _plan_line(self, phases: Sequence[Phase], limits: Limits, state: State, per_step: float) -> str:
+        """One line: data, patch, speed, time, memory."""
+        plan = self.plan
+        left = (limits.seconds or 0) - state.seconds - (time.monotonic() - self.request.started)
+        steps = limits.steps - state.step if limits.steps is not None else max(0, int(left / per_step))
+        weights = sum(p.numel() for n in state.networks for p in n.parameters()) / 1e6
+        return (
+            f"plan: {len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled case(s), "
+            f"{len(plan.names)} label(s); patch {'x'.join(map(str, plan.patch))} at "
+            f"{'x'.join(f'{s:.3g}' for s in plan.spacing)} mm, batch {plan.batch}, {weights:.1f} M weights, "
+            f"{self.hardware.precision} on {self.hardware.device}; {1 / per_step:.1f} steps/s measured, about {steps} "
+            f"steps in {steps * per_step / 60:.1f} min; {peak_bytes(self.hardware) / 2**30:.1f} GiB of memory"
+            + ("; left-right mirroring on" if plan.mirror else "")
+        )
+
+    def finish(self, segmenter: nn.Module, *, others: Mapping[str, nn.Module] | None = None) -> Model:
+        """Write the model folder.
+
+        Parameters
+        ----------
+        segmenter : nn.Module
+            To keep, usually the moving average.
+        others : mapping of str to nn.Module, optional
+            Further networks to keep.
+        """
+        request = self.request
+        provenance = {
+            "method": request.method,
+            "seed": request.seed,
+            "steps": self._steps,
+            "seconds": round(self._seconds, 1),
+            "interrupted": self.interrupted,
+            "device": str(self.hardware.device),
+            "precision": self.hardware.precision,
+            "threads": torch.get_num_threads(),
+            "labelled": [c.id for c in self.labelled],
+            "unlabelled": [c.id for c in self.unlabelled],
+            "command": " ".join(["fewscan", *sys.argv[1:]]) if Path(sys.argv[0]).name == "fewscan" else "python",
+        }
+        model = Model(
+            segmenter=segmenter, plan=self.plan, settings=self.settings, provenance=provenance, others=others or {}
+        )
+        model = checkpoint.save_model(model, request.out)
+        if self.interrupted:
+            request.say(
+                f"stopped after {self._steps} steps; {request.out} is usable as it is; "
+                f"go on with --resume, or for longer with --extend 10m"
+            )
+        return model
+
+
+@contextmanager
+def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Session]:
+    """Prepare folder, plan and cache; the cache goes when the session ends.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+    unlabelled : bool
+        Whether the method uses scans without labels.
+    """
+    _claim(request)
+    cache = request.out / "cache"
+    cache.mkdir(exist_ok=True)
+    try:
+        plan = make_plan(request)
+        cases = [*request.dataset.labelled, *(request.dataset.unlabelled if unlabelled else ())]
+        require_disk(cache, 2 * len(cases) * 1_000_000)
+        prepared = [prepare(load(case, request.dataset), plan, cache) for case in cases]
+        labelled = [p for p in prepared if p.label is not None]
+        if not any(len(places) for p in labelled for places in p.places[1:]):
+            raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {request.dataset.root}; nothing to learn")
+        yield Session(request, plan, labelled=labelled, unlabelled=[p for p in prepared if p.label is None])
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _claim(request: Request) -> None:
+    """Refuse to write over what is not ours to write over."""
+    out = request.out
+    if request.resume or request.extend is not None:
+        if not (out / "state.safetensors").is_file():
+            raise ModelError(f"{out} holds no state.safetensors to go on from; start without --resume or --extend")
+        return
+    if out.exists() and (not out.is_dir() or any(p.name != "cache" for p in out.iterdir())):
+        raise ConfigError(f"{out} exists and is not empty; choose another folder, or go on in it with --resume")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _trim_history(path: Path, step: int) -> None:
+    """Drop lines that a killed run wrote after its last saved state."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    path.write_text("".join(line + "\n" for line in kept))

@@ -1,0 +1,111 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:  # those floors import numpy, scipy and SimpleITK
+    from fewscan.data.doctor import Checkup
+
+METRICS = {
+    "dice": ("Dice", 3),
+    "hd95_mm": ("HD95, mm", 2),
+    "assd_mm": ("ASSD, mm", 2),
+    "surface_dice": ("surface Dice", 3),
+    "volume_error": ("volume error", 3),
+}
+ABSENT = "\N{EN DASH}"
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def show_findings(checkup: Checkup, console: Console) -> None:
+    """Print what is wrong with a data set, worst first, and the remedies.
+
+    Parameters
+    ----------
+    checkup : Checkup
+        As the doctor returns it.
+    console : Console
+        Where to print.
+    """
+    for finding in sorted(checkup.findings, key=lambda f: list(COLOURS).index(f.severity)):
+        colour, case = COLOURS[finding.severity], f"{finding.case}: " if finding.case else ""
+        console.print(f"[{colour}]{finding.severity:<7}[/{colour}] {escape(case + finding.message)}")
+        if finding.remedy:
+            console.print(f"        {escape(finding.remedy)}", style="dim")
+
+
+def scores(evaluation: Mapping[str, Any]) -> Table:
+    """One row for each label and one for the mean over cases: mean, and interval where there is one.
+
+    Parameters
+    ----------
+    evaluation : mapping
+        ``Evaluation.to_json()``.
+    """
+    table = Table("label", *(title for title, _ in METRICS.values()), box=None, pad_edge=False, header_style="bold")
+    for name, row in evaluation["labels"].items():
+        table.add_row(escape(name), *_cells(row))
+    table.add_row("all", *_cells(evaluation["summary"]), style="bold")
+    return table
+
+
+def differences(comparison: Mapping[str, Any]) -> Table:
+    """One row for each metric and one for each label's Dice: first minus second, over the shared cases.
+
+    Parameters
+    ----------
+    comparison : mapping
+        ``Comparison.to_json()``.
+    """
+    heads = ("first minus second", "p", "scans", "first larger", "first smaller")
+    table = Table("", *heads, box=None, pad_edge=False, header_style="bold")
+    named = {key: (title, comparison["metrics"].get(key), digits) for key, (title, digits) in METRICS.items()}
+    named |= {f"label {name}": (f"Dice, {name}", row, 3) for name, row in comparison["labels"].items()}
+    for title, row, digits in named.values():
+        if row:
+            spread = _with_interval({"mean": row["difference"], "low": row["low"], "high": row["high"]}, digits)
+            table.add_row(escape(title), spread, _number(row["p"], 4), *(str(row[k]) for k in ("n", "wins", "losses")))
+    return table
+
+
+def volumes(rows: Iterable[tuple[str, Mapping[str, float], float]], *, most: int = 6) -> Table:
+    """One row for each predicted scan, with the largest structures' volumes.
+
+    Parameters
+    ----------
+    rows : iterable of (id, volume in mL by label, seconds)
+        As predicted.
+    most : int
+        Number of labels to show.
+    """
+    kept = list(rows)
+    total: dict[str, float] = {}
+    for _, by_label, _ in kept:
+        for name, millilitres in by_label.items():
+            total[name] = total.get(name, 0.0) + millilitres
+    shown = sorted(total, key=lambda name: -total[name])[:most]
+    heads = (escape(f"{name}, mL") for name in shown)
+    table = Table("scan", *heads, "seconds", box=None, pad_edge=False, header_style="bold")
+    for name, by_label, seconds in kept:
+        table.add_row(escape(name), *(_number(by_label.get(label), 2) for label in shown), f"{seconds:.1f}")
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [_with_interval(row.get(key) or {}, digits) for key, (_, digits) in METRICS.items()]
+
+
+def _with_interval(entry: Mapping[str, float | None], digits: int) -> str:
+    mean, low, high = (_number(entry.get(key), digits) for key in ("mean", "low", "high"))
+    return mean if ABSENT in (low, high) else f"{mean} ({low} to {high})"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return ABSENT if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -1,0 +1,168 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from fewscan.data import io
+from fewscan.deliver.report import SECTIONS, write_report
+from fewscan.deliver.verdict import WORDS, headline
+from fewscan.errors import DataError
+from fewscan.judge.evaluate import evaluate
+from fewscan.space.geometry import Geometry
+
+GRID = Geometry((16, 14, 12), np.diag([1.0, 1.0, 2.0, 1.0]))
+EVIL = "<script>alert(1)</script>"
+
+
+class Structure(HTMLParser):
+    """Tags that are open when they should not be, addresses, and text."""
+
+    VOID = frozenset({"meta", "br", "input", "img", "image", "path", "line", "circle", "polyline"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.wrong, self.links, self.ids, self.text = [], [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for key, value in attrs if key in ("href", "src")]
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def ball(shift=0):
+    data = np.zeros(GRID.shape, np.uint8)
+    data[4 + shift : 9 + shift, 4:10, 3:8] = 1
+    data[9 + shift : 12 + shift, 4:10, 3:8] = 2
+    return data
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in ("predictions", "labels", "images", "model"):
+        (tmp_path / name).mkdir()
+    noise = np.random.default_rng(0).integers(0, 900, (1, *GRID.shape)).astype(np.int16)
+    for i in range(4):
+        io.write_labelmap(ball(), tmp_path / "labels" / f"case_{i}.nii.gz", native=GRID)
+        io.write_labelmap(ball(i), tmp_path / "predictions" / f"case_{i}.nii.gz", native=GRID)
+        io.write_image(noise, tmp_path / "images" / f"case_{i}.nii.gz", native=GRID)
+    (tmp_path / "labels.json").write_text(json.dumps({"1": "front & top", "2": EVIL}))
+    folders = (tmp_path / name for name in ("predictions", "labels"))
+    evaluate(*folders, images=tmp_path / "images").save(tmp_path / "evaluation.json")
+    lines = [json.dumps({"step": s, "seconds": s * 0.1, "loss": 1 / s, "lr": 1e-3, "terms": {}}) for s in range(1, 60)]
+    (tmp_path / "model" / "history.jsonl").write_text("\n".join(lines) + '\n{"step": 60, "sec')
+    model = {"seed": 7, "hashes": {"weights": "abc"}, "command": EVIL, "versions": {"fewscan": "0.1.0"}}
+    (tmp_path / "model" / "model.json").write_text(json.dumps(model))
+    rows = [{"id": "case_0", "seconds": 0.5, "volumes_ml": {"front & top": 1.25}}]
+    (tmp_path / "predictions" / "predictions.json").write_text(json.dumps({"predictions": rows}))
+    finding = {"code": "x", "severity": "error", "case": "case_0", "message": "bad <b>", "remedy": "do this"}
+    check = {"dataset": {"cases": 4}, "findings": [finding], "cases": [{"id": "case_0", "spacing": [1.0, 1.0, 2.0]}]}
+    (tmp_path / "check.json").write_text(json.dumps(check))
+    return tmp_path
+
+
+def page_of(run):
+    return write_report(run, run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_whole_run_has_every_part_and_well_formed_html(run):
+    page = Structure(page_of(run))
+    assert page.wrong == page.open == []
+    assert [title.lower() for title, _ in SECTIONS] == [i for i in page.ids if not i.startswith("show-")]
+    assert len(page.ids) == len(set(page.ids))
+    for text in ("agree", "research use only", "case_3", "seed", "abc", "front & top", "do this"):
+        assert text in page.text, text
+
+
+def test_nothing_is_loaded_from_outside(run):
+    page = page_of(run)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in Structure(page).links)
+    assert not re.search(r"https?://|@import|url\(|fetch\(|XMLHttp", page)
+
+
+def test_content_of_files_is_escaped(run):
+    page = page_of(run)
+    assert EVIL not in page
+    assert "bad <b>" not in page
+    assert page.count("<script>") == 1
+
+
+def test_each_picture_is_small(run):
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", page_of(run))
+    assert len(pictures) == 9
+    assert max(map(len, pictures)) < 60_000
+
+
+def test_paths_of_this_machine_are_not_shown(run):
+    assert str(run) not in page_of(run)
+
+
+@pytest.mark.parametrize(
+    ("kept", "parts"),
+    [
+        ("check.json", ["data"]),
+        ("model", ["training", "model"]),
+        ("evaluation.json", ["figures", "pictures", "structures", "scans"]),
+        ("predictions/predictions.json", ["predictions"]),
+    ],
+)
+def test_a_part_appears_only_with_its_file(run, tmp_path_factory, kept, parts):
+    alone = tmp_path_factory.mktemp("alone")
+    (alone / kept).parent.mkdir(exist_ok=True)
+    (run / kept).rename(alone / kept)
+    page = Structure(page_of(alone))
+    assert [i for i in page.ids if not i.startswith("show-")] == parts
+    assert page.wrong == []
+
+
+def test_a_model_folder_alone_is_reported(run):
+    assert "has not been measured" in page_of(run / "model")
+
+
+def test_lost_scans_cost_the_pictures_not_the_report(run):
+    for file in (run / "labels").iterdir():
+        file.unlink()
+    page = page_of(run)
+    assert page.count("No picture") == 3
+    assert str(run) not in page
+
+
+def test_a_run_that_was_moved_keeps_its_pictures(run, monkeypatch):
+    content = (run / "evaluation.json").read_text().replace(f"{run}/", "")
+    (run / "evaluation.json").write_text(content)
+    assert "No picture" not in page_of(run)
+
+
+def test_empty_and_damaged_folders_are_refused_and_leave_nothing(tmp_path):
+    with pytest.raises(DataError, match="nothing to report"):
+        write_report(tmp_path, tmp_path / "report.html")
+    (tmp_path / "check.json").write_text("{")
+    with pytest.raises(DataError, match=r"check\.json: not JSON"):
+        write_report(tmp_path, tmp_path / "report.html")
+    assert [p.name for p in tmp_path.iterdir()] == ["check.json"]
+
+
+def test_same_run_gives_the_same_page(run):
+    assert page_of(run) == page_of(run)
+
+
+def test_headline_says_what_is_known(run):
+    from fewscan.judge.results import read_evaluation
+
+    found = read_evaluation(run / "evaluation.json")
+    assert "4 scans" in headline(found, trained=True)
+    assert any(f" {word} on" in headline(found, trained=True) for _, word in WORDS)
+    assert "not been measured" in headline(None, trained=True)
+    assert "Nothing was trained" in headline(None, trained=False)

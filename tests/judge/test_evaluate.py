@@ -1,0 +1,139 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewscan.data import io
+from fewscan.errors import DataError, GeometryError
+from fewscan.judge.evaluate import case_id, compare, evaluate, label_names, merge
+from fewscan.judge.metrics import METRICS
+from fewscan.judge.results import read_evaluation
+from fewscan.space.geometry import Geometry
+
+GRID = Geometry((10, 9, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+def anatomy(shift=0):
+    data = np.zeros(GRID.shape, np.uint8)
+    data[2 + shift : 5 + shift, 2:6, 2:6] = 1
+    data[5 + shift : 8 + shift, 2:6, 2:6] = 2
+    return data
+
+
+@pytest.fixture
+def folders(tmp_path):
+    predictions, labels = tmp_path / "predictions", tmp_path / "labels"
+    predictions.mkdir()
+    labels.mkdir()
+    for i, shift in enumerate([0, 1, 2, 0]):
+        io.write_labelmap(anatomy(), labels / f"case_{i}.nii.gz", native=GRID)
+        io.write_labelmap(anatomy(shift), predictions / f"case_{i}.nii.gz", native=GRID)
+    (tmp_path / "labels.json").write_text('{"1": "front", "2": "back"}')
+    return predictions, labels
+
+
+def test_worst_and_best_case_and_label_names_are_found(folders):
+    found = evaluate(*folders)
+    summary = found.to_json()["summary"]
+    assert found.names == ("front", "back")
+    assert summary["worst"] == "case_2"
+    assert summary["best"] in {"case_0", "case_3"}
+    assert found.values("dice") == pytest.approx([1, 2 / 3, 1 / 3, 1])
+    assert summary["dice"]["mean"] == pytest.approx(0.75)
+    assert summary["dice"]["low"] < 0.75 < summary["dice"]["high"]
+    assert summary["hd95_mm"]["mean"] == pytest.approx(0.75)
+
+
+def test_saving_and_reading_changes_nothing_and_the_file_is_strict_json(folders, tmp_path):
+    found = evaluate(*folders, names={1: "front", 2: "back", 9: "never there"})
+    found.save(tmp_path / "evaluation.json")
+    content = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=lambda s: pytest.fail(s))
+    assert content["cases"][0]["labels"]["never there"]["dice"] is None
+    assert set(METRICS) < content["summary"].keys()
+    assert content["rules"]["absent"]
+    assert read_evaluation(tmp_path / "evaluation.json").to_json() == content
+
+
+def test_a_prediction_in_another_axis_order_scores_the_same(folders):
+    predictions, labels = folders
+    before = evaluate(predictions, labels).to_json()
+    flipped = GRID.affine.copy()
+    flipped[0, 0], flipped[0, 3] = -1, GRID.shape[0] - 1
+    for i, shift in enumerate([0, 1, 2, 0]):
+        path = predictions / f"case_{i}.nii.gz"
+        io.write_labelmap(anatomy(shift), path, native=Geometry(GRID.shape, flipped))
+    assert evaluate(predictions, labels).to_json() == before
+
+
+def test_what_has_no_partner_is_listed(folders):
+    predictions, labels = folders
+    (labels / "case_3.nii.gz").unlink()
+    (predictions / "case_0.nii.gz").unlink()
+    found = evaluate(predictions, labels)
+    assert found.unmatched == {"predictions": ("case_3",), "references": ("case_0",)}
+    assert [case.id for case in found.cases] == ["case_1", "case_2"]
+
+
+def test_two_files_are_compared_whatever_their_names(folders):
+    predictions, labels = folders
+    found = evaluate(predictions / "case_1.nii.gz", labels / "case_0.nii.gz")
+    assert found.values("dice") == pytest.approx([2 / 3])
+    assert math.isnan(read_json_number(found.to_json()["summary"]["dice"]["low"]))
+
+
+def read_json_number(value):
+    return math.nan if value is None else value
+
+
+def test_nothing_to_compare_and_moved_grids_are_refused(folders, tmp_path):
+    predictions, labels = folders
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="none of its 0 predictions"):
+        evaluate(tmp_path / "empty", labels)
+    with pytest.raises(DataError, match="does not exist"):
+        evaluate(tmp_path / "nowhere", labels)
+    moved = GRID.affine.copy()
+    moved[:3, 3] = 5
+    io.write_labelmap(anatomy(), predictions / "case_1.nii.gz", native=Geometry(GRID.shape, moved))
+    with pytest.raises(GeometryError, match=r"case_1\.nii\.gz.*resample"):
+        evaluate(predictions, labels)
+
+
+def test_two_runs_are_compared_on_shared_cases(folders):
+    predictions, labels = folders
+    better, worse = evaluate(labels, labels), evaluate(predictions, labels)
+    (predictions / "case_3.nii.gz").unlink()
+    found = compare(better, worse)
+    assert found.metrics["dice"].difference == pytest.approx(0.25)
+    assert (found.metrics["dice"].wins, found.metrics["dice"].losses) == (2, 0)
+    assert set(found.labels) == {"front", "back"}
+    assert compare(better, evaluate(predictions, labels)).only_a == ("case_3",)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_folds_merge_into_one_evaluation_without_a_case_twice(folders):
+    predictions, labels = folders
+    whole = evaluate(predictions, labels)
+    parts = [
+        evaluate(predictions / f"case_{i}.nii.gz", labels / f"case_{i}.nii.gz", names=label_names(labels))
+        for i in range(4)
+    ]
+    assert merge(parts).to_json()["summary"] == whole.to_json()["summary"]
+    with pytest.raises(DataError, match="case_0 was judged twice"):
+        merge([parts[0], parts[0]])
+
+
+def test_read_evaluation_refuses_other_files(tmp_path):
+    (tmp_path / "x.json").write_text('{"cases": 3}')
+    with pytest.raises(DataError, match=r"x\.json: not an evaluation"):
+        read_evaluation(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.b_0000.nii.gz", "a.b"), ("p_labels.nrrd", "p"), ("p_01.mha", "p_01"), ("_seg.nii", "_seg")],
+)
+def test_case_id_drops_format_and_ending(name, expected):
+    assert case_id(Path(name)) == expected
