@@ -18,16 +18,25 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+TRAINING = (
+    "space",
+    "data",
+    "learn",
+    "methods/segment.py",
+    "judge/metrics.py",
+    "prediction.py",
+)  # what few labels rest on
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "monai", "numpy", "SimpleITK", "openvino")
+PACKAGES = ("torch", "numpy", "SimpleITK", "openvino")
 
 Key = Mapping[str, str | int | float]
 Row = dict[str, Any]
@@ -73,16 +82,19 @@ def load(path: Path) -> list[Row]:
     return found
 
 
-def code_hash(root: Path = ROOT / "src" / "fewscan") -> str:
+def code_hash(root: Path = ROOT / "src" / "fewscan", *, parts: Sequence[str] = ("",)) -> str:
     """Hash of every Python file below a folder, names included.
 
     Parameters
     ----------
     root : Path
         Folder of the code that is measured.
+    parts : sequence of str
+        Folders or files below it that can change the measurement; everything when left out.
     """
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    found = {p for part in parts for p in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))}
+    for path in sorted(found):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

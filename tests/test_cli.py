@@ -24,6 +24,28 @@ ROW = {"mean": 0.861, "low": 0.84, "high": 0.882, "sd": 0.03, "n": 12}
 SCORES = {"summary": {"dice": ROW, "hd95_mm": ROW}, "labels": {"left [L]": {"dice": ROW}}, "cases": []}
 PAIR = {"difference": -0.012, "low": -0.02, "high": None, "p": 0.0313, "n": 6, "wins": 1, "losses": 5}
 DIFFERENCES = {"metrics": {"dice": PAIR}, "labels": {"left [L]": PAIR}, "only_a": [], "only_b": []}
+REMEDY = "fewscan check DATA --fix DIR"
+FOUND = {"severity": "error", "case": "case03", "message": "[grid] differs", "remedy": REMEDY}
+SCAN = {
+    "case": "case03",
+    "role": "labelled",
+    "shape": [4, 5, 6],
+    "spacing": [1, 1, 2.5],
+    "axes": "LPS",
+    "dtype": "int16",
+}
+CHECKED = {
+    "layout": "images/ + labels/",
+    "labelled": 5,
+    "unlabelled": 12,
+    "test": 0,
+    "labels": {"1": "femur"},
+    "channels": ["image"],
+    "modality": "ct",
+    "usable": False,
+    "findings": [FOUND],
+    "cases": [SCAN | {"low": -1000.0, "high": 900.0, "labels_ml": {"femur": 12.5}}] * 41,
+}
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 
 
@@ -38,19 +60,10 @@ class Comparison:
 
 
 class Checkup:
-    findings = (
-        SimpleNamespace(severity="note", case=None, message="every fourth slice was drawn", remedy=""),
-        SimpleNamespace(
-            severity="error", case="case03", message="[grid] differs", remedy="fewscan check DATA --fix DIR"
-        ),
-    )
     usable = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"findings": [finding.message for finding in self.findings]}
-
-    def __str__(self) -> str:
-        return "5 labelled"
+        return CHECKED
 
 
 @pytest.fixture
@@ -143,11 +156,14 @@ def test_predict_counts_what_was_there_already(calls: Calls) -> None:
     assert "1 written to out, 1 there already" in done.stdout
 
 
-def test_check_shows_errors_first_and_ends_with_one(calls: Calls) -> None:
+def test_check_shows_what_is_there_and_what_is_wrong_and_ends_with_one(calls: Calls) -> None:
     done = run("check", "scans")
     assert done.exit_code == cli.UNUSABLE
-    assert done.stdout.index("case03: [grid] differs") < done.stdout.index("every fourth slice")
-    assert "fewscan check DATA --fix DIR" in done.stdout
+    assert "images/ + labels/: 5 labelled, 12 unlabelled, 0 test\nlabels: 1 femur\n" in done.stdout
+    assert "4x5x6" in done.stdout
+    assert "and 1 more; --json lists them all" in done.stdout
+    assert "case03: [grid] differs" in done.stdout
+    assert REMEDY in done.stdout
 
 
 def test_scores_are_shown_with_their_interval(calls: Calls) -> None:

@@ -7,8 +7,8 @@ Runs in an environment of its own (``pip install -r benchmarks/peers/nnunet.txt`
 ``WORK/train/{images,labels}`` and ``WORK/test/images`` hold NIfTI files; ``WORK/pred`` and ``WORK/peer.json`` come
 out. nnU-Net keeps its own preset: planner, network, patch, batch, augmentation, loss and polynomial schedule. What is
 changed, so that its schedule ends annealed exactly when the budget does: the number of iterations is what the budget
-holds at the rate measured on this machine while it is idle (``--calibrate`` writes it, 30 seconds), the learning rate is
-its own polynomial of the fraction done, and there are no validation epochs in between (they would cost it training
+holds at the rate measured on this machine while it is idle (``--calibrate`` writes it, 30 seconds), the learning rate
+is its own polynomial of the fraction done, and there are no validation epochs in between (they would cost it training
 time and select nothing in fold "all"). Counting iterations rather than seconds means that other work on the machine
 cannot rob the peer of steps. Planning and pre-processing are outside the budget.
 """
@@ -61,18 +61,18 @@ def main() -> None:
     args = parser.parse_args()
     root = prepare(args.work)
     if args.workers is not None:
-        os.environ["nnUNet_n_proc_DA"] = args.workers
+        os.environ["nnUNet_n_proc_DA"] = args.workers  # noqa: SIM112 (its name)
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
     import numpy as np
     import torch
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module  # noqa: N813
 
     torch.set_num_threads(2)
     torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
+    np.random.seed(args.seed)  # noqa: NPY002 (what its augmentation draws from)
 
     class Schedule:
         """Stand-in for PolyLRScheduler, whose base call hands torch >= 2.7 an argument that it no longer takes."""
@@ -126,13 +126,21 @@ def main() -> None:
     out = args.work / "pred"
     out.mkdir(exist_ok=True)
     begin = time.monotonic()
-    predictor.predict_from_files(str(root / "test"), str(out), overwrite=True, num_processes_preprocessing=1,
-                                 num_processes_segmentation_export=1)
+    predictor.predict_from_files(
+        str(root / "test"), str(out), overwrite=True, num_processes_preprocessing=1, num_processes_segmentation_export=1
+    )
     record = {
-        "steps": steps, "seconds_per_iteration_idle": seconds_per_iteration, "train_seconds": seconds,
-        "minutes": args.minutes, "seed": args.seed, "predict_seconds": time.monotonic() - begin,
-        "final_loss": float(np.mean(losses[-10:])), "patch": plans["configurations"]["3d_fullres"]["patch_size"],
-        "batch": plans["configurations"]["3d_fullres"]["batch_size"], "torch": torch.__version__, "nnunetv2": "2.5.1",
+        "steps": steps,
+        "seconds_per_iteration_idle": seconds_per_iteration,
+        "train_seconds": seconds,
+        "minutes": args.minutes,
+        "seed": args.seed,
+        "predict_seconds": time.monotonic() - begin,
+        "final_loss": float(np.mean(losses[-10:])),
+        "patch": plans["configurations"]["3d_fullres"]["patch_size"],
+        "batch": plans["configurations"]["3d_fullres"]["batch_size"],
+        "torch": torch.__version__,
+        "nnunetv2": "2.5.1",
     }
     (args.work / "peer.json").write_text(json.dumps(record, indent=1))
     print(json.dumps(record))

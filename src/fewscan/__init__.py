@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewscan.api import (
-        Prediction, check, compare, crossval, demo, evaluate, load, open, predict, report, train,  # noqa: A004
+        Prediction,
+        check,
+        compare,
+        crossval,
+        demo,
+        evaluate,
+        load,
+        open,  # noqa: A004
+        predict,
+        report,
+        train,
     )  # fmt: skip
     from fewscan.data.sample import sample_path
     from fewscan.errors import FewscanError

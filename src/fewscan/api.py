@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from fewscan.data import dataset as datasets
 from fewscan.data import doctor, repair
 from fewscan.data.dataset import Dataset
-from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.data.sample import sample_path
 from fewscan.deliver.pictures import curve_png
 from fewscan.deliver.report import write_report
@@ -21,42 +19,32 @@ from fewscan.errors import ConfigError, DataError
 from fewscan.judge import evaluate as judging
 from fewscan.judge.evaluate import Comparison
 from fewscan.judge.results import Evaluation, read_evaluation
-from fewscan.learn import checkpoint, infer, inputs, session
+from fewscan.learn import checkpoint, session
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import Settings, override
 from fewscan.learn.hardware import pick
 from fewscan.learn.session import Observer, Request
 from fewscan.methods import segment
+from fewscan.prediction import Prediction, predict
+
+__all__ = [
+    "Prediction",
+    "check",
+    "compare",
+    "crossval",
+    "demo",
+    "evaluate",
+    "load",
+    "open",
+    "predict",
+    "report",
+    "train",
+]
 
 METHODS: dict[str, Callable[[Request], Model]] = {"segment": segment.run}
 AUTO = "segment"
 DEFAULT_BUDGET = 600.0
 Data = Dataset | Path | str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One predicted scan.
-
-    Parameters
-    ----------
-    id : str
-        The input's name.
-    path : Path
-        The label map written.
-    seconds : float
-        Reading, predicting and writing.
-    volumes_ml : mapping of str to float
-        Volume of each label.
-    skipped : bool
-        Whether the file was there already.
-    """
-
-    id: str
-    path: Path
-    seconds: float
-    volumes_ml: Mapping[str, float]
-    skipped: bool = False
 
 
 def open(path: Path | str) -> Dataset:  # noqa: A001 (as in PIL.Image.open)
@@ -97,7 +85,7 @@ def check(data: Data, *, fix: Path | None = None) -> doctor.Checkup:
     found = _dataset(data)
     checkup = doctor.examine(found)
     if fix is not None:
-        repair.fix(found, checkup, Path(fix))
+        repair.fix(found, checkup, out=Path(fix))
     return checkup
 
 
@@ -198,91 +186,6 @@ def load(path: Path | str) -> Model:
     return checkpoint.load_model(Path(path))
 
 
-def predict(
-    model: Model | Path | str,
-    inputs_: Sequence[Path | str] | Path | str,
-    out: Path | str,
-    *,
-    probabilities: bool = False,
-    tta: bool = False,
-    skip_existing: bool = False,
-    max_memory: int | None = None,
-    device: str = "auto",
-    observe: Observer | None = None,
-) -> list[Prediction]:
-    """Segment scans, each on its own grid, as ``OUT/<name>.nii.gz``.
-
-    Parameters
-    ----------
-    model : Model or path
-        Trained.
-    inputs_ : path or sequence of paths
-        Files, folders or DICOM series.
-    out : path
-        Folder to write; made if need be.
-    probabilities : bool
-        Also write ``<name>_probabilities.nii.gz``, one volume per class.
-    tta : bool
-        Average with mirrored inputs, where anatomy allows.
-    skip_existing : bool
-        Leave finished scans alone.
-    max_memory : int, optional
-        Bytes for the logits that are held at a time.
-    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
-        Where to run.
-    observe : callable, optional
-        Gets a message per scan.
-
-    Raises
-    ------
-    FewscanError
-        If the model or a scan cannot be used; scans finished before stay.
-    """
-    model = model if isinstance(model, Model) else load(model)
-    paths = [inputs_] if isinstance(inputs_, (str, Path)) else list(inputs_)
-    scans = inputs.find_scans([Path(p) for p in paths], channels=len(model.plan.channels))
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder for the predictions")
-    for scan in scans:
-        if any(folder.resolve() == image.parent.resolve() for image in scan.images):
-            raise ConfigError(f"{folder} is where the scans are, and their files would be overwritten; give another -o")
-    folder.mkdir(parents=True, exist_ok=True)
-    predictor = infer.fastest_predictor(model, pick(device), tta=tta)
-    done = []
-    for i, scan in enumerate(scans):
-        target = folder / f"{scan.id}.nii.gz"
-        if skip_existing and target.is_file():
-            done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
-            continue
-        done.append(_predict_one(model, scan, target, predictor=predictor, probabilities=probabilities, memory=max_memory))
-        if observe is not None:
-            observe(f"{i + 1} of {len(scans)}: {scan.id}, {done[-1].seconds:.1f} s")
-    records = [asdict(p) | {"path": p.path.name} for p in done]
-    checkpoint.write_json(
-        {"model": model.provenance.get("sha256", {}), "predictions": records}, folder / "predictions.json"
-    )
-    return done
-
-
-def _predict_one(
-    model: Model, scan: inputs.Scan, target: Path, *, predictor: infer.Predictor, probabilities: bool, memory: int | None
-) -> Prediction:
-    """Read, segment, write."""
-    begin = time.monotonic()
-    volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
-    answer = infer.segment(
-        model, volume, predictor=predictor, probabilities=probabilities, memory=memory or infer.WORKING_MEMORY
-    )
-    write_labelmap(answer.label, target, native=volume.native)
-    if answer.probs is not None:
-        path = target.with_name(f"{scan.id}_probabilities.nii.gz")
-        write_image(answer.probs.astype(np.float32) / 255, path, native=volume.native)
-    counts = np.bincount(answer.label.reshape(-1), minlength=max(model.names, default=0) + 1)
-    volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
-    return Prediction(id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes)
-
-
 def evaluate(predictions: Path | str, labels: Path | str, *, images: Path | str | None = None) -> Evaluation:
     """Judge a folder of predictions by a folder of references.
 
@@ -363,7 +266,9 @@ def crossval(
             parts.append(read_evaluation(record))
             continue
         if observe is not None:
-            observe(f"fold {i + 1} of {len(split)}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out")
+            observe(
+                f"fold {i + 1} of {len(split)}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out"
+            )
         chosen = datasets.select(found, labelled=train_ids, unlabelled=[c.id for c in found.unlabelled])
         unfinished = (folder / "model" / "state.safetensors").is_file()
         model = train(
@@ -373,7 +278,7 @@ def crossval(
         scores = []
         for case in (files[c] for c in test_ids):
             assert case.label is not None
-            (done,) = predict(model, case.images if len(case.images) == 1 else _named(case.images), folder / "predictions")
+            (done,) = predict(model, case.images, folder / "predictions")
             scores.append(
                 judging.evaluate(done.path, case.label, images=case.images[0], names=found.names, ignore=found.ignore)
             )
@@ -383,10 +288,6 @@ def crossval(
     whole = judging.merge(parts)
     whole.save(out / "evaluation.json")
     return whole
-
-
-def _named(images: Sequence[Path]) -> Sequence[Path]:
-    return list(images)
 
 
 def _renamed(evaluation: Evaluation, case: str) -> Evaluation:
@@ -451,8 +352,6 @@ def demo(
 
 def _clear_demo(out: Path) -> None:
     """Make room for a new demo, and only for that."""
-    import shutil
-
     if out.exists() and any(out.iterdir()):
         if not (out / "demo.json").is_file():
             raise ConfigError(f"{out} holds something that is not a demo's; choose another folder with -o")
@@ -462,5 +361,3 @@ def _clear_demo(out: Path) -> None:
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json({"what": "written by fewscan demo"}, out / "demo.json")
-
-

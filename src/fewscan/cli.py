@@ -38,6 +38,7 @@ Memory = Annotated[str | None, typer.Option(help="Memory not to exceed, such as 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting; repeatable.", metavar="KEY=VALUE")
 ]
+Method = Annotated[str, typer.Option(help="Published method to train with.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here; - prints it alone.")]
 
 
@@ -77,13 +78,12 @@ def check(
     The exit code is 1 when training would refuse the data.
     """
     from fewscan import api
-    from fewscan.tables import show_findings
+    from fewscan.tables import show_checkup
 
     checkup = api.check(data, fix=fix)
     if not _write_json(checkup.to_json(), json_file):
         screen = _stdout()
-        screen.print(str(checkup), markup=False)
-        show_findings(checkup, screen)
+        show_checkup(checkup.to_json(), screen)
         if fix is not None:
             screen.print(f"Repaired copy in {fix}; every change is listed in {fix / 'changes.json'}.", markup=False)
     if not checkup.usable:
@@ -109,7 +109,7 @@ def train(
     device: Device = "auto",
     max_memory: Memory = None,
     settings: Settings = None,
-    method: Annotated[str, typer.Option(help="Published method to train with.")] = "auto",
+    method: Method = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Train a segmenter; Ctrl-C ends early and leaves a usable model."""
@@ -209,6 +209,7 @@ def crossval(
     seed: Seed = 0,
     device: Device = "auto",
     settings: Settings = None,
+    method: Method = "auto",
     json_file: Json = None,
 ) -> None:
     """Honest figures from few labels: patients are never split; the budget is each fold's."""
@@ -225,6 +226,7 @@ def crossval(
             seed=seed,
             device=device,
             settings=_pairs(settings or ()),
+            method=method,
             observe=observe,
         )
     _show_scores(evaluation.to_json(), json_file)

@@ -59,11 +59,11 @@ def _bar(console: Console) -> Progress:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} % · {task.fields[text]}"),
     )
-    return Progress(*columns, console=console, refresh_per_second=4)
+    return Progress(*columns, console=console, refresh_per_second=4, transient=True)
 
 
 class _Live:
-    """A bar at the bottom of a terminal; messages scroll above it."""
+    """A bar at the bottom of a terminal; a message takes its place until the next status."""
 
     def __init__(self, title: str, bar: Progress) -> None:
         self.bar = bar
@@ -71,6 +71,7 @@ class _Live:
 
     def __call__(self, event: Status | str) -> None:
         if isinstance(event, str):
+            self.bar.update(self.task, visible=False)
             self.bar.console.print(event, markup=False)
         else:
             self.bar.update(self.task, completed=event.fraction, text=describe(event), visible=True)

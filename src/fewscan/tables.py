@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-if TYPE_CHECKING:  # those floors import numpy, scipy and SimpleITK
-    from fewscan.data.doctor import Checkup
 
 METRICS = {
     "dice": ("Dice", 3),
@@ -21,28 +18,52 @@ METRICS = {
     "volume_error": ("volume error", 3),
 }
 ABSENT = "\N{EN DASH}"
+MOST_CASES, MOST_LABELS = 40, 6
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
-def show_findings(checkup: Checkup, console: Console) -> None:
-    """Print what is wrong with a data set, worst first, and the remedies.
+def show_checkup(checkup: Mapping[str, Any], console: Console) -> None:
+    """Print what a data set holds, what is wrong with it, and the remedies.
 
     Parameters
     ----------
-    checkup : Checkup
-        As the doctor returns it.
+    checkup : mapping
+        ``Checkup.to_json()``.
     console : Console
         Where to print.
     """
-    for finding in sorted(checkup.findings, key=lambda f: list(COLOURS).index(f.severity)):
-        colour, case = COLOURS[finding.severity], f"{finding.case}: " if finding.case else ""
-        console.print(f"[{colour}]{finding.severity:<7}[/{colour}] {escape(case + finding.message)}")
-        if finding.remedy:
-            console.print(f"        {escape(finding.remedy)}", style="dim")
+    counts = ", ".join(f"{checkup[role]} {role}" for role in ("labelled", "unlabelled", "test"))
+    labels = ", ".join(f"{value} {name}" for value, name in checkup["labels"].items()) or "none"
+    kind = f"{checkup['modality']}, channels {', '.join(checkup['channels'])}"
+    console.print(escape(f"{checkup['layout']}: {counts}\nlabels: {labels}\nimages: {kind}\n"))
+    console.print(_cases(checkup["cases"][:MOST_CASES]))
+    if (rest := len(checkup["cases"]) - MOST_CASES) > 0:
+        console.print(f"and {rest} more; --json lists them all")
+    console.print()
+    for finding in checkup["findings"]:
+        colour, case = COLOURS[finding["severity"]], f"{finding['case']}: " if finding["case"] else ""
+        console.print(f"[{colour}]{finding['severity']:<7}[/{colour}] {escape(case + finding['message'])}")
+        if finding["remedy"]:
+            console.print(f"        {escape(finding['remedy'])}", style="dim")
+    console.print("Nothing stands in the way of training." if checkup["usable"] else "Training would refuse this.")
+
+
+def _cases(rows: Sequence[Mapping[str, Any]]) -> Table:
+    heads = ("scan", "role", "voxels", "spacing, mm", "axes", "type", "range", "labels, mL")
+    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        voxels, spacing = "x".join(map(str, row["shape"])), "x".join(f"{s:.3g}" for s in row["spacing"])
+        amounts = [f"{name} {_number(ml, 2)}" for name, ml in row["labels_ml"].items()]
+        labels = ", ".join(amounts[:MOST_LABELS]) + (f" and {n} more" if (n := len(amounts) - MOST_LABELS) > 0 else "")
+        span = f"{row['low']:.4g} to {row['high']:.4g}"
+        table.add_row(
+            escape(row["case"]), row["role"], voxels, spacing, row["axes"], row["dtype"], span, escape(labels)
+        )
+    return table
 
 
 def scores(evaluation: Mapping[str, Any]) -> Table:
-    """One row for each label and one for the mean over cases: mean, and interval where there is one.
+    """One row for each label and one for the mean over cases: means, and the interval of Dice where there is one.
 
     Parameters
     ----------
@@ -75,7 +96,7 @@ def differences(comparison: Mapping[str, Any]) -> Table:
     return table
 
 
-def volumes(rows: Iterable[tuple[str, Mapping[str, float], float]], *, most: int = 6) -> Table:
+def volumes(rows: Iterable[tuple[str, Mapping[str, float], float]], *, most: int = MOST_LABELS) -> Table:
     """One row for each predicted scan, with the largest structures' volumes.
 
     Parameters
@@ -99,7 +120,8 @@ def volumes(rows: Iterable[tuple[str, Mapping[str, float], float]], *, most: int
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [_with_interval(row.get(key) or {}, digits) for key, (_, digits) in METRICS.items()]
+    cells = {key: _number((row.get(key) or {}).get("mean"), digits) for key, (_, digits) in METRICS.items()}
+    return list((cells | {"dice": _with_interval(row.get("dice") or {}, METRICS["dice"][1])}).values())
 
 
 def _with_interval(entry: Mapping[str, float | None], digits: int) -> str:

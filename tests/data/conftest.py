@@ -28,11 +28,12 @@ class Scans:
         return Geometry(self.shape, affine)
 
     def label(self, seed: int = 0, values: tuple[int, ...] = (1,)) -> np.ndarray:
-        """One box per value, side by side along x; its size depends on the seed."""
+        """One box per value, side by side along x; its shape depends on the seed."""
         label = np.zeros(self.shape, np.uint16)
         width = max(1, 8 // len(values))
         for index, value in enumerate(values):
             label[1 + index * width : 1 + (index + 1) * width, 2 : 6 + seed % 3, 2:7] = value
+        label[1, 2, 2 + seed % 5] = 0
         return label
 
     def image(self, seed: int = 0) -> np.ndarray:

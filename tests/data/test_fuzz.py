@@ -38,20 +38,22 @@ def attempt(raw: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"fuzzed{suffix}"
         path.write_bytes(raw)
+        said: list[str] = []
         tracemalloc.start()
         try:
             for read in (read_image, read_labels):
                 try:
                     read(path)
                 except FewscanError as error:
-                    assert "fuzzed" in str(error) or "grid" in str(error) or "affine" in str(error)
+                    said.append(str(error))
+            assert all("fuzzed" in text for text in said)
             assert tracemalloc.get_traced_memory()[1] < LIMIT
         finally:
             tracemalloc.stop()
 
 
 edits = st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), min_size=1, max_size=12)
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -76,15 +78,18 @@ def test_files_may_end_anywhere(suffix: str, share: float, tail: bytes) -> None:
 @relaxed
 @given(raw=st.binary(max_size=700))
 def test_files_may_be_any_bytes(suffix: str, raw: bytes) -> None:
-    magic = {".nii": b"\x5c\x01\0\0", ".nrrd": b"NRRD0004\n", ".mha": b"ObjectType = Image\n"}.get(suffix, b"\x1f\x8b\x08")
+    magic = {".nii": b"\x5c\x01\0\0", ".nrrd": b"NRRD0004\n", ".mha": b"ObjectType = Image\n"}.get(
+        suffix, b"\x1f\x8b\x08"
+    )
     attempt(magic + raw, suffix)
 
 
+ODD = [-1, 0, 1, 3, 4, 32767, 1e30, np.nan]
 FIELDS = ("dim", "pixdim", "vox_offset", "datatype", "bitpix", "srow_x", "quatern_b", "scl_slope", "sform_code")
 
 
 @relaxed
-@given(field=st.sampled_from(FIELDS), values=st.lists(st.sampled_from([-1, 0, 1, 3, 4, 32767, 1e30, np.nan]), min_size=8))
+@given(field=st.sampled_from(FIELDS), values=st.lists(st.sampled_from(ODD), min_size=8))
 def test_nifti_fields_may_hold_anything(field: str, values: list[float]) -> None:
     import nibabel as nib
 
@@ -101,8 +106,12 @@ def test_nifti_fields_may_hold_anything(field: str, values: list[float]) -> None
 
 @relaxed
 @given(
-    key=st.sampled_from(["sizes", "dimension", "type", "space directions", "space origin", "encoding", "kinds", "endian"]),
-    value=st.sampled_from(["", "-1", "3", "99999 99999 99999", "none none none", "(1e400,0,0) (0,nan,0) (0,0,1)", "x" * 99]),
+    key=st.sampled_from(
+        ["sizes", "dimension", "type", "space directions", "space origin", "encoding", "kinds", "endian"]
+    ),
+    value=st.sampled_from(
+        ["", "-1", "3", "99999 99999 99999", "none none none", "(1e400,0,0) (0,nan,0) (0,0,1)", "x" * 99]
+    ),
 )
 def test_nrrd_fields_may_hold_anything(key: str, value: str) -> None:
     head, _, body = sound(".nrrd").partition(b"\n\n")

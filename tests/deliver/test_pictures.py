@@ -19,7 +19,7 @@ def corner_points(svg, kind):
 def test_outline_lies_where_the_label_is_in_millimetres_and_radiological_order():
     label = np.zeros((20, 24, 10), int)
     label[2:6, 15:20, 4:8] = 1  # low x is the patient's left, shown at the right; high y is the front, shown at the top
-    axial = three_planes(None, label, label, spacing=(1.0, 2.0, 3.0))[0]
+    axial = three_planes(label, label, spacing=(1.0, 2.0, 3.0))[0]
     points = corner_points(axial.svg, "reference")
     assert points[:, 0].min() == pytest.approx(20 - 6)
     assert points[:, 0].max() == pytest.approx(20 - 2)
@@ -31,7 +31,8 @@ def test_outline_lies_where_the_label_is_in_millimetres_and_radiological_order()
 def test_image_and_outline_share_one_frame():
     label = np.zeros((12, 12, 12), int)
     label[4:8, 4:8, 4:8] = 1
-    svg = three_planes(np.random.default_rng(0).normal(size=label.shape), label, label, spacing=(1.0, 1.0, 1.0))[0].svg
+    noise = np.random.default_rng(0).normal(size=label.shape)
+    svg = three_planes(label, label, image=noise, spacing=(1.0, 1.0, 1.0))[0].svg
     x, y, w, h = (float(re.search(rf'<image.* {k}="([^"]+)"', svg).group(1)) for k in ("x", "y", "width", "height"))
     points = corner_points(svg, "reference")
     assert (points.min(0) == [4, 4]).all()
@@ -45,12 +46,12 @@ def test_image_and_outline_share_one_frame():
 def test_the_cut_goes_through_the_structure_and_not_through_its_hollow():
     label = np.zeros((9, 9, 9), int)
     label[:, :, 0] = label[:, :, 8] = 1
-    assert corner_points(three_planes(None, label, label, spacing=(1.0, 1.0, 1.0))[0].svg, "reference").size
+    assert corner_points(three_planes(label, label, spacing=(1.0, 1.0, 1.0))[0].svg, "reference").size
 
 
 def test_ignored_voxels_and_empty_maps_draw_nothing():
     label = np.full((6, 6, 6), IGNORE)
-    for plane in three_planes(None, label, np.zeros_like(label), spacing=(1.0, 1.0, 1.0)):
+    for plane in three_planes(label, np.zeros_like(label), spacing=(1.0, 1.0, 1.0)):
         assert 'class="reference" d=""' in plane.svg
 
 
@@ -58,7 +59,7 @@ def test_pictures_of_a_large_noisy_scan_stay_small():
     label = np.zeros((300, 300, 4), int)
     label[5:295, 5:295] = 1
     noise = np.random.default_rng(0).normal(size=label.shape)
-    for plane in three_planes(noise, label, label, spacing=(0.7, 0.7, 5.0)):
+    for plane in three_planes(label, label, image=noise, spacing=(0.7, 0.7, 5.0)):
         assert len(re.search(r"base64,([^\"]+)", plane.svg).group(1)) < 60_000
 
 

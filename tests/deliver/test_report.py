@@ -68,7 +68,12 @@ def run(tmp_path):
     rows = [{"id": "case_0", "seconds": 0.5, "volumes_ml": {"front & top": 1.25}}]
     (tmp_path / "predictions" / "predictions.json").write_text(json.dumps({"predictions": rows}))
     finding = {"code": "x", "severity": "error", "case": "case_0", "message": "bad <b>", "remedy": "do this"}
-    check = {"dataset": {"cases": 4}, "findings": [finding], "cases": [{"id": "case_0", "spacing": [1.0, 1.0, 2.0]}]}
+    check = {
+        "data": str(tmp_path / "scans"),
+        "labelled": 4,
+        "findings": [finding],
+        "cases": [{"id": "case_0", "spacing": [1.0, 1.0, 2.0]}],
+    }
     (tmp_path / "check.json").write_text(json.dumps(check))
     return tmp_path
 
@@ -148,6 +153,8 @@ def test_a_run_that_was_moved_keeps_its_pictures(run, monkeypatch):
 def test_empty_and_damaged_folders_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(DataError, match="nothing to report"):
         write_report(tmp_path, tmp_path / "report.html")
+    with pytest.raises(DataError, match="no such folder"):
+        write_report(tmp_path / "nowhere", tmp_path / "report.html")
     (tmp_path / "check.json").write_text("{")
     with pytest.raises(DataError, match=r"check\.json: not JSON"):
         write_report(tmp_path, tmp_path / "report.html")

@@ -7,7 +7,7 @@ import pytest
 
 from fewscan.data import io
 from fewscan.errors import DataError, GeometryError
-from fewscan.judge.evaluate import case_id, compare, evaluate, label_names, merge
+from fewscan.judge.evaluate import case_id, compare, evaluate, merge
 from fewscan.judge.metrics import METRICS
 from fewscan.judge.results import read_evaluation
 from fewscan.space.geometry import Geometry
@@ -76,6 +76,43 @@ def test_what_has_no_partner_is_listed(folders):
     assert [case.id for case in found.cases] == ["case_1", "case_2"]
 
 
+def test_endings_and_formats_may_differ_and_probabilities_are_no_predictions(folders):
+    predictions, labels = folders
+    (predictions / "case_0.nii.gz").rename(predictions / "case_0_0000.nii.gz")
+    (labels / "case_1.nii.gz").rename(labels / "case_1_seg.nii.gz")
+    io.write_labelmap(anatomy(2), predictions / "case_2.nrrd", native=GRID)
+    (predictions / "case_2.nii.gz").unlink()
+    (predictions / "case_3.nii.gz").rename(predictions / "case_3_probabilities.nii.gz")
+    found = evaluate(predictions, labels)
+    assert found.values("dice") == pytest.approx([1, 2 / 3, 1 / 3])
+    assert [case.id for case in found.cases] == ["case_0", "case_1", "case_2"]
+    assert found.unmatched == {"predictions": (), "references": ("case_3",)}
+
+
+def test_ids_that_look_like_channels_stay_apart(folders):
+    predictions, labels = folders
+    for folder in folders:
+        for i in range(4):
+            (folder / f"case_{i}.nii.gz").rename(folder / f"case_{i:04d}.nii.gz")
+    assert [case.id for case in evaluate(predictions, labels).cases] == [f"case_{i:04d}" for i in range(4)]
+
+
+def test_two_predictions_of_one_case_are_refused(folders):
+    predictions, labels = folders
+    io.write_labelmap(anatomy(), predictions / "case_0_seg.nii.gz", native=GRID)
+    with pytest.raises(DataError, match=r"case_0\.nii\.gz already belongs to"):
+        evaluate(predictions, labels)
+
+
+def test_the_listed_ignore_value_is_not_judged(folders):
+    predictions, labels = folders
+    (labels.parent / "labels.json").write_text('{"1": "front", "2": "back", "9": "ignore"}')
+    for i, shift in enumerate([0, 1, 2, 0]):
+        label = np.where(anatomy() == anatomy(shift), anatomy(), 9).astype(np.uint8)
+        io.write_labelmap(label, labels / f"case_{i}.nii.gz", native=GRID)
+    assert evaluate(predictions, labels).values("dice") == pytest.approx([1, 1, 1, 1])
+
+
 def test_two_files_are_compared_whatever_their_names(folders):
     predictions, labels = folders
     found = evaluate(predictions / "case_1.nii.gz", labels / "case_0.nii.gz")
@@ -115,10 +152,9 @@ def test_two_runs_are_compared_on_shared_cases(folders):
 
 def test_folds_merge_into_one_evaluation_without_a_case_twice(folders):
     predictions, labels = folders
-    whole = evaluate(predictions, labels)
+    whole, whole_names = evaluate(predictions, labels), {1: "front", 2: "back"}
     parts = [
-        evaluate(predictions / f"case_{i}.nii.gz", labels / f"case_{i}.nii.gz", names=label_names(labels))
-        for i in range(4)
+        evaluate(predictions / f"case_{i}.nii.gz", labels / f"case_{i}.nii.gz", names=whole_names) for i in range(4)
     ]
     assert merge(parts).to_json()["summary"] == whole.to_json()["summary"]
     with pytest.raises(DataError, match="case_0 was judged twice"):
@@ -133,7 +169,7 @@ def test_read_evaluation_refuses_other_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.b_0000.nii.gz", "a.b"), ("p_labels.nrrd", "p"), ("p_01.mha", "p_01"), ("_seg.nii", "_seg")],
+    [("a.b_0000.nii.gz", "a.b"), ("p_labels.nrrd", "p"), ("p_01.mha", "p_01"), ("seg.nii", "seg")],
 )
 def test_case_id_drops_format_and_ending(name, expected):
     assert case_id(Path(name)) == expected

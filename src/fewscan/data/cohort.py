@@ -206,7 +206,7 @@ def _mirrored(facts: Sequence[Facts], names: Mapping[int, str], remedy: str) -> 
         signs = {c: float(np.sign(g)) for c, g in gaps.items() if g is not None and abs(g) > SIDE_MM}
         usual = float(np.sign(sum(signs.values())))
         odd = [c for c, s in signs.items() if s == -usual]
-        if len(signs) >= ENOUGH and len(odd) * 5 <= len(signs) and len(signs) * 4 >= 3 * len(gaps):
+        if len(signs) >= ENOUGH and len(odd) * 4 <= len(signs) and len(signs) * 4 >= 3 * len(gaps):
             for case in signs:
                 seen[case] += 1
                 flipped[case] += case in odd

@@ -1,22 +1,24 @@
 """DICOM series in.
 
-No message of this module repeats what a header says about a person, a place or a date.
+No message of this module repeats what a header says about a person, a place or a date, and pydicom, whose warnings
+quote header values, is kept silent.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from fewscan.data.headers import LPS_TO_RAS, affine_of, check_sizes, scaled
 from fewscan.errors import DataError
@@ -26,6 +28,19 @@ from fewscan.space.volume import Volume
 NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelData")
 LARGEST_GAP = 0.1  # by how much of the median the distance between two slices may differ
 LARGEST_SHIFT_MM = 0.5  # how far a slice may lie beside the line through the others
+LARGEST_SLICE = 2**28  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """What is kept of one file: (columns, rows) intensities, their place in LPS mm, and which series they are of."""
+
+    data: NDArray[Any]
+    place: NDArray[np.float64]
+    along: NDArray[np.float64]
+    spacing: NDArray[np.float64]
+    thickness: float
+    series: str
 
 
 def is_series(folder: Path) -> bool:
@@ -66,90 +81,109 @@ def read_series(folder: Path) -> Volume:
     slices = [s for s in (_slice(f, folder) for f in files) if s is not None]
     if not slices:
         raise DataError(f"{folder}: holds no DICOM image slices; give the folder of one CT or MR series")
-    series = Counter(str(s.get("SeriesInstanceUID", "")) for s in slices)
+    series = Counter(s.series for s in slices)
     if len(series) > 1:
         raise DataError(
             f"{folder}: holds {len(series)} series of {sorted(series.values())} slices; put each into its own folder"
         )
     _check_alike(slices, folder)
     slices, step = _sorted(slices, folder)
-    along = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
-    row_mm, column_mm = (float(v) for v in slices[0].PixelSpacing)
-    matrix = np.stack([along[0] * column_mm, along[1] * row_mm, step], axis=1)
-    origin = np.array(slices[0].ImagePositionPatient, float)
-    shape = (int(slices[0].Columns), int(slices[0].Rows), len(slices))
+    first = slices[0]
+    matrix = np.stack([first.along[0] * first.spacing[1], first.along[1] * first.spacing[0], step], axis=1)
+    shape = (*first.data.shape, len(slices))
     check_sizes((*shape, 1), folder)
-    native = Geometry(shape, affine_of(LPS_TO_RAS @ matrix, LPS_TO_RAS @ origin))
-    planes = [_pixels(s, folder) for s in slices]
-    kind = np.result_type(*{p.dtype for p in planes})
-    data, geometry = to_ras(np.stack(planes, axis=-1).astype(kind, copy=False)[None], native)
+    native = Geometry((shape[0], shape[1], shape[2]), affine_of(LPS_TO_RAS @ matrix, LPS_TO_RAS @ first.place))
+    kind = np.result_type(*{s.data.dtype for s in slices})
+    data, geometry = to_ras(np.stack([s.data for s in slices], axis=-1).astype(kind, copy=False)[None], native)
     return Volume(np.ascontiguousarray(data), geometry, native)
 
 
-def _slice(file: Path, folder: Path) -> Dataset | None:
-    """One slice with its pixels still packed; None for a file without an image."""
+def _slice(file: Path, folder: Path) -> _Slice | None:
+    """One slice; None for a file without an image."""
     try:
         with _quiet():
-            dataset = pydicom.dcmread(file)
-        if "PixelData" not in dataset:
-            return None
-        missing = [n for n in NEEDED if n not in dataset or dataset[n].is_empty]
-        if missing:
-            raise DataError(f"{folder}: a slice has no {missing[0]}, so its place is unknown; export the series again")
-        if int(dataset.get("NumberOfFrames") or 1) > 1 or int(dataset.get("SamplesPerPixel") or 1) > 1:
-            raise DataError(f"{folder}: multi-frame or colour DICOM is not understood; convert it to NIfTI")
-        numbers = [*dataset.ImagePositionPatient, *dataset.ImageOrientationPatient, *dataset.PixelSpacing]
-        if len(numbers) != 11 or not np.isfinite(np.array(numbers, float)).all():
-            raise DataError(f"{folder}: the place of a slice is damaged; export the series again")
-        return dataset
+            return _parse(pydicom.dcmread(file), folder)
     except DataError:
         raise
-    except Exception as error:  # pydicom raises whatever its parsers meet
-        raise _damaged(folder, error) from None
+    except Exception as error:  # pydicom and its decoders raise whatever they meet; its text may quote the header
+        kind = type(error).__name__
+        raise DataError(f"{folder}: a DICOM slice cannot be read ({kind}); export the series again") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings, which quote what headers say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without pydicom's warnings and log lines."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
-def _damaged(folder: Path, error: Exception) -> DataError:
-    """Names the kind of error only: its text may quote the header."""
-    return DataError(f"{folder}: a DICOM slice cannot be read ({type(error).__name__}); export the series again")
+def _parse(item: pydicom.Dataset, folder: Path) -> _Slice | None:
+    if "PixelData" not in item:
+        return None
+    missing = [n for n in NEEDED if n not in item or item[n].is_empty]
+    if missing:
+        raise DataError(f"{folder}: a slice has no {missing[0]}, so its place is unknown; export the series again")
+    if int(item.get("NumberOfFrames") or 1) > 1 or int(item.get("SamplesPerPixel") or 1) > 1:
+        raise DataError(f"{folder}: multi-frame or colour DICOM is not understood; convert it to NIfTI")
+    place, along = np.array(item.ImagePositionPatient, float), np.array(item.ImageOrientationPatient, float)
+    spacing, scale = np.array(item.PixelSpacing, float), (item.get("RescaleSlope"), item.get("RescaleIntercept"))
+    slope, inter = (fallback if v is None else float(v) for v, fallback in zip(scale, (1.0, 0.0), strict=True))
+    numbers = np.concatenate([place, along, spacing, [slope, inter]])
+    if len(numbers) != 13 or not np.isfinite(numbers).all() or spacing.min() <= 0:
+        raise DataError(f"{folder}: the place or scale of a slice is damaged; export the series again")
+    rows, columns = int(item.Rows), int(item.Columns)
+    declared = rows * columns * int(item.get("BitsAllocated") or 16) // 8
+    if declared > LARGEST_SLICE:
+        raise DataError(f"{folder}: a slice declares {declared} bytes, which cannot be; export the series again")
+    pixels = item.pixel_array
+    if pixels.shape != (rows, columns):
+        raise DataError(f"{folder}: a slice holds {pixels.shape} pixels, not what it declares; export the series again")
+    return _Slice(
+        data=(scaled(pixels, slope=slope, inter=inter) if (slope, inter) != (1, 0) else pixels).T,
+        place=place,
+        along=along.reshape(2, 3),
+        spacing=spacing,
+        thickness=float(item.get("SliceThickness") or 0),
+        series=str(item.get("SeriesInstanceUID", "")),
+    )
 
 
-def _check_alike(slices: Sequence[Dataset], folder: Path) -> None:
+def _check_alike(slices: Sequence[_Slice], folder: Path) -> None:
     """Refuse slices of different size, spacing or direction."""
     first = slices[0]
     for other in slices[1:]:
-        if (other.Rows, other.Columns) != (first.Rows, first.Columns):
+        if other.data.shape != first.data.shape:
             raise DataError(
-                f"{folder}: slices of {first.Rows} x {first.Columns} and {other.Rows} x {other.Columns} pixels; "
+                f"{folder}: slices of {first.data.shape} and {other.data.shape} pixels; "
                 "put each series into its own folder"
             )
-        for name in ("PixelSpacing", "ImageOrientationPatient"):
-            a, b = np.array(first[name].value, float), np.array(other[name].value, float)
+        for what, a, b in (("spacing", first.spacing, other.spacing), ("direction", first.along, other.along)):
             if np.abs(a - b).max() > 1e-3:
-                raise DataError(f"{folder}: slices differ in {name} ({a} and {b}); put each series into its own folder")
+                raise DataError(
+                    f"{folder}: slices differ in {what}, {a.tolist()} against {b.tolist()}; "
+                    "put each series into its own folder"
+                )
 
 
-def _sorted(slices: list[Dataset], folder: Path) -> tuple[list[Dataset], NDArray[np.float64]]:
+def _sorted(slices: list[_Slice], folder: Path) -> tuple[list[_Slice], NDArray[np.float64]]:
     """Slices along their normal, and the step from one to the next, mm in LPS."""
-    along = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(along[0], along[1])
+    normal = np.cross(slices[0].along[0], slices[0].along[1])
     if abs(np.linalg.norm(normal) - 1) > 1e-2:
         raise DataError(f"{folder}: rows and columns are not at right angles; convert the series to NIfTI")
-    places = np.array([s.ImagePositionPatient for s in slices], float)
+    places = np.array([s.place for s in slices])
     order = np.argsort(places @ normal, kind="stable")
     slices, places = [slices[i] for i in order], places[order]
     if len(slices) == 1:
-        thickness = float(slices[0].get("SliceThickness") or 0)
-        if thickness <= 0:
+        if slices[0].thickness <= 0:
             raise DataError(f"{folder}: a single slice without thickness; give the whole series")
-        return slices, normal * thickness
+        return slices, normal * slices[0].thickness
     steps = np.diff(places @ normal)
     usual = float(np.median(steps))
     if steps.min() < 1e-3:
@@ -165,19 +199,3 @@ def _sorted(slices: list[Dataset], folder: Path) -> tuple[list[Dataset], NDArray
     if np.abs(places - line).max() > max(LARGEST_SHIFT_MM, LARGEST_GAP * usual):
         raise DataError(f"{folder}: slices are shifted against each other; convert the series to NIfTI")
     return slices, step
-
-
-def _pixels(dataset: Dataset, folder: Path) -> NDArray[Any]:
-    """Intensities (columns, rows) of one slice."""
-    declared = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("BitsAllocated") or 16) // 8
-    if declared > 2**28:
-        raise DataError(f"{folder}: a slice declares {declared} bytes, which cannot be; export the series again")
-    try:
-        with _quiet():
-            pixels = dataset.pixel_array
-        slope, inter = float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0) or 0)
-    except Exception as error:  # decoders raise whatever they meet
-        raise _damaged(folder, error) from None
-    if pixels.shape != (dataset.Rows, dataset.Columns):
-        raise DataError(f"{folder}: a slice holds {pixels.shape} pixels, not what it declares; export the series again")
-    return scaled(pixels, slope, inter).T if (slope, inter) != (1, 0) else pixels.T

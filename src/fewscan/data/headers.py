@@ -56,14 +56,14 @@ class Header:
         Type on disk, with its byte order.
     ndim : int
         Number of axes longer than one, at least 3.
+    payload : Path
+        File that holds the voxels.
     channels : int
         Values per voxel.
     channel_first : bool
         Whether the values of one voxel lie side by side on disk.
     slope, inter : float
         What turns stored values into intensities.
-    payload : Path
-        File that holds the voxels.
     offset : int
         Bytes before the first voxel, after decompression where the whole file is compressed.
     encoding : {"raw", "gzip-file", "gzip", "zlib"}
@@ -267,7 +267,7 @@ def sibling(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def with_channels(header: Header, channels: int, path: Path) -> Header:
+def with_channels(header: Header, channels: int, *, path: Path) -> Header:
     """The header, if it has this many channels.
 
     Parameters
@@ -292,7 +292,7 @@ def with_channels(header: Header, channels: int, path: Path) -> Header:
     return replace(header, ndim=3 if channels == 1 else 4)
 
 
-def scaled(data: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+def scaled(data: NDArray[Any], *, slope: float, inter: float) -> NDArray[Any]:
     """Stored values to intensities: integers stay integers while slope and intercept allow it.
 
     Parameters
@@ -304,7 +304,7 @@ def scaled(data: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
     Examples
     --------
-    >>> scaled(np.array([0, 1024], dtype=np.uint16), 1.0, -1024.0)
+    >>> scaled(np.array([0, 1024], dtype=np.uint16), slope=1.0, inter=-1024.0)
     array([-1024,     0], dtype=int16)
     """
     if data.dtype.kind in "iu" and slope == 1 and float(inter).is_integer() and data.size:

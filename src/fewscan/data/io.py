@@ -219,7 +219,7 @@ def _disk(error: OSError, path: Path) -> Exception:
 def _read(path: Path, *, volumes: int) -> tuple[NDArray[Any], Geometry]:
     """Intensities (C, X, Y, Z) in the file's axis order, and the file's grid; refuses what is not finite."""
     if path.is_file():
-        with_channels(peek(path), volumes, path)
+        with_channels(peek(path), volumes, path=path)
     data, native = read_raw(path)
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are NaN or infinite; {FIX}")
@@ -252,7 +252,7 @@ def read_raw(path: Path, *, trust_sform: bool = False) -> tuple[NDArray[Any], Ge
     header = peek(path, trust_sform=trust_sform)
     data = _voxels(header, path)
     if header.slope != 1 or header.inter != 0:
-        data = scaled(data, header.slope, header.inter)
+        data = scaled(data, slope=header.slope, inter=header.inter)
     return data, header.geometry
 
 

@@ -262,6 +262,8 @@ def _names(listed: object, path: Path) -> tuple[dict[int, str], int | None]:
         number, name = (key, value) if str(key).lstrip("-").isdigit() else (value, key)
         if isinstance(number, (list, tuple)):
             raise DataError(f"{path}: label {name!r} is a region {number}; list plain labels, one value each")
+        if not isinstance(name, (str, int)):
+            raise DataError(f"{path}: label {number} is called {name!r}, a name is needed; correct the file")
         try:
             number = int(number)
         except (TypeError, ValueError):

@@ -51,7 +51,7 @@ class Change:
     why: str
 
 
-def fix(dataset: Dataset, checkup: Checkup, out: Path) -> list[Change]:
+def fix(dataset: Dataset, checkup: Checkup, *, out: Path) -> list[Change]:
     """Write a complete copy with what can be repaired repaired, and what cannot left out.
 
     The copy has images/, labels/ (and test/ with the same), labels.json or dataset.json, and changes.json, which names
@@ -187,7 +187,7 @@ def _label(
         if label.shape == grid.shape and largest_gap_mm(grid, own) <= 0.5 * min(grid.spacing):
             what.append(f"the image's affine taken over ({largest_gap_mm(grid, own):.3g} mm apart)")
         elif boxes_overlap(grid, own) > 0:
-            label = nearest(mark_blank(label), own, grid)
+            label = nearest(mark_blank(label), own, target=grid)
             what.append("resampled onto the image's grid, nearest voxel")
         else:
             raise DataError(f"{case.label}: lies outside its image; find the label map that belongs to it")
@@ -197,7 +197,7 @@ def _label(
     return (changes if what else []), found
 
 
-def nearest(data: NDArray[Any], grid: Geometry, target: Geometry) -> NDArray[Any]:
+def nearest(data: NDArray[Any], grid: Geometry, *, target: Geometry) -> NDArray[Any]:
     """Nearest-voxel resampling through world space; outside the data's grid is 0.
 
     Parameters
@@ -212,7 +212,7 @@ def nearest(data: NDArray[Any], grid: Geometry, target: Geometry) -> NDArray[Any
     Examples
     --------
     >>> fine = Geometry((4, 1, 1), np.diag([0.5, 1.0, 1.0, 1.0]))
-    >>> nearest(np.array([1, 2]).reshape(2, 1, 1), Geometry((2, 1, 1), np.eye(4)), fine)[:, 0, 0].tolist()
+    >>> nearest(np.array([1, 2]).reshape(2, 1, 1), Geometry((2, 1, 1), np.eye(4)), target=fine)[:, 0, 0].tolist()
     [1, 1, 2, 2]
     """
     out = np.zeros(target.shape, dtype=data.dtype)

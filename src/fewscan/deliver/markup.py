@@ -164,10 +164,13 @@ def _cell(found: Cell, *, first: bool) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "<br>".join(f"{escape(str(k))} <b>{escape(plain(v))}</b>" for k, v in value.items()) or ABSENT
-    if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return "<br>".join(escape(v) for v in value)
-    return escape(plain(value))
+        lines = [f"{escape(str(k))} <b>{escape(plain(v))}</b>" for k, v in value.items()]
+    elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+        lines = [escape(plain(v)) for v in value]
+    else:
+        lines = [escape(plain(value))]
+    shown = "<br>".join(lines) or ABSENT
+    return f'<div class="columns">{shown}</div>' if len(lines) > 6 else shown
 
 
 def plain(value: Any) -> str:
@@ -180,10 +183,12 @@ def plain(value: Any) -> str:
     """
     if value is None:
         return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return " x ".join(plain(v) for v in value) if len(value) <= 4 else ", ".join(plain(v) for v in value)
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
-    return str(value)
+    return without_folders(str(value))

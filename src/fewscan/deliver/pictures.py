@@ -73,27 +73,27 @@ class _View:
 
 
 def three_planes(
-    image: NDArray[Any] | None,
     reference: NDArray[Any],
     prediction: NDArray[Any],
     *,
+    image: NDArray[Any] | None = None,
     spacing: tuple[float, float, float],
 ) -> list[Plane]:
     """Draw the cuts through the centre of the labelled structures.
 
     Parameters
     ----------
-    image : (X, Y, Z) number, optional
-        Intensities in RAS order; None draws outlines alone.
     reference, prediction : (X, Y, Z) int
-        Label maps on the same grid.
+        Label maps on one grid, in RAS order.
+    image : (X, Y, Z) number, optional
+        Intensities on the same grid; None draws outlines alone.
     spacing : (3,) float
         Voxel size, mm.
 
     Examples
     --------
     >>> ball = np.zeros((9, 9, 9), int); ball[3:6, 3:6, 3:6] = 1
-    >>> [plane.name for plane in three_planes(None, ball, ball, spacing=(1.0, 1.0, 2.0))]
+    >>> [plane.name for plane in three_planes(ball, ball, spacing=(1.0, 1.0, 2.0))]
     ['axial', 'coronal', 'sagittal']
     """
     reference = np.where(reference == IGNORE, 0, reference)

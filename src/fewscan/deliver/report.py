@@ -81,15 +81,18 @@ def read_run(directory: Path) -> Run:
     DataError
         If it holds nothing to report, or a damaged file.
     """
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such folder; give the folder of a run, such as `fewscan demo` leaves")
     model = directory / "model" if (directory / "model" / "model.json").is_file() else directory
     history, evaluation = model / "history.jsonl", directory / "evaluation.json"
     run = Run(
         directory=directory,
-        check=_mapping(directory / "check.json"),
+        check=_mapping(directory / "check.json") or _mapping(model / "check.json"),
         model=_mapping(model / "model.json"),
         history=read_history(history) if history.is_file() else None,
         evaluation=read_evaluation(evaluation) if evaluation.is_file() else None,
-        predictions=_predictions(directory / "predictions" / "predictions.json"),
+        predictions=_predictions(directory / "predictions" / "predictions.json")
+        or _predictions(directory / "predictions.json"),
     )
     if all(found is None for found in (run.check, run.model, run.history, run.evaluation, run.predictions)):
         raise DataError(

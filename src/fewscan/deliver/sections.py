@@ -160,18 +160,13 @@ def data_check(run: Run) -> str:
     """
     if run.check is None:
         return ""
-    findings = sorted(run.check.get("findings", []), key=lambda f: SEVERITIES.index(f.get("severity", "note")))
-    lines = "".join(
-        f'<li class="{escape(f.get("severity", "note"))}"><b>{escape(f.get("severity", "note"))}</b> '
-        f"{escape(f['case'] + ': ' if f.get('case') else '')}{escape(markup.without_folders(str(f.get('message', ''))))}"
-        f" <em>{escape(str(f.get('remedy') or ''))}</em></li>"
-        for f in findings
-    )
+    findings = sorted(run.check.get("findings", []), key=lambda f: SEVERITIES.index(f["severity"]))
+    lines = "".join(_finding(f) for f in findings)
     said = f'<ul class="findings">{lines}</ul>' if lines else '<p class="fine">Nothing was found wrong.</p>'
-    dataset = {k: v for k, v in run.check.get("dataset", {}).items() if not isinstance(v, list) or len(v) <= 8}
-    rows: Sequence[Mapping[str, Any]] = next((v for k, v in run.check.items() if k != "findings" and _is_table(v)), [])
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    body = [[Cell(markup.plain(row.get(key)), _sort_key(row.get(key))) for key in columns] for row in rows]
+    dataset = {k: v for k, v in run.check.items() if k not in ("findings", "cases") and v not in (None, [], {}, "")}
+    rows: Sequence[Mapping[str, Any]] = run.check.get("cases", [])
+    columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if not _crowded(v)))
+    body = [[Cell(markup.plain(row.get(k)), _sort_key(row.get(k))) for k in columns] for row in rows]
     heads = [column.replace("_", " ") for column in columns]
     scans = markup.fold(f"All {len(rows)} scans", markup.table(heads, body, caption="Scans as read")) if rows else ""
     return said + markup.facts(dataset) + scans
@@ -279,7 +274,7 @@ def _planes(case: CaseScore, directory: Path) -> list[pictures.Plane]:
         volume = io.read_image(_where(case.image, directory))
         check_same(volume.geometry, reference.geometry, what=case.id)
         image = volume.data[0]
-    return pictures.three_planes(image, reference.data, prediction.data, spacing=reference.geometry.spacing)
+    return pictures.three_planes(reference.data, prediction.data, image=image, spacing=reference.geometry.spacing)
 
 
 def _where(path: Path, directory: Path, *more: Path) -> Path:
@@ -288,8 +283,15 @@ def _where(path: Path, directory: Path, *more: Path) -> Path:
     return next((place for place in places if place.exists()), path)
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+def _finding(found: Mapping[str, Any]) -> str:
+    severity, case = (escape(str(found.get(key) or "")) for key in ("severity", "case"))
+    message, remedy = (escape(markup.without_folders(str(found.get(key) or ""))) for key in ("message", "remedy"))
+    about = f"{case}: " if case and case not in message else ""
+    return f'<li class="{severity}"><b>{severity}</b> {about}{message} <em>{remedy}</em></li>'
+
+
+def _crowded(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > COLUMNS_OF_LABELS
 
 
 def _sort_key(value: Any) -> float | None:

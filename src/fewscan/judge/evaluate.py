@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fewscan.data import io
+from fewscan.data.headers import SUFFIXES
+from fewscan.data.layouts import LABEL_TAIL, entries, read_listing, stem_of
 from fewscan.errors import DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import METRICS
@@ -19,9 +18,6 @@ from fewscan.judge.results import CaseScore, Evaluation, plain
 from fewscan.judge.statistics import Paired, paired_test
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE
-
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-ENDINGS = ("_0000", "_segmentation", "_labels", "_label", "_mask", "_seg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,39 +61,28 @@ def evaluate(
     predictions, labels, images : Path
         Folders, or one file each; files belong together by name, whatever their format.
     names : mapping of int to str, optional
-        Labels to judge; None takes those of `label_names`, else every value that occurs in a reference.
+        Labels to judge; None takes those listed in a ``labels.json`` or ``dataset.json`` in or beside
+        the folder of references, else every value that occurs in one.
     ignore : int, optional
-        Value in the references that means "not looked at".
+        Value in the references that means "not looked at"; None takes the listed one.
     tolerance_mm : float, optional
         Of the surface Dice; None takes each case's mean voxel edge.
 
     Raises
     ------
     DataError
-        If no prediction has a reference.
+        If no prediction has a reference, or two claim one.
     GeometryError
         If a prediction is on another grid than its reference.
     """
-    found, references = _by_case(predictions), _by_case(labels)
-    if predictions.is_file() and labels.is_file():
-        references = dict(zip(found, references.values(), strict=True))
-    shared = sorted(found.keys() & references.keys())
-    if not shared:
-        raise DataError(
-            f"{predictions}: none of its {len(found)} predictions is named like one of the {len(references)} "
-            f"references in {labels}; give matching files one name"
-        )
-    names = label_names(labels) if names is None else names
-    names = names or _values_in([references[case] for case in shared], ignore)
-    scans = {} if images is None else _by_case(images)
+    pairs, unmatched = _pair(predictions, labels)
+    names, ignore = _listed(labels, names, ignore)
+    names = names or _values_in([reference for _, reference in pairs.values()], ignore)
+    scans = {} if images is None else _named(images)
     cases = []
-    for case in shared:
-        files = (found[case], references[case], scans.get(case))
+    for case, (prediction, reference) in pairs.items():
+        files = (prediction, reference, scans.get(stem_of(prediction)) or scans.get(case))
         cases.append(_judge(case, files, names=names, ignore=ignore, tolerance_mm=tolerance_mm))
-    unmatched = {
-        "predictions": tuple(sorted(found.keys() - references.keys())),
-        "references": tuple(sorted(references.keys() - found.keys())),
-    }
     return Evaluation(cases=tuple(cases), unmatched=unmatched)
 
 
@@ -151,29 +136,6 @@ def merge(parts: Iterable[Evaluation]) -> Evaluation:
     return Evaluation(cases=tuple(cases), unmatched=unmatched)
 
 
-def label_names(labels: Path) -> dict[int, str]:
-    """Names that ``labels.json`` or ``dataset.json`` in or beside a folder of label maps gives; else nothing.
-
-    Parameters
-    ----------
-    labels : Path
-        The folder, or one file in it.
-    """
-    folder = labels if labels.is_dir() else labels.parent
-    for path in (where / name for where in (folder, folder.parent) for name in ("labels.json", "dataset.json")):
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            content = content["labels"] if path.name == "dataset.json" else content
-            pairs = [(k, v) if k.lstrip("-").isdigit() else (v, k) for k, v in content.items()]
-            found = {int(value): str(name) for value, name in pairs}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f'{path}: labels must be like {{"1": "liver"}}, got {error}') from error
-        return {v: n for v, n in sorted(found.items()) if v > 0 and n.lower() not in ("ignore", "background")}
-    return {}
-
-
 def case_id(path: Path) -> str:
     """Name of a file without its format and without endings such as ``_seg`` or ``_0000``.
 
@@ -187,32 +149,67 @@ def case_id(path: Path) -> str:
     >>> case_id(Path("labels/patient_07_seg.nii.gz"))
     'patient_07'
     """
-    name = path.name
-    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
-    name = name[: len(name) - len(suffix)]
-    ending = next((e for e in ENDINGS if name.endswith(e) and name != e), "")
-    return name[: len(name) - len(ending)]
+    return LABEL_TAIL.sub("", stem_of(path)).removesuffix("_0000")
 
 
-def _by_case(path: Path) -> dict[str, Path]:
+def _pair(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, tuple[str, ...]]]:
+    """Case id to prediction and reference, by equal names or else equal `case_id`; then what is left over."""
+    found, references = _files(predictions), _files(labels)
+    if predictions.is_file() and labels.is_file():
+        return {case_id(predictions): (predictions, labels)}, {}
+    by_name = _named(labels)
+    pairs: dict[str, tuple[Path, Path]] = {}
+    taken: dict[Path, Path] = {}
+    for file in found:
+        reference = by_name.get(stem_of(file)) or by_name.get(case_id(file))
+        if reference is None:
+            continue
+        if reference in taken:
+            raise DataError(f"{file}: {taken[reference].name} already belongs to {reference}; keep one of the two")
+        taken[reference] = file
+        pairs[stem_of(file) if stem_of(file) == stem_of(reference) else case_id(file)] = (file, reference)
+    if not pairs:
+        raise DataError(
+            f"{predictions}: none of its {len(found)} predictions is named like one of the {len(references)} "
+            f"references in {labels}; give matching files one name"
+        )
+    left = [file for file in found if file not in taken.values()]
+    alone = [file for file in references if file not in taken]
+    unmatched = {
+        "predictions": tuple(stem_of(file) for file in left),
+        "references": tuple(stem_of(file) for file in alone),
+    }
+    return dict(sorted(pairs.items())), unmatched
+
+
+def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"{path}: does not exist; give a folder of {', '.join(SUFFIXES)} files or one such file")
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    found: dict[str, Path] = {}
-    for file in files:
-        if not file.is_file() or file.name.startswith(".") or not file.name.lower().endswith(SUFFIXES):
-            continue
-        case = case_id(file)
-        if case in found and not file.stem.endswith(tuple(f"_{i:04d}" for i in range(1, 10))):
-            raise DataError(f"{file}: {found[case].name} already belongs to case {case}; keep one of the two")
-        found.setdefault(case, file)
-    return found
+    if path.is_file():
+        return [path]
+    return [file for file in entries(path) if file.is_file() and not stem_of(file).endswith("_probabilities")]
+
+
+def _named(path: Path) -> dict[str, Path]:
+    """Files by name, and by `case_id` where that is nobody's name."""
+    named = {stem_of(file): file for file in _files(path)}
+    for file in list(named.values()):
+        named.setdefault(case_id(file), file)
+    return named
+
+
+def _listed(labels: Path, names: Mapping[int, str] | None, ignore: int | None) -> tuple[Mapping[int, str], int | None]:
+    """Names and ignore value as given, else as listed in or beside the folder of label maps."""
+    folder = labels if labels.is_dir() else labels.parent
+    listings = (read_listing(where) for where in (folder, folder.parent))
+    listed: Mapping[str, Any] = next((one for one in listings if one["names"]), {"names": {}, "ignore": None})
+    return listed["names"] if names is None else names, listed["ignore"] if ignore is None else ignore
 
 
 def _values_in(references: Sequence[Path], ignore: int | None) -> dict[int, str]:
     values: set[int] = set()
     for path in references:
-        values |= {int(v) for v in np.unique(io.read_labels(path, ignore=ignore).data)}
+        values |= set(io.label_values(io.read_labels(path, ignore=ignore).data))
     return {v: f"label {v}" for v in sorted(values - {0, IGNORE})}
 
 

@@ -21,19 +21,43 @@ CONTROL_POINTS = 5
 
 
 class Params(NamedTuple):
-    """One drawn augmentation for each sample of a batch of B; see `sample`."""
+    """One drawn augmentation for each sample of a batch; see `sample`.
 
-    matrix: Tensor  # (B, 3, 3) patch offset in voxels -> source offset in voxels
-    shift: Tensor  # (B, 3) voxels
-    control: Tensor  # (B, 3, g, g, g) voxels, displacement of the control points
-    mirror: Tensor  # (B,) bool
-    blur: Tensor  # (B,) 0 to 1, share of the blurred image
-    low_resolution: tuple[float, float, float]  # one factor an axis for the batch
-    bias: Tensor  # (B, 1, 3, 3, 3) log of a smooth gain
-    log_gamma: Tensor  # (B,)
-    gain: Tensor  # (B,)
-    offset: Tensor  # (B,)
-    noise: Tensor  # (B,) standard deviation
+    Parameters
+    ----------
+    matrix : (B, 3, 3) float
+        Patch offset to source offset, both in voxels from the middle.
+    shift : (B, 3) float
+        Voxels.
+    control : (B, 3, G, G, G) float
+        Displacement of the control points, voxels.
+    mirror : (B,) bool
+        Whether left and right are exchanged.
+    blur : (B,) float
+        Share of the blurred image, 0 to 1.
+    low_resolution : (3,) float
+        Factor by which each axis is coarsened, one for the batch.
+    bias : (B, 1, 3, 3, 3) float
+        Logarithm of a smooth gain.
+    log_gamma, gain, offset : (B,) float
+        Contrast.
+    noise : (B,) float
+        Standard deviation.
+    noise_seed : int
+        Of the noise.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+    control: Tensor
+    mirror: Tensor
+    blur: Tensor
+    low_resolution: tuple[float, float, float]
+    bias: Tensor
+    log_gamma: Tensor
+    gain: Tensor
+    offset: Tensor
+    noise: Tensor
     noise_seed: int
 
 
@@ -135,7 +159,7 @@ def grid(params: Params, *, shape: Shape, source: Shape, device: torch.device) -
     return (places / half.view(1, 3, 1, 1, 1)).permute(0, 2, 3, 4, 1).flip(-1)
 
 
-def spatial(params: Params, images: Tensor, labels: Tensor, *, shape: Shape) -> tuple[Tensor, Tensor]:
+def spatial(params: Params, images: Tensor, *, labels: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Resample source crops into deformed patches.
 
     Parameters

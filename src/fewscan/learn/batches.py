@@ -23,11 +23,23 @@ MARGIN = 1.25  # source crop over patch, so that a turned patch finds real voxel
 
 
 class Batch(NamedTuple):
-    """What one step sees."""
+    """What one step sees.
 
-    images: Tensor  # (B, C, X, Y, Z) float
-    labels: Tensor  # (B, K, X, Y, Z) float, soft one-hot with background first; all 0 where nobody looked
-    drawn: Tensor  # (B, K) bool, labels that were looked for
+    Parameters
+    ----------
+    images : (B, C, X, Y, Z) float
+        Augmented patches.
+    labels : (B, K, X, Y, Z) float
+        Soft one-hot, background first; all 0 where nobody looked.
+    drawn : (B, K) bool
+        Labels that were looked for.
+    ids : tuple of str
+        Cases.
+    """
+
+    images: Tensor
+    labels: Tensor
+    drawn: Tensor
     ids: tuple[str, ...]
 
 
@@ -59,7 +71,7 @@ class Prepared:
     drawn: NDArray[np.bool_]
 
 
-def prepare(case: Case, plan: Plan, folder: Path) -> Prepared:
+def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     """Resample and normalise a case, and leave it in ``folder`` as memory-mapped arrays.
 
     Parameters
@@ -114,7 +126,7 @@ def resample_index(index: NDArray[np.int16], shape: Shape, *, classes: int) -> N
     return out.numpy()
 
 
-def crop(array: NDArray[np.generic], centre: Sequence[int], size: Sequence[int]) -> tuple[NDArray[np.generic], bool]:
+def crop(array: NDArray[np.generic], centre: Sequence[int], *, size: Sequence[int]) -> tuple[NDArray[np.generic], bool]:
     """Box of ``size`` voxels around a centre, its border repeated where it leaves the grid; and whether it did.
 
     Parameters
@@ -126,12 +138,14 @@ def crop(array: NDArray[np.generic], centre: Sequence[int], size: Sequence[int])
     size : (3,) int
         Voxels along each axis.
     """
-    inside, padding = [], []
+    inside: list[slice] = []
+    padding = []
     for c, s, n in zip(centre, size, array.shape[-3:], strict=True):
         low = int(c) - s // 2
         inside.append(slice(min(max(low, 0), n - 1), max(min(low + s, n), 1)))
         padding.append((max(-low, 0), max(low + s - n, 0)))
-    piece = array[(..., *inside)]
+    x, y, z = inside
+    piece = array[..., x, y, z]
     outside = any(sum(p) for p in padding)
     if outside:
         piece = np.pad(piece, [(0, 0)] * (array.ndim - 3) + padding, mode="edge")
@@ -178,8 +192,8 @@ class PatchBatches:
             case = self.cases[int(torch.randint(len(self.cases), (1,), generator=rng))]
             centre = self._centre(case, rng)
             assert case.label is not None
-            images.append(torch.from_numpy(crop(case.image, centre, self.source)[0]))
-            labels.append(torch.from_numpy(crop_label(case.label, centre, self.source)))
+            images.append(torch.from_numpy(crop(case.image, centre, size=self.source)[0]))
+            labels.append(torch.from_numpy(crop_label(case.label, centre, size=self.source)))
             drawn.append(torch.from_numpy(case.drawn))
             ids.append(case.id)
         source = torch.stack(images).to(self.device, non_blocking=True)
@@ -189,9 +203,10 @@ class PatchBatches:
             mirror=self.plan.mirror and self.config.mirror == "auto",
         )  # fmt: skip
         masks = one_hot(index, len(self.plan.names) + 1)
-        patch, target = augment.spatial(params, source, masks, shape=self.plan.patch)
-        target = swap_sides(target, params.mirror, self.plan.pairs)
-        return Batch(augment.intensity(params, patch), target, torch.stack(drawn), tuple(ids))
+        patch, target = augment.spatial(params, source, labels=masks, shape=self.plan.patch)
+        target = swap_sides(target, params.mirror, pairs=self.plan.pairs)
+        known = swap_sides(torch.stack(drawn), params.mirror, pairs=self.plan.pairs)
+        return Batch(augment.intensity(params, patch), target, known, tuple(ids))
 
     def _centre(self, case: Prepared, rng: Generator) -> list[int]:
         """A voxel to centre the crop on, kept so far inside that the patch stays on the grid where it can."""
@@ -213,7 +228,7 @@ class PatchBatches:
         return centre
 
 
-def crop_label(label: NDArray[np.int16], centre: Sequence[int], size: Sequence[int]) -> NDArray[np.int16]:
+def crop_label(label: NDArray[np.int16], centre: Sequence[int], *, size: Sequence[int]) -> NDArray[np.int16]:
     """`crop` for class indices: beyond the grid nobody looked, so it is -1 there.
 
     Parameters
@@ -234,12 +249,12 @@ def crop_label(label: NDArray[np.int16], centre: Sequence[int], size: Sequence[i
     return out
 
 
-def swap_sides(labels: Tensor, mirrored: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+def swap_sides(labels: Tensor, mirrored: Tensor, *, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """Exchange left and right structures in the samples that were mirrored.
 
     Parameters
     ----------
-    labels : (B, K, X, Y, Z) float
+    labels : (B, K, ...)
         One channel per class.
     mirrored : (B,) bool
         Which samples.
@@ -251,4 +266,4 @@ def swap_sides(labels: Tensor, mirrored: Tensor, pairs: Sequence[tuple[int, int]
     order = list(range(labels.shape[1]))
     for a, b in pairs:
         order[a], order[b] = b, a
-    return torch.where(mirrored.to(labels.device).view(-1, 1, 1, 1, 1), labels[:, order], labels)
+    return torch.where(mirrored.to(labels.device).view(-1, *[1] * (labels.ndim - 1)), labels[:, order], labels)

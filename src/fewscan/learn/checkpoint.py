@@ -30,8 +30,8 @@ from fewscan.data.io import atomic
 from fewscan.errors import ConfigError, ModelError
 from fewscan.learn import networks
 from fewscan.learn.config import Settings, settings_from_dict, to_dict
-from fewscan.learn.engine import State, restore_state, state_tensors
 from fewscan.learn.plan import Plan, plan_from_dict
+from fewscan.learn.state import State, restore_state, state_tensors
 
 FORMAT = 1
 PACKAGES = ("fewscan", "torch", "numpy", "SimpleITK", "nibabel", "safetensors")
@@ -193,7 +193,9 @@ def load_model(folder: Path) -> Model:
     if not weights.is_file():
         raise ModelError(f"{folder} has no weights.safetensors; train again with --resume, or copy the whole folder")
     if sha256(weights) != description.get("sha256", {}).get(weights.name):
-        raise ModelError(f"{weights} is not the file that model.json describes (SHA-256 differs); copy the folder again")
+        raise ModelError(
+            f"{weights} is not the file that model.json describes (SHA-256 differs); copy the folder again"
+        )
     try:
         plan, settings = plan_from_dict(description["plan"]), settings_from_dict(description["settings"])
         tensors = safetensors.torch.load_file(weights)
@@ -286,4 +288,3 @@ def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
         if isinstance(error, (ModelError, ConfigError)):
             raise
         raise ModelError(f"{path} is damaged: {str(error).splitlines()[0][:300]}; start without --resume") from None
-

@@ -99,7 +99,7 @@ class AugmentConfig:
     shift : float
         Translation, as a share of the patch.
     elastic : float
-        Displacement of the control points of a smooth random field, in voxels.
+        Displacement of the control points of a smooth random field, as a share of their spacing.
     blur, low_resolution, bias, gamma, contrast, noise : float
         Largest strength of each intensity change, in units of the image's standard deviation where that applies.
     probability : float
@@ -111,7 +111,7 @@ class AugmentConfig:
     rotate_deg: float = 20.0
     scale: float = 0.2
     shift: float = 0.06
-    elastic: float = 3.0
+    elastic: float = 0.25
     blur: float = 1.0
     low_resolution: float = 2.0
     bias: float = 0.3

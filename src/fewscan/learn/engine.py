@@ -5,12 +5,11 @@ batches and the network to train. `fit` alternates the phases, freezes whatever 
 by wall clock or steps, keeps moving averages of the weights, logs raw terms, saves its state and can go on from it.
 
 Every step draws its randomness from a generator seeded by (seed, step) alone. So there is no random state or batch
-position to restore: a resumed run repeats an uninterrupted one bit for bit wherever the arithmetic itself repeats (CPU).
+position to restore: a resumed run repeats an uninterrupted one bit for bit wherever the arithmetic itself does (CPU).
 """
 
 from __future__ import annotations
 
-import copy
 import signal
 import threading
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,6 +25,7 @@ from torch import Generator, Tensor, nn
 from fewscan.errors import ConfigError
 from fewscan.learn.batches import Batch, Batches
 from fewscan.learn.config import TrainConfig
+from fewscan.learn.state import State
 
 Terms = dict[str, Tensor]
 COOL_DOWN_SECONDS = 10.0
@@ -92,11 +92,31 @@ class Limits:
     def fraction(self, steps: int, seconds: float) -> float:
         """Share of the run that is done, 0 to 1."""
         done = seconds / self.seconds if self.seconds is not None else steps / (self.steps or 1)
-        return min(done, 1.0)
+        return float(min(done, 1.0))
 
 
 class Status(NamedTuple):
-    """What an observer sees."""
+    """What an observer sees after a step.
+
+    Parameters
+    ----------
+    step : int
+        Steps done.
+    steps : int, optional
+        Steps in total, where that is the limit.
+    fraction : float
+        Share of the run that is done.
+    seconds, seconds_left : float
+        Spent, and still to come by the pace so far.
+    loss : float
+        Weighted sum of the terms.
+    terms : mapping of str to float
+        Raw.
+    lr : float
+        Learning rate of the step.
+    note : str
+        The phase, or that the run is stopping.
+    """
 
     step: int
     steps: int | None
@@ -109,32 +129,7 @@ class Status(NamedTuple):
     note: str
 
 
-class State:
-    """What outlives a call of `fit`: optimisers, averaged networks, position.
-
-    Parameters
-    ----------
-    phases : sequence of Phase
-        Of the run.
-    config : TrainConfig
-        Optimiser settings.
-    """
-
-    def __init__(self, phases: Sequence[Phase], config: TrainConfig) -> None:
-        self.networks = list({id(p.train): p.train for p in phases}.values())
-        self.averages = [copy.deepcopy(n).requires_grad_(False) for n in self.networks]
-        self.optimizers = [
-            torch.optim.AdamW(n.parameters(), lr=config.lr, weight_decay=config.weight_decay) for n in self.networks
-        ]
-        self.step = 0
-        self.seconds = 0.0
-
-    def average_of(self, network: nn.Module) -> nn.Module:
-        """The moving average of one of the trained networks."""
-        return self.averages[[id(n) for n in self.networks].index(id(network))]
-
-
-def learning_rate(fraction: float, step: int, config: TrainConfig, peak: float) -> float:
+def learning_rate(fraction: float, step: int, *, config: TrainConfig, peak: float) -> float:
     """Polynomial decay after a short linear rise, as a function of the fraction done.
 
     Parameters
@@ -149,7 +144,7 @@ def learning_rate(fraction: float, step: int, config: TrainConfig, peak: float) 
         Largest learning rate.
     """
     rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return peak * rise * max(FLOOR, (1 - fraction) ** 0.9)
+    return float(peak * rise * max(FLOOR, (1 - fraction) ** 0.9))
 
 
 def step_generator(seed: int, step: int) -> Generator:
@@ -262,7 +257,7 @@ def fit(
     seed: int,
     started: float | None = None,
     observe: Callable[[Status], None] | None = None,
-    save: Callable[[State], None] | None = None,
+    save: Callable[[State, bool], None] | None = None,
 ) -> State:
     """Train until the limits are reached or a signal asks to stop.
 
@@ -286,7 +281,8 @@ def fit(
     observe : callable, optional
         Called with a `Status` after each step.
     save : callable, optional
-        Called with the state from time to time and on a signal; decides itself whether it is time.
+        Called with the state after each step, when it may choose to wait, and on a signal, when it must not: the second
+        argument says that it is urgent.
 
     Raises
     ------
@@ -306,11 +302,11 @@ def fit(
                     break
                 if stop.is_set() and cooling is None:
                     if save is not None:
-                        save(state)
+                        save(state, True)
                     cooling = (seconds, min(COOL_DOWN_SECONDS, 0.1 * seconds))
                     continue
                 phase = phase_at(state.step, phases)
-                lr = learning_rate(fraction, state.step, config, phase.lr)
+                lr = learning_rate(fraction, state.step, config=config, peak=phase.lr)
                 if cooling:
                     lr *= 1 - (seconds - cooling[0]) / max(cooling[1], 1e-9)
                 loss, terms = _step(phase, ahead(state.step), state, config, lr)
@@ -321,7 +317,7 @@ def fit(
                     note = "stopping: annealing what there is" if cooling else phase.name
                     observe(Status(state.step, limits.steps, fraction, state.seconds, left, loss, terms, lr, note))
                 if save is not None and cooling is None:
-                    save(state)
+                    save(state, False)
         finally:
             ahead.close()
     return state
@@ -367,53 +363,3 @@ def average_gradients(network: nn.Module) -> None:
         if p.grad is not None:
             torch.distributed.all_reduce(p.grad)
             p.grad /= world
-
-
-def state_tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything in a state as named tensors and plain numbers, for a checkpoint without pickle.
-
-    Parameters
-    ----------
-    state : State
-        Of a run.
-    """
-    tensors: dict[str, Tensor] = {}
-    for i, (network, average, optimizer) in enumerate(
-        zip(state.networks, state.averages, state.optimizers, strict=True)
-    ):
-        tensors |= {f"{i}.network.{k}": v for k, v in network.state_dict().items()}
-        tensors |= {f"{i}.average.{k}": v for k, v in average.state_dict().items()}
-        for j, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{i}.optimizer.{j}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {
-        "step": state.step,
-        "seconds": state.seconds,
-    }
-
-
-def restore_state(state: State, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Undo `state_tensors` on a state of the same phases.
-
-    Parameters
-    ----------
-    state : State
-        Fresh; changed in place.
-    tensors : mapping of str to Tensor
-        From the checkpoint.
-    numbers : mapping
-        From the checkpoint.
-    """
-    for i, (network, average, optimizer) in enumerate(
-        zip(state.networks, state.averages, state.optimizers, strict=True)
-    ):
-        for part, module in (("network", network), ("average", average)):
-            prefix = f"{i}.{part}."
-            module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-        moments: dict[int, dict[str, Tensor]] = {}
-        prefix = f"{i}.optimizer."
-        for key, value in tensors.items():
-            if key.startswith(prefix):
-                j, name = key[len(prefix) :].split(".", 1)
-                moments.setdefault(int(j), {})[name] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state.step, state.seconds = int(numbers["step"]), float(numbers["seconds"])

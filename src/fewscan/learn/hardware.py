@@ -123,5 +123,6 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
     if stats is not None and stats.f_bavail * stats.f_frsize < needed:
         free = stats.f_bavail * stats.f_frsize
         raise ResourceError(
-            f"{folder} has {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB are needed; free some or write elsewhere"
+            f"{folder} has {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB are needed; "
+            "free some or write elsewhere"
         )

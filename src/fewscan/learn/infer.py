@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import cc3d
@@ -69,8 +70,10 @@ def torch_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> P
             logits = network(windows).float()
             if tta and model.plan.mirror:
                 other = network(windows.flip(2)).float().flip(2)
-                logits = (logits + swap_sides(other, torch.ones(len(windows), dtype=torch.bool), model.plan.pairs)) / 2
-        return logits.cpu()
+                everywhere = torch.ones(len(windows), dtype=torch.bool)
+                logits = (logits + swap_sides(other, everywhere, pairs=model.plan.pairs)) / 2
+        answer: Tensor = logits.cpu()
+        return answer
 
     return predict
 
@@ -175,7 +178,7 @@ def _tiles(scan: _Scan, classes: int, memory: int) -> list[tuple[int, int]]:
     rows = max(scan.window[1], int(memory * 0.6 / bytes_per_row))
     count = max(1, math.ceil(scan.grid[1] / rows))
     edges = [round(i * scan.native[1] / count) for i in range(count + 1)]
-    return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def _rows(

@@ -51,7 +51,9 @@ def find_scans(inputs: Sequence[Path], *, channels: int) -> list[Scan]:
             raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
         found.extend(_inside(path) if path.is_dir() else [path])
     if not found:
-        raise DataError(f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series")
+        raise DataError(
+            f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series"
+        )
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in found:
         name = path.name if path.is_dir() else stem_of(path)
@@ -71,5 +73,9 @@ def _inside(folder: Path) -> list[Path]:
     if dicom.is_series(folder):
         return [folder]
     files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
-    images = [p for p in files if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))]
+    images = [
+        p
+        for p in files
+        if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))
+    ]
     return images or [p for p in files if p.is_dir() and dicom.is_series(p)]

@@ -31,9 +31,13 @@ def block(channels: int, width: int, *, kernel: Triple, stride: Triple, convolut
     for i in range(convolutions):
         layers.append(
             nn.Conv3d(
-                channels if i == 0 else width, width, kernel, stride=stride if i == 0 else 1,
-                padding=tuple(k // 2 for k in kernel), bias=False,
-            )  # fmt: skip
+                channels if i == 0 else width,
+                width,
+                kernel,
+                stride=stride if i == 0 else 1,
+                padding=(kernel[0] // 2, kernel[1] // 2, kernel[2] // 2),
+                bias=False,
+            )
         )
         layers += [nn.InstanceNorm3d(width, affine=True), nn.LeakyReLU(0.01, inplace=True)]
     return nn.Sequential(*layers)
@@ -73,7 +77,13 @@ class UNet(nn.Module):
             if i > 0:
                 self.up.append(nn.ConvTranspose3d(width, before, stride, stride=stride, bias=False))
                 self.merge.append(
-                    block(2 * before, before, kernel=kernels[i - 1], stride=(1, 1, 1), convolutions=finest if i == 1 else 2)
+                    block(
+                        2 * before,
+                        before,
+                        kernel=kernels[i - 1],
+                        stride=(1, 1, 1),
+                        convolutions=finest if i == 1 else 2,
+                    )
                 )
         self.head = nn.Conv3d(widths[0], classes, 1)
 
@@ -130,6 +140,4 @@ def build(
         raise ConfigError(f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS))}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[name](
-            channels, classes, widths=widths, kernels=kernels, strides=strides, finest=finest
-        )
+        return NETWORKS[name](channels, classes, widths=widths, kernels=kernels, strides=strides, finest=finest)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewscan.learn.checkpoint import Model
+
+PATIENCE = 8  # windows of one shape that torch predicts before compiling, which takes a second, would pay
 
 
 def available() -> bool:
@@ -21,7 +26,7 @@ def available() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
-def predictor(model: Model, *, precision: str = "bf16") -> Any:
+def predictor(model: Model, *, precision: str = "bf16") -> Callable[[Tensor], Tensor]:
     """Windows (B, C, X, Y, Z) to logits (B, K, X, Y, Z), as `learn.infer.torch_predictor` does.
 
     Parameters
@@ -37,14 +42,34 @@ def predictor(model: Model, *, precision: str = "bf16") -> Any:
     core = openvino.Core()
     network = model.segmenter.to("cpu").eval()
     compiled: dict[tuple[int, ...], Any] = {}
+    asked: Counter[tuple[int, ...]] = Counter()
 
+    @torch.inference_mode()
     def predict(windows: Tensor) -> Tensor:
         shape = tuple(windows.shape)
+        asked[shape] += 1
+        if asked[shape] <= PATIENCE:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                answer: Tensor = network(windows).float()
+            return answer
         if shape not in compiled:
-            graph = openvino.convert_model(network, example_input=torch.zeros(shape), input=[list(shape)])
-            hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY",
-                     "INFERENCE_NUM_THREADS": torch.get_num_threads()}  # fmt: skip
-            compiled[shape] = core.compile_model(graph, "CPU", hints)
+            compiled[shape] = _compile(core, network, shape, precision)
         return torch.from_numpy(compiled[shape](windows.numpy())[0])
 
     return predict
+
+
+def _compile(core: Any, network: nn.Module, shape: tuple[int, ...], precision: str) -> Any:
+    """Trace and compile for one shape."""
+    import openvino
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about itself
+        program = torch.export.export(network, (torch.zeros(shape),))
+        graph = openvino.convert_model(program)
+    hints = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    return core.compile_model(graph, "CPU", hints)

@@ -38,7 +38,7 @@ class Scaling:
     ----------
     kind : {"scan", "ct"}
         "scan": clip to the scan's own 0.5 and 99.5 percentiles, then to mean 0 and deviation 1; "ct": the same with
-        the four numbers fixed from the labelled structures of the training cases, since Hounsfield units mean something.
+        the four numbers fixed from the labelled structures of the training cases, as Hounsfield units mean something.
     low, high, mean, std : float
         Used by "ct".
     """
@@ -122,7 +122,13 @@ def plan_from_dict(data: Mapping[str, Any]) -> Plan:
 
 
 def derive(
-    cases: Iterable[Case], *, names: Mapping[int, str], channels: Sequence[str], modality: str, settings: Settings, gpu: bool
+    cases: Iterable[Case],
+    *,
+    names: Mapping[int, str],
+    channels: Sequence[str],
+    modality: str,
+    settings: Settings,
+    gpu: bool,
 ) -> Plan:
     """Derive the plan from the labelled cases.
 
@@ -164,8 +170,8 @@ def derive(
     spacing = np.median(spacings, 0)
     kind = "gpu" if gpu else "cpu"
     voxels = settings.train.patch_voxels or PATCH_VOXELS[kind]
-    spacing = coarsen(spacing, np.median(shapes, 0), voxels * LARGEST_GRID)
-    extent = np.quantile(shapes, 0.9, axis=0) / spacing
+    spacing = coarsen(spacing, np.median(shapes, 0), most=voxels * LARGEST_GRID)
+    extent = np.median(shapes, 0) / spacing
     patch, kernels, strides = shape_network(extent, spacing, voxels=voxels, levels=len(settings.network.widths))
     mirror, pairs = symmetry.verdict(mirrored, tuple(ordered.values()))
     is_ct = [modality == "ct" or float(np.mean([a[c] for a in air])) > 0.5 for c in range(len(channels))]
@@ -185,7 +191,7 @@ def derive(
     )
 
 
-def coarsen(spacing: NDArray[np.float64], extent_mm: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+def coarsen(spacing: NDArray[np.float64], extent_mm: NDArray[np.float64], *, most: float) -> NDArray[np.float64]:
     """Raise the finest spacings together until a scan of this extent has at most so many voxels.
 
     Parameters
@@ -199,7 +205,7 @@ def coarsen(spacing: NDArray[np.float64], extent_mm: NDArray[np.float64], most: 
 
     Examples
     --------
-    >>> coarsen(np.array([1.0, 1.0, 4.0]), np.array([400.0, 400.0, 400.0]), 5e6).round(1).tolist()
+    >>> coarsen(np.array([1.0, 1.0, 4.0]), np.array([400.0, 400.0, 400.0]), most=5e6).round(1).tolist()
     [1.8, 1.8, 4.0]
     """
     while np.prod(extent_mm / spacing) > most:
@@ -221,7 +227,7 @@ def shape_network(
     Parameters
     ----------
     extent : (3,) float
-        Scan size in voxels that nine of ten cases do not exceed.
+        Median scan size, voxels.
     spacing : (3,) float
         Voxel size, mm.
     voxels : int
@@ -301,7 +307,9 @@ def scan_statistics(data: NDArray[Any], plan: Plan) -> list[Scaling]:
             values = values[values != floor]
         low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
         values = values.clip(low, high)
-        answer.append(Scaling(kind="scan", low=low, high=high, mean=float(values.mean()), std=max(float(values.std()), 1e-6)))
+        answer.append(
+            Scaling(kind="scan", low=low, high=high, mean=float(values.mean()), std=max(float(values.std()), 1e-6))
+        )
     return answer
 
 

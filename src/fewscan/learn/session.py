@@ -26,9 +26,10 @@ from fewscan.learn import checkpoint
 from fewscan.learn.batches import Prepared, prepare
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import Settings, to_dict
-from fewscan.learn.engine import Limits, Phase, State, Status, fit, step_generator
+from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
 from fewscan.learn.hardware import Hardware, free_memory_bytes, require_disk
 from fewscan.learn.plan import Plan, derive
+from fewscan.learn.state import State
 
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_SECONDS = 1.0
@@ -224,7 +225,7 @@ class Session:
             Of the run.
         """
         request, folder = self.request, self.request.out
-        state = State(phases, self.settings.train)
+        state = State([p.train for p in phases], self.settings.train)
         if request.resume or request.extend is not None:
             checkpoint.load_state(state, folder, identity=self.identity)
         limits = self._limits(state)
@@ -233,9 +234,9 @@ class Session:
         _trim_history(folder / "history.jsonl", state.step)
         clock = {"save": time.monotonic(), "log": 0.0}
 
-        def save(current: State) -> None:
+        def save(current: State, urgent: bool) -> None:
             now = time.monotonic()
-            if now - clock["save"] >= SAVE_EVERY_SECONDS:
+            if urgent or now - clock["save"] >= SAVE_EVERY_SECONDS:
                 checkpoint.save_state(current, folder, identity=self.identity)
                 clock["save"] = time.monotonic()
 
@@ -246,7 +247,9 @@ class Session:
                 if status.seconds - clock["log"] >= LOG_EVERY_SECONDS or status.step == 1:
                     clock["log"] = status.seconds
                     line = {"step": status.step, "seconds": round(status.seconds, 2), "phase": status.note}
-                    history.write(json.dumps(line | {"loss": status.loss, "lr": status.lr, "terms": status.terms}) + "\n")
+                    history.write(
+                        json.dumps(line | {"loss": status.loss, "lr": status.lr, "terms": status.terms}) + "\n"
+                    )
                     history.flush()
                     if request.observe is not None:
                         request.observe(status)
@@ -347,7 +350,7 @@ def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Sess
         plan = make_plan(request)
         cases = [*request.dataset.labelled, *(request.dataset.unlabelled if unlabelled else ())]
         require_disk(cache, 2 * len(cases) * 1_000_000)
-        prepared = [prepare(load(case, request.dataset), plan, cache) for case in cases]
+        prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]
         labelled = [p for p in prepared if p.label is not None]
         if not any(len(places) for p in labelled for places in p.places[1:]):
             raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {request.dataset.root}; nothing to learn")

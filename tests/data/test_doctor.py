@@ -1,0 +1,224 @@
+"""Each fault is found and named; `fix` repairs copies and leaves the originals alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from fewscan.data.dataset import find, load
+from fewscan.data.doctor import Checkup, examine
+from fewscan.data.repair import fix
+from fewscan.data.sample import sample_path
+from fewscan.errors import DataError
+from fewscan.space.geometry import Geometry
+
+
+def check(root: Path) -> Checkup:
+    return examine(find(root))
+
+
+def codes(checkup: Checkup) -> set[tuple[str, str, str]]:
+    return {(f.severity, f.code, f.case) for f in checkup.findings}
+
+
+def digest(root: Path) -> dict[str, str]:
+    files = [p for p in sorted(root.rglob("*")) if p.is_file()]
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def shifted(scans: Any, mm: float, **changes: Any) -> Geometry:
+    affine = scans.geometry.affine.copy()
+    affine[0, 3] += mm
+    return Geometry(changes.get("shape", scans.shape), affine)
+
+
+def contradict(path: Path) -> None:
+    image = nib.load(path)
+    image = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
+    image.set_sform(image.affine, 1)
+    image.set_qform(image.affine @ np.diag([-1, 1, 1, 1]), 1)
+    nib.save(image, path)
+
+
+def infect(scans: Any, path: str) -> None:
+    data = scans.image(2).astype(np.float32)
+    data[0, 0, 0], data[3, 3, 3] = np.nan, np.inf
+    scans.write_image(path, data)
+
+
+def test_good_data_has_no_findings(scans: Any) -> None:
+    checkup = check(scans.pairs(3, unlabelled=1))
+    assert (checkup.findings, checkup.usable) == ((), True)
+    assert [(r.case, r.role) for r in checkup.rows][-1] == ("case_d", "unlabelled")
+    assert checkup.rows[0].labels_ml["label 1"] == pytest.approx(
+        (find(scans.root) and scans.label(0).sum()) * 2.4 / 1000
+    )
+    assert json.loads(json.dumps(checkup.to_json()))["usable"] is True
+
+
+def test_the_embedded_sample_has_nothing_but_its_two_intensity_regimes() -> None:
+    assert codes(check(sample_path())) == {("warning", "intensity-outlier", "")}
+
+
+FAULTS: dict[str, tuple[Callable[[Any], object], tuple[str, str, str]]] = {
+    "grid": (
+        lambda s: s.write_label("labels/case_b.nii.gz", grid=shifted(s, 3)),
+        ("error", "grid-differs", "case_b"),
+    ),
+    "nan": (lambda s: infect(s, "images/case_b.nii.gz"), ("error", "not-finite", "case_b")),
+    "several": (
+        lambda s: s.write_image("images/case_b.nii.gz", np.stack([s.image(), s.image(1)])),
+        ("error", "several-volumes", "case_b"),
+    ),
+    "forms": (lambda s: contradict(s.root / "images/case_b.nii.gz"), ("error", "ambiguous-header", "case_b")),
+    "truncated": (
+        lambda s: (s.root / "images/case_b.nii.gz").write_bytes((s.root / "images/case_b.nii.gz").read_bytes()[:200]),
+        ("error", "image-unreadable", "case_b"),
+    ),
+    "not whole": (
+        lambda s: nib.save(
+            nib.Nifti1Image(np.full(s.shape, 0.5, np.float32), s.geometry.affine), s.root / "labels/case_b.nii.gz"
+        ),
+        ("error", "label-unreadable", "case_b"),
+    ),
+    "not listed": (
+        lambda s: s.write_label("labels/case_b.nii.gz", s.label(1, (1, 7))),
+        ("error", "label-not-listed", "case_b"),
+    ),
+    "constant": (
+        lambda s: s.write_image("images/case_b.nii.gz", np.ones(s.shape, np.int16)),
+        ("error", "constant", "case_b"),
+    ),
+    "empty": (
+        lambda s: s.write_label("labels/case_b.nii.gz", np.zeros(s.shape, np.uint16)),
+        ("warning", "label-empty", "case_b"),
+    ),
+    "full": (
+        lambda s: s.write_label("labels/case_b.nii.gz", np.ones(s.shape, np.uint16)),
+        ("warning", "label-full", "case_b"),
+    ),
+    "duplicate": (
+        lambda s: s.write_image("images/case_b.nii.gz", s.image(0)),
+        ("warning", "duplicate-image", "case_b"),
+    ),
+    "leak": (lambda s: s.write_image("test/images/case_z.nii.gz", s.image(0)), ("error", "duplicate-image", "case_z")),
+    "spacing": (
+        lambda s: (
+            s.write_image("images/case_b.nii.gz", seed=1, grid=Geometry(s.shape, np.diag([9.0, 1, 1, 1]))),
+            s.write_label("labels/case_b.nii.gz", seed=1, grid=Geometry(s.shape, np.diag([9.0, 1, 1, 1]))),
+        ),
+        ("warning", "spacing-outlier", "case_b"),
+    ),
+    "intensity": (
+        lambda s: s.write_image("images/case_b.nii.gz", s.image(1).astype(np.float32) * 1e4),
+        ("warning", "intensity-outlier", "case_b"),
+    ),
+    "sparse": (
+        lambda s: s.write_label("labels/case_b.nii.gz", s.label(1) * (np.arange(9) % 4 == 2).astype(np.uint16)),
+        ("note", "blank-slices", "case_b"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_named(scans: Any, fault: str) -> None:
+    scans.pairs(5)
+    (scans.root / "labels.json").write_text('{"1": "organ"}')
+    break_it, expected = FAULTS[fault]
+    break_it(scans)
+    checkup = check(scans.root)
+    assert expected in codes(checkup), checkup.findings
+    assert checkup.usable == (expected[0] != "error")
+    assert all(f.message and f.remedy for f in checkup.findings)
+    assert {f.case for f in checkup.findings} <= {"case_b", "case_z", ""}
+
+
+def test_swapped_sides_are_an_error_when_the_other_cases_agree(scans: Any) -> None:
+    scans.shape = (24, 10, 9)
+    for index, case in enumerate("abcd"):
+        label = np.zeros(scans.shape, np.uint16)
+        label[2:6, 3 : 7 + index % 3, 2:7], label[16:20, 3:7, 2:7] = 1, 2
+        label[2, 3, 2 + index] = 0
+        scans.write_image(
+            f"images/{case}.nii.gz", np.random.default_rng(index).integers(0, 99, scans.shape).astype("i2")
+        )
+        scans.write_label(f"labels/{case}.nii.gz", label[::-1] if case == "c" else label)
+    (scans.root / "labels.json").write_text('{"1": "left kidney", "2": "right kidney"}')
+    assert codes(check(scans.root)) == {("error", "left-right", "c")}
+    (scans.root / "labels.json").write_text('{"1": "liver", "2": "spleen"}')
+    assert codes(check(scans.root)) == {("warning", "left-right", "c")}
+    (scans.root / "labels.json").write_text('{"1": "right kidney", "2": "left kidney"}')
+    assert ("error", "left-right", "c") not in codes(check(scans.root))
+
+
+def test_no_label_anywhere_is_a_warning(scans: Any) -> None:
+    assert codes(check(scans.pairs(0, unlabelled=2))) == {("warning", "no-labels", "")}
+
+
+@pytest.mark.parametrize("fault", ["grid", "nan", "forms", "not listed"])
+def test_fix_repairs_a_copy_and_leaves_the_original(scans: Any, tmp_path_factory: Any, fault: str) -> None:
+    scans.pairs(3)
+    (scans.root / "labels.json").write_text('{"1": "organ"}')
+    FAULTS[fault][0](scans)
+    before, out = digest(scans.root), tmp_path_factory.mktemp("out") / "fixed"
+    checkup = check(scans.root)
+    changes = fix(checkup.dataset, checkup, out=out)
+    assert digest(scans.root) == before
+    assert {c.case for c in changes} == {"case_b"}
+    assert all(c.source and c.what and c.why for c in changes)
+    assert json.loads((out / "changes.json").read_text())[0]["case"] == "case_b"
+    again = check(out)
+    assert again.usable
+    assert len(again.dataset.labelled) == 3
+    for case in again.dataset.cases:
+        load(case, again.dataset)
+
+
+def test_a_label_on_a_finer_grid_lands_where_it_was(scans: Any, tmp_path_factory: Any) -> None:
+    scans.pairs(2)
+    fine = np.repeat(scans.label(1), 2, axis=0)
+    affine = scans.geometry.affine @ np.diag([0.5, 1, 1, 1])
+    affine[:3, 3] = scans.geometry.affine[:3, 3] - [0.25, 0, 0]
+    scans.write_label("labels/case_b.nii.gz", fine, grid=Geometry(fine.shape, affine))
+    checkup, out = check(scans.root), tmp_path_factory.mktemp("out") / "fixed"
+    fix(checkup.dataset, checkup, out=out)
+    fixed = find(out)
+    label = load(fixed.cases[1], fixed).label
+    assert label is not None
+    np.testing.assert_array_equal(label.data, scans.label(1))
+
+
+def test_what_cannot_be_repaired_is_left_out_and_said(scans: Any, tmp_path_factory: Any) -> None:
+    scans.pairs(3)
+    FAULTS["truncated"][0](scans)
+    checkup, out = check(scans.root), tmp_path_factory.mktemp("out") / "fixed"
+    changes = fix(checkup.dataset, checkup, out=out)
+    assert [(c.case, c.what, c.written) for c in changes] == [("case_b", "left out", "")]
+    assert [c.id for c in find(out).cases] == ["case_a", "case_c"]
+
+
+def test_fix_never_writes_where_something_lies(scans: Any, tmp_path_factory: Any) -> None:
+    checkup = check(scans.pairs(1))
+    full = tmp_path_factory.mktemp("full")
+    (full / "precious.txt").write_text("x")
+    with pytest.raises(DataError, match="holds something already"):
+        fix(checkup.dataset, checkup, out=full)
+    with pytest.raises(DataError, match="lies inside the data"):
+        fix(checkup.dataset, checkup, out=scans.root / "fixed")
+    assert [p.name for p in full.iterdir()] == ["precious.txt"]
+
+
+def test_nothing_is_left_behind_when_nothing_can_be_repaired(scans: Any, tmp_path_factory: Any) -> None:
+    scans.pairs(1)
+    (scans.root / "images/case_a.nii.gz").write_bytes(b"broken")
+    checkup, parent = check(scans.root), tmp_path_factory.mktemp("out")
+    with pytest.raises(DataError, match="no case could be repaired"):
+        fix(checkup.dataset, checkup, out=parent / "fixed")
+    assert list(parent.iterdir()) == []

@@ -1,0 +1,88 @@
+"""Patches: repeatable, centred where it matters, blind where nobody looked."""
+
+import numpy as np
+import pytest
+import torch
+from phantom import NAMES, phantom
+
+from fewscan.learn.batches import PatchBatches, crop, crop_label, prepare, resample_index
+from fewscan.learn.config import AugmentConfig, Settings
+from fewscan.learn.engine import step_generator
+from fewscan.learn.plan import derive
+from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
+
+
+def case(seed=0, *, shape=(20, 24, 18), blank=None, drawn=None):
+    image, label, geometry = phantom(seed, shape=shape)
+    label = label.astype(np.uint16)
+    if blank is not None:
+        label[:, :, blank] = IGNORE
+    return Case(str(seed), Volume(image[None], geometry, geometry), Labelmap(label, geometry, NAMES), drawn)
+
+
+def make(folder, cases, *, voxels=0, foreground=0.67, batch=2):
+    settings = Settings()
+    plan = derive(cases, names=NAMES, channels=("image",), modality="mr", settings=settings, gpu=False)
+    if voxels:
+        import dataclasses
+
+        plan = dataclasses.replace(plan, patch=(8, 8, 8))
+    prepared = [prepare(c, plan, folder=folder) for c in cases]
+    return PatchBatches(
+        prepared, plan, config=AugmentConfig(), batch=batch, foreground=foreground, device=torch.device("cpu")
+    )
+
+
+def test_the_same_step_gives_the_same_batch(tmp_path):
+    batches = make(tmp_path, [case(0), case(1)])
+    one, same, other = batches(step_generator(0, 3)), batches(step_generator(0, 3)), batches(step_generator(0, 4))
+    assert torch.equal(one.images, same.images)
+    assert torch.equal(one.labels, same.labels)
+    assert not torch.equal(one.images, other.images)
+    assert one.images.shape == (2, 1, *batches.plan.patch)
+    assert one.labels.shape == (2, 3, *batches.plan.patch)
+
+
+def test_foreground_patches_hold_a_structure(tmp_path):
+    batches = make(tmp_path, [case(0, shape=(40, 40, 40))], voxels=512, foreground=1.0, batch=1)
+    held = [float(batches(step_generator(0, s)).labels[:, 1:].sum()) > 0 for s in range(20)]
+    assert sum(held) >= 16
+
+
+def test_slices_left_blank_stay_unseen(tmp_path):
+    batches = make(tmp_path, [case(0, blank=slice(None, None, 2))])
+    seen = batches(step_generator(0, 0)).labels.sum(1)
+    assert 0.2 < float((seen > 0.99).float().mean()) < 0.8 or float(seen.mean()) < 0.8
+    assert float((seen < 0.5).float().mean()) > 0.2
+
+
+def test_what_was_not_drawn_is_passed_on(tmp_path):
+    batches = make(tmp_path, [case(0, drawn=frozenset({1}))])
+    assert batches(step_generator(0, 0)).drawn.tolist() == [[True, True, False]] * 2
+
+
+def test_crop_repeats_the_border_and_says_so():
+    array = np.arange(27, dtype=np.float32).reshape(1, 3, 3, 3)
+    inside, left = crop(array, (1, 1, 1), size=(3, 3, 3))
+    assert not left
+    assert (inside == array).all()
+    outside, left = crop(array, (0, 1, 1), size=(5, 3, 3))
+    assert left
+    assert outside.shape == (1, 5, 3, 3)
+    assert (outside[0, 0] == array[0, 0]).all()
+
+
+def test_labels_beyond_the_grid_are_unseen():
+    label = np.ones((3, 3, 3), np.int16)
+    got = crop_label(label, (0, 1, 1), size=(5, 3, 3))
+    assert (got[:2] == -1).all()
+    assert (got[2:] == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(9, 10, 12), (40, 30, 20)])
+def test_resampled_labels_keep_their_volume(shape):
+    _, label, _ = phantom(0)
+    index = label.astype(np.int16)
+    got = resample_index(index, shape, classes=3)
+    for k in range(3):
+        assert abs((got == k).mean() - (index == k).mean()) < 0.03
