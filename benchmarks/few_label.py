@@ -23,7 +23,7 @@ from fewscan import api
 from fewscan.data import dataset as datasets
 from fewscan.judge.results import Evaluation
 
-RUNS = ((1, 0), (20, 0), (5, 0), (5, 1), (5, 2))
+RUNS = ((1, 0), (5, 0), (20, 0), (5, 1), (5, 2))
 POOL = 160
 RESULT = "few_label.json"
 

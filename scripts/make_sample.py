@@ -53,6 +53,7 @@ def main() -> None:
         held = index >= LABELLED + UNLABELLED
         write_case(load(files, data), out / "test" if held else out, labelled=held or index < LABELLED)
     shutil.copyfile(data.root / "labels.json", out / "labels.json")
+    shutil.copyfile(data.root / "labels.json", out / "test" / "labels.json")
     (out / "ATTRIBUTION.md").write_text(ATTRIBUTION, encoding="utf-8")
     written = [p for p in out.rglob("*") if p.is_file()]
     print(f"{len(chosen)} scans, {len(written)} files, {sum(p.stat().st_size for p in written) / 1e6:.2f} MB")

@@ -46,7 +46,9 @@ MORE_ARGUMENTS = {  # "module:function": reason
     "api:crossval": "mirrors the flags of the verb",
 }
 MORE_POSITIONAL = {"prediction:predict": "model, what and where, in the order of the command line"}
-LONGER: dict[str, str] = {}  # "module" or "module:function": reason
+LONGER: dict[str, str] = {  # "module" or "module:function": reason
+    "benchmarks.peers.nnunet:main": "runs in the peer's own environment, top to bottom, without fewscan",
+}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "base", "common", "legacy"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {"requests", "urllib", "urllib3", "socket", "http", "httpx", "aiohttp", "ftplib", "smtplib", "ssl"}

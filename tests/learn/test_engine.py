@@ -96,7 +96,8 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit():
         fit([phase], State([phase.train], CONFIG), limits=Limits(steps=20), config=CONFIG, seed=3, save=save)
     phase = one_phase(again)
     state = State([phase.train], CONFIG)
-    restore_state(state, *kept["at 7"])
+    tensors, numbers = kept["at 7"]
+    restore_state(state, tensors, numbers=numbers)
     fit([phase], state, limits=Limits(steps=20), config=CONFIG, seed=3)
     assert torch.equal(whole.weight, again.weight)
     assert torch.equal(whole.weight, part.weight)

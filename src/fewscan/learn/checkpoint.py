@@ -283,7 +283,7 @@ def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
                 f"{path} belongs to another run: {', '.join(differing)} differ; "
                 "repeat the original command with --resume, or train into a new folder"
             )
-        restore_state(state, tensors, json.loads(metadata["numbers"]))
+        restore_state(state, tensors, numbers=json.loads(metadata["numbers"]))
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, (ModelError, ConfigError)):
             raise

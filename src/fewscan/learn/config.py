@@ -110,14 +110,14 @@ class AugmentConfig:
 
     rotate_deg: float = 20.0
     scale: float = 0.2
-    shift: float = 0.06
+    shift: float = 0.12
     elastic: float = 0.25
     blur: float = 1.0
     low_resolution: float = 2.0
-    bias: float = 0.3
-    gamma: float = 0.5
-    contrast: float = 0.25
-    noise: float = 0.3
+    bias: float = 0.5
+    gamma: float = 0.8
+    contrast: float = 0.4
+    noise: float = 0.4
     probability: float = 0.5
     mirror: str = "auto"
 

@@ -318,7 +318,7 @@ class Session:
             "threads": torch.get_num_threads(),
             "labelled": [c.id for c in self.labelled],
             "unlabelled": [c.id for c in self.unlabelled],
-            "command": " ".join(["fewscan", *sys.argv[1:]]) if Path(sys.argv[0]).name == "fewscan" else "python",
+            "command": _command(),
         }
         model = Model(
             segmenter=segmenter, plan=self.plan, settings=self.settings, provenance=provenance, others=others or {}
@@ -369,6 +369,14 @@ def _claim(request: Request) -> None:
     if out.exists() and (not out.is_dir() or any(p.name != "cache" for p in out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; choose another folder, or go on in it with --resume")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _command() -> str:
+    """The command line, file names without their folders; "python" where the Python interface was used."""
+    program = Path(sys.argv[0])
+    if program.name != "fewscan" and program.parent.name != "fewscan":
+        return "python"
+    return " ".join(["fewscan", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
 
 
 def _trim_history(path: Path, step: int) -> None:

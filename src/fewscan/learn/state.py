@@ -60,7 +60,7 @@ def state_tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
 
 
-def restore_state(state: State, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+def restore_state(state: State, tensors: Mapping[str, Tensor], *, numbers: Mapping[str, Any]) -> None:
     """Undo `state_tensors` on a state of the same networks.
 
     Parameters
