@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,67 @@ def section(name: str, rows: list[Row]) -> str:
     lines = [f"\n## {name.replace('_', ' ')}\n", _line(keys + values), _line(["---"] * len(keys + values))]
     for row in ordered:
         lines.append(_line([_cell(row["key"].get(k)) for k in keys] + [_cell(row.get(v)) for v in values]))
-    return "\n".join([*lines, "", *_measured_with(ordered), ""])
+    summary = SUMMARIES.get(name, lambda rows: [])(rows)
+    return "\n".join([*lines, "", *summary, *_measured_with(ordered), ""])
+
+
+def _few_label(rows: list[Row]) -> list[str]:
+    """Means over seeds, and where the plot is."""
+    lines = []
+    for system in _union([row["key"]["system"]] for row in rows):
+        for k in sorted({row["key"]["k"] for row in rows}):
+            dice = [row["dice"] for row in rows if (row["key"]["system"], row["key"]["k"]) == (system, k)]
+            if len(dice) > 1:
+                spread = statistics.stdev(dice)
+                lines.append(
+                    f"{system}, k={k}: mean Dice {statistics.mean(dice):.4f} over {len(dice)} seeds, SD {spread:.4f}."
+                )
+    return [*lines, "", "![Dice and HD95 against the number of labelled scans](few_label.svg)", ""]
+
+
+def _generality(rows: list[Row]) -> list[str]:
+    """Mean and spread over tasks."""
+    dice = [row["dice"] for row in rows]
+    spread = f", SD {statistics.stdev(dice):.3f}" if len(dice) > 1 else ""
+    return [f"Mean Dice over {len(dice)} tasks {statistics.mean(dice):.3f}{spread}.", ""]
+
+
+SUMMARIES: dict[str, Callable[[list[Row]], list[str]]] = {"few_label": _few_label, "generality": _generality}
+
+
+def plot_few_label(rows: list[Row], out: Path) -> None:
+    """Dice and HD95 against k, one line a system, one dot a run.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of ``few_label.json``.
+    out : Path
+        SVG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "fewscan"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    colours = {"fewscan": "#0072b2", "nnunetv2": "#d55e00"}
+    for system in _union([row["key"]["system"]] for row in rows):
+        runs = [row for row in rows if row["key"]["system"] == system]
+        labels = sorted({row["key"]["k"] for row in runs})
+        for axis, value in zip(axes, ("dice", "hd95_mm"), strict=True):
+            means = [statistics.mean(row[value] for row in runs if row["key"]["k"] == k) for k in labels]
+            axis.plot(labels, means, color=colours.get(system), label=system)
+            axis.plot([row["key"]["k"] for row in runs], [row[value] for row in runs], "o", color=colours.get(system))
+    for axis, title in zip(axes, ("Dice", "HD95, mm"), strict=True):
+        axis.set(xscale="log", xticks=(1, 5, 20), xticklabels=("1", "5", "20"), xlabel="labelled scans", ylabel=title)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
 
 
 def _measured_with(rows: list[Row]) -> list[str]:
@@ -94,6 +156,9 @@ def main() -> None:
     text = page(RESULTS)
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(text, encoding="utf-8")
+        few = RESULTS / "few_label.json"
+        if few.exists():
+            plot_few_label(json.loads(few.read_text())["rows"], PAGE.parent / "few_label.svg")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
         sys.exit("docs/benchmarks.md is out of date; run make docs")
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewscan.api import (
+        Model,
         Prediction,
+        Scans,
         check,
         compare,
-        crossval,
-        demo,
         evaluate,
         load,
         open,  # noqa: A004
@@ -27,16 +27,32 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from fewscan.data.sample import sample_path
     from fewscan.errors import FewscanError
+    from fewscan.runs import crossval, demo
 
 _HOME = {
+    "crossval": "fewscan.runs",
+    "demo": "fewscan.runs",
     "FewscanError": "fewscan.errors",
     "sample_path": "fewscan.data.sample",
 }
 
 __all__ = [
-    "FewscanError", "Prediction", "check", "compare", "crossval", "demo", "evaluate", "load", "open", "predict",
-    "report", "sample_path", "train",
-]  # fmt: skip
+    "FewscanError",
+    "Model",
+    "Prediction",
+    "Scans",
+    "check",
+    "compare",
+    "crossval",
+    "demo",
+    "evaluate",
+    "load",
+    "open",
+    "predict",
+    "report",
+    "sample_path",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

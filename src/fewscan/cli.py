@@ -55,12 +55,12 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Train, predict, evaluate and report on the embedded scans."""
-    from fewscan import api
+    from fewscan import runs
     from fewscan.progress import display
     from fewscan.tables import scores
 
     with display("demo") as observe:
-        result = api.demo(out, budget=duration(budget), seed=seed, device=device, observe=observe).to_json()
+        result = runs.demo(out, budget=duration(budget), seed=seed, device=device, observe=observe).to_json()
     screen = _stdout()
     screen.print(scores(result))
     screen.print(f"\n{_verdict(result)}\nReport: {out / 'report.html'}\nModel:  {out / 'model'}\n", markup=False)
@@ -213,11 +213,11 @@ def crossval(
     json_file: Json = None,
 ) -> None:
     """Honest figures from few labels: patients are never split; the budget is each fold's."""
-    from fewscan import api
+    from fewscan import runs
     from fewscan.progress import display
 
     with display("crossval") as observe:
-        evaluation = api.crossval(
+        evaluation = runs.crossval(
             data,
             out,
             folds=_folds(folds),

@@ -13,7 +13,7 @@ import torch
 from conftest import SMALL
 from phantom import NAMES, phantom, write_dataset
 
-from fewscan import api
+from fewscan import api, runs
 from fewscan.data.io import read_image, read_labels, write_labelmap
 from fewscan.errors import ConfigError, DataError, ModelError
 from fewscan.learn import infer
@@ -209,6 +209,17 @@ def test_predictions_lie_on_the_inputs_own_grid(trained, tmp_path):
     assert to_ras(np.asarray(b.dataobj), flipped)[0].shape == geometry.shape
 
 
+def test_the_python_interface_is_three_calls(trained, tmp_path):
+    import fewscan
+
+    data = fewscan.open(trained[0])
+    model = data.train(tmp_path / "model", steps=3)
+    (done,) = model.predict(data.unlabelled[0].images[0], tmp_path / "out")
+    assert done.path.is_file()
+    assert set(done.volumes_ml) == {"ball", "rod"}
+    assert fewscan.load(tmp_path / "model").names == model.names
+
+
 def test_predict_never_writes_over_the_scans(trained):
     data, model = trained
     with pytest.raises(ConfigError, match="would be overwritten"):
@@ -217,12 +228,12 @@ def test_predict_never_writes_over_the_scans(trained):
 
 def test_crossval_leaves_whole_patients_out_and_picks_up_where_it_was(trained, tmp_path):
     data, _ = trained
-    evaluation = api.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu")
+    evaluation = runs.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu")
     assert sorted(c.id for c in evaluation.cases) == ["case_00", "case_01", "case_02"]
     for i in range(3):
         model = json.loads((tmp_path / "cv" / f"fold_{i}" / "model" / "model.json").read_text())
         tested = json.loads((tmp_path / "cv" / f"fold_{i}" / "evaluation.json").read_text())["cases"]
         assert not {c["id"] for c in tested} & set(model["labelled"])
     said = []
-    api.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu", observe=said.append)
+    runs.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu", observe=said.append)
     assert said == []
