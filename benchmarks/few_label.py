@@ -35,18 +35,30 @@ def draw(ids: list[str], k: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 def figures(evaluation: Evaluation) -> dict[str, object]:
-    """What goes into a row."""
+    """What goes into a row; intervals are None where there are too few cases for one."""
     content = evaluation.to_json()
     summary = content["summary"]
+    dice = {case["id"]: case["dice"] for case in content["cases"] if case["dice"] is not None}
     return {
-        "dice": round(summary["dice"]["mean"], 4),
-        "dice_low": round(summary["dice"]["low"], 4),
-        "dice_high": round(summary["dice"]["high"], 4),
-        "hd95_mm": round(summary["hd95_mm"]["mean"], 3),
-        "surface_dice": round(summary["surface_dice"]["mean"], 4),
-        "worst": round(min(case["dice"] for case in content["cases"]), 4),
-        "cases": {case["id"]: round(case["dice"], 4) for case in content["cases"]},
+        "dice": rounded(summary["dice"]["mean"]),
+        "dice_low": rounded(summary["dice"]["low"]),
+        "dice_high": rounded(summary["dice"]["high"]),
+        "hd95_mm": rounded(summary["hd95_mm"]["mean"], 3),
+        "surface_dice": rounded(summary["surface_dice"]["mean"]),
+        "worst": rounded(min(dice.values(), default=None)),
+        "cases": {case: rounded(value) for case, value in dice.items()},
     }
+
+
+def stop_if_interrupted(model: api.Model) -> None:
+    """A run that was told to stop is no measurement."""
+    if model.provenance["interrupted"]:
+        raise KeyboardInterrupt
+
+
+def rounded(value: float | None, digits: int = 4) -> float | None:
+    """Rounded, None staying None."""
+    return None if value is None else round(value, digits)
 
 
 def ours(data: datasets.Dataset, work: Path, *, k: int, seed: int, minutes: float) -> dict[str, object]:
@@ -56,6 +68,7 @@ def ours(data: datasets.Dataset, work: Path, *, k: int, seed: int, minutes: floa
     shutil.rmtree(folder, ignore_errors=True)
     chosen = datasets.select(data, labelled=train)
     model = api.train(chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", observe=_show)
+    stop_if_interrupted(model)
     images = [c.images[0] for c in data.labelled if c.id in test]
     api.predict(model, images, folder / "predictions", device="cpu")
     evaluation = api.evaluate(folder / "predictions", data.root / "labels")
@@ -66,7 +79,8 @@ def peer(data: datasets.Dataset, work: Path, *, k: int, seed: int, minutes: floa
     """Train, predict and judge one run of nnU-Net; a run that is in ``work`` already is only judged."""
     train, test = draw([c.id for c in data.labelled], k, seed)
     folder = work / f"k{k}_s{seed}"
-    if not (folder / "peer.json").is_file():
+    done = folder / "peer.json"
+    if not done.is_file() or json.loads(done.read_text())["minutes"] != minutes:
         for part, ids in (("train", train), ("test", test)):
             for kind in ("images", "labels"):
                 (folder / part / kind).mkdir(parents=True, exist_ok=True)
@@ -78,7 +92,7 @@ def peer(data: datasets.Dataset, work: Path, *, k: int, seed: int, minutes: floa
         if not (folder / "peer_rate.json").is_file():
             subprocess.run([*command, "--calibrate"], check=True)
         subprocess.run(command, check=True)
-    record = json.loads((folder / "peer.json").read_text())
+    record = json.loads(done.read_text())
     evaluation = api.evaluate(folder / "pred", data.root / "labels")
     seconds = round(record["steps"] * record["seconds_per_iteration_idle"], 1)
     return {**figures(evaluation), "steps": record["steps"], "seconds": seconds}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from few_label import figures
+from few_label import figures, stop_if_interrupted
 from harness import TRAINING, code_hash, rows
 
 from fewscan import api
@@ -50,6 +50,7 @@ def run(folder: Path, work: Path, *, k: int, seed: int, minutes: float) -> dict[
     shutil.rmtree(work, ignore_errors=True)
     chosen = datasets.select(data, labelled=train)
     model = api.train(chosen, work / "model", budget=minutes * 60, seed=seed, device="cpu", observe=print_text)
+    stop_if_interrupted(model)
     api.predict(model, [c.images[0] for c in data.labelled if c.id in test], work / "predictions", device="cpu")
     evaluation = api.evaluate(work / "predictions", folder / "labels")
     plan = model.plan

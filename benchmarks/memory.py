@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import TRAINING, code_hash, rows
+from harness import RESULTS, TRAINING, code_hash, load, rows
 
 MOST_GIB = 2.0
 SHAPE, SPACING, LABELS = (512, 512, 600), (0.8, 0.8, 1.0), 20
@@ -102,8 +102,9 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
             row.update(json.loads(done.stdout.splitlines()[-1]))
             print(grid, row, flush=True)
-        if row is not None and row["gib_above_imports"] > MOST_GIB:
-            raise SystemExit(f"{grid}: {row['gib_above_imports']} GiB above the imports, {MOST_GIB} are allowed")
+    for found in load(RESULTS / "memory.json"):
+        if found["gib_above_imports"] > MOST_GIB:
+            raise SystemExit(f"{found['key']}: {found['gib_above_imports']} GiB above the imports, {MOST_GIB} allowed")
 
 
 if __name__ == "__main__":

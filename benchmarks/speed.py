@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_label import draw
-from harness import TRAINING, code_hash, rows
+from harness import RESULTS, TRAINING, code_hash, load, rows
 from torch import nn
 
 from fewscan import api
@@ -31,6 +31,9 @@ from fewscan.learn.engine import step_generator
 from fewscan.learn.hardware import pick
 from fewscan.learn.networks import UNet
 from fewscan.learn.plan import derive
+
+AT_LEAST = {"ratio": 2.0, "bf16_ratio": 2.5, "openvino_ratio": 3.0}
+MOST_AUGMENTATION, DICE_UNCHANGED = 0.25, 0.002
 
 
 def medians(work: Mapping[str, Callable[[int], object]], repeats: int = 9) -> dict[str, float]:
@@ -197,6 +200,23 @@ def main() -> None:
                                    strides=[(1, 1, 1)] + [(2, 2, 2)] * 3)  # fmt: skip
                     row.update(inference(network, torch.randn(1, 1, *shape), _bare(network)))
                     print(name, row, flush=True)
+    if misses():
+        raise SystemExit("; ".join(misses()))
+
+
+def misses() -> list[str]:
+    """Claims that the rows do not bear out."""
+    found = []
+    for row in load(RESULTS / "speed.json"):
+        for name, least in AT_LEAST.items():
+            if name in row and row[name] < least:
+                found.append(f"{row['key']['what']}: {name} {row[name]}, at least {least} claimed")
+        if row.get("augmentation_share", 0) > MOST_AUGMENTATION:
+            found.append(f"augmentation takes {row['augmentation_share']:.0%} of a step")
+        dice = [row[name] for name in row if name.startswith("dice_")]
+        if dice and max(dice) - min(dice) > DICE_UNCHANGED:
+            found.append(f"Dice differs by {max(dice) - min(dice):.4f} between ways to compute")
+    return found
 
 
 def _bare(network: nn.Module) -> api.Model:

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from phantom import write_dataset
-
-SMALL = {"network.widths": "8,16,16", "train.warmup_steps": "5"}
+from phantom import SMALL, write_dataset
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,6 +13,7 @@ from fewscan.data.io import write_image, write_labelmap
 from fewscan.space.geometry import Geometry
 
 NAMES = {1: "ball", 2: "rod"}
+SMALL = {"network.widths": "8,16,16", "train.warmup_steps": "5"}  # learns phantoms in a second
 
 
 def phantom(

@@ -77,9 +77,9 @@ def test_the_code_hash_follows_every_file_and_name(tmp_path: Path) -> None:
 
 def test_a_result_file_becomes_a_sorted_table(tmp_path: Path) -> None:
     for k, dice in ((20, 0.875), (5, 0.85)):
-        measure(tmp_path / "few_label.json", k, code="0123456789", dice=dice)
+        measure(tmp_path / "some_task.json", k, code="0123456789", dice=dice)
     lines = docs.page(tmp_path).splitlines()
-    assert lines[lines.index("## few label") + 2 :][:4] == [
+    assert lines[lines.index("## some task") + 2 :][:4] == [
         "| k | dice |",
         "| --- | --- |",
         "| 5 | 0.85 |",
@@ -90,3 +90,10 @@ def test_a_result_file_becomes_a_sorted_table(tmp_path: Path) -> None:
 
 def test_the_benchmark_page_is_up_to_date() -> None:
     assert docs.PAGE.read_text(encoding="utf-8") == docs.page(docs.RESULTS), "run make docs"
+
+
+def test_the_figures_in_the_readme_are_those_of_the_result_file() -> None:
+    rows = [row for row in harness.load(docs.RESULTS / "few_label.json") if row["key"]["minutes"] == 5]
+    text = docs.README.read_text(encoding="utf-8")
+    assert rows
+    assert text == docs.readme_with_figures(text, rows), "run make docs"

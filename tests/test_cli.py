@@ -53,6 +53,9 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return SCORES
 
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(SCORES))
+
 
 class Comparison:
     def to_json(self) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from fewscan.data import dataset as datasets
 from fewscan.data import doctor, repair
@@ -16,12 +18,12 @@ from fewscan.errors import ConfigError, DataError
 from fewscan.judge import evaluate as judging
 from fewscan.judge.evaluate import Comparison
 from fewscan.judge.results import Evaluation, read_evaluation
-from fewscan.learn import checkpoint, session
+from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings, override
 from fewscan.learn.hardware import pick
 from fewscan.learn.session import Observer, Request
 from fewscan.methods import segment
-from fewscan.prediction import Prediction, predict
+from fewscan.prediction import Inputs, Prediction, predict
 from fewscan.quantity import duration
 
 __all__ = [
@@ -83,7 +85,7 @@ class Model(checkpoint.Model):
 
     def predict(
         self,
-        scans: Sequence[Path | str] | Path | str,
+        scans: Inputs,
         out: Path | str,
         *,
         probabilities: bool = False,
@@ -211,34 +213,52 @@ def train(
     FewscanError
         If data, settings, folder or memory do not allow it; the message names the remedy.
     """
+    started = time.monotonic()
+    if budget is not None and steps is not None:
+        raise ConfigError("give either a budget or a number of steps, not both")
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     method = AUTO if method == "auto" else method
-    if budget is None and steps is None and not resume and extend is None:
+    if budget is None and steps is None and ((not resume and extend is None) or dry_run):
         budget = DEFAULT_BUDGET
     budget, extend = _seconds(budget), _seconds(extend)
     request = Request(
         dataset=dataset_of(data), out=Path(out), method=method, settings=override(Settings(), settings or {}),
         hardware=pick(device), budget=budget, steps=steps, extend=extend, seed=seed, resume=resume,
-        max_memory=max_memory, observe=observe, started=time.monotonic(),
+        max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
     checkup = doctor.examine(request.dataset)
     if not checkup.usable:
         worst = next(f for f in checkup.findings if f.severity == "error")
-        raise DataError(f"{worst.message}; {worst.remedy}" if worst.remedy else worst.message)
+        others = sum(f.severity == "error" for f in checkup.findings) - 1
+        more = f" (and {others} more; `fewscan check` lists them)" if others else ""
+        raise DataError(f"{worst.path or worst.case}: {worst.message}; {worst.remedy}{more}")
     if dry_run:
-        plan = session.make_plan(request)
-        request.say(
-            f"plan: {len(request.dataset.labelled)} labelled and {len(request.dataset.unlabelled)} unlabelled case(s); "
-            f"patch {'x'.join(map(str, plan.patch))} at {'x'.join(f'{s:.3g}' for s in plan.spacing)} mm, "
-            f"about {session.estimate_bytes(plan) / 2**30:.1f} GiB of memory; nothing was trained"
-        )
-        network = checkpoint.build_segmenter(plan, request.settings, seed=seed)
-        return Model(segmenter=network, plan=plan, settings=request.settings, provenance={"method": method, "steps": 0})
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            model = METHODS[method](
+                replace(request, out=Path(scratch) / "model", resume=False, extend=None, dry_run=True)
+            )
+        request.say("nothing was trained")
+        return _with_verbs(model)
     model = METHODS[method](request)
-    checkpoint.write_json(checkup.to_json(), Path(out) / "check.json")
+    checkpoint.write_json(without_folders(checkup), Path(out) / "check.json")
     curve_png(Path(out) / "history.jsonl", Path(out) / "curve.png")
     return _with_verbs(model)
+
+
+def without_folders(checkup: doctor.Checkup) -> dict[str, Any]:
+    """A check-up for folders that travel: where the files lie, and so whose they are, stays behind.
+
+    Parameters
+    ----------
+    checkup : Checkup
+        From `check`.
+    """
+    content = checkup.to_json()
+    content["data"] = Path(content["data"]).name
+    for finding in content["findings"]:
+        finding["path"] = Path(finding["path"]).name
+    return content
 
 
 def _seconds(value: float | str | None) -> float | None:

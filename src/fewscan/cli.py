@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.markup import escape
 
 from fewscan.errors import ConfigError, FewscanError
 from fewscan.quantity import duration, size
+
+if TYPE_CHECKING:
+    from fewscan.judge.results import Evaluation
 
 T = TypeVar("T")
 UNUSABLE, REFUSED, INTERRUPTED = 1, 2, 130
@@ -34,7 +37,12 @@ Budget = Annotated[str | None, typer.Option(help="Wall clock to spend, such as 9
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of a budget.", min=1)]
 Seed = Annotated[int, typer.Option(help="Same seed and machine, same numbers.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Memory = Annotated[str | None, typer.Option(help="Memory not to exceed, such as 4GiB.", metavar="SIZE")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory for training, or for the logits of a prediction, not to exceed, such as 4GiB.", metavar="SIZE"
+    ),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting; repeatable.", metavar="KEY=VALUE")
 ]
@@ -181,7 +189,7 @@ def evaluate(
     """Dice, surface distances in mm and volume errors, with intervals."""
     from fewscan import api
 
-    _show_scores(api.evaluate(predictions, labels, images=images).to_json(), json_file)
+    _show_scores(api.evaluate(predictions, labels, images=images), json_file)
 
 
 @app.command(epilog=_examples("compare before/evaluation.json after/evaluation.json"))
@@ -229,7 +237,7 @@ def crossval(
             method=method,
             observe=observe,
         )
-    _show_scores(evaluation.to_json(), json_file)
+    _show_scores(evaluation, json_file)
 
 
 @app.command(epilog=_examples("report demo", "report runs/knee -o knee.html"))
@@ -250,11 +258,18 @@ def main() -> None:
     try:
         app(prog_name="fewscan")
     except FewscanError as error:
-        sentence = escape(" ".join(str(error).split()))
-        Console(stderr=True, highlight=False).print(f"[red]{sentence}[/red]", soft_wrap=True)
-        sys.exit(REFUSED)
+        _refuse(str(error))
+    except OSError as error:
+        where = error.filename or "a file"
+        _refuse(f"{where}: {error.strerror or error}; check the name, the rights and the free space")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _refuse(sentence: str) -> None:
+    line = escape(" ".join(sentence.split()))
+    Console(stderr=True, highlight=False).print(f"[red]{line}[/red]", soft_wrap=True)
+    sys.exit(REFUSED)
 
 
 def _version(wanted: bool) -> None:
@@ -326,13 +341,17 @@ def _write_json(content: Mapping[str, Any], path: Path | None) -> bool:
     return False
 
 
-def _show_scores(evaluation: Mapping[str, Any], json_file: Path | None) -> None:
+def _show_scores(evaluation: Evaluation, json_file: Path | None) -> None:
     from fewscan.tables import scores
 
-    if not _write_json(evaluation, json_file):
-        screen = _stdout()
-        screen.print(scores(evaluation))
-        screen.print(_verdict(evaluation), markup=False)
+    content = evaluation.to_json()
+    if json_file is not None and str(json_file) != "-":
+        evaluation.save(json_file)
+    elif _write_json(content, json_file):
+        return
+    screen = _stdout()
+    screen.print(scores(content))
+    screen.print(_verdict(content), markup=False)
 
 
 def _verdict(evaluation: Mapping[str, Any]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +16,12 @@ from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.checkpoint import Model
+from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.session import Observer
+
+RECORD = "predictions.json"
+Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ class Prediction:
 
 def predict(
     model: Model | Path | str,
-    inputs_: Sequence[Path | str] | Path | str,
+    inputs_: Inputs,
     out: Path | str,
     *,
     probabilities: bool = False,
@@ -60,12 +67,13 @@ def predict(
     ----------
     model : Model or path
         Trained.
-    inputs_ : path or sequence of paths
-        Files, folders or DICOM series.
+    inputs_ : path, Scan, or sequence of them
+        Files, folders or DICOM series; or scans put together by the caller.
     out : path
         Folder to write; made if need be.
     probabilities : bool
-        Also write ``<name>_probabilities.nii.gz``, one volume per class.
+        Also write ``<name>_probabilities.nii.gz``: one volume per class, background first, in 255ths. They take a byte
+        per class and voxel, which is held in memory.
     tta : bool
         Average with mirrored inputs, where anatomy allows.
     skip_existing : bool
@@ -75,7 +83,7 @@ def predict(
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
         Where to run.
     observe : callable, optional
-        Gets a message per scan.
+        Gets a `learn.engine.Status` after each window, and a message per scan.
 
     Raises
     ------
@@ -83,32 +91,64 @@ def predict(
         If the model or a scan cannot be used; scans finished before stay.
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
-    paths = [inputs_] if isinstance(inputs_, (str, Path)) else list(inputs_)
-    scans = inputs.find_scans([Path(p) for p in paths], channels=len(model.plan.channels))
+    scans = _scans(inputs_, model)
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder for the predictions")
-    for scan in scans:
-        if any(folder.resolve() == image.parent.resolve() for image in scan.images):
-            raise ConfigError(f"{folder} is where the scans are, and their files would be overwritten; give another -o")
+    records = _claim(folder, scans, skip_existing=skip_existing)
     folder.mkdir(parents=True, exist_ok=True)
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
-    done = []
-    for i, scan in enumerate(scans):
+    done: list[Prediction] = []
+    begin = time.monotonic()
+
+    def tick(share: float) -> None:
+        """Progress through all scans; their sizes are not known before they are read, so each counts alike."""
+        if observe is not None:
+            fraction, seconds = (len(done) + share) / len(scans), time.monotonic() - begin
+            left = seconds * (1 - fraction) / max(fraction, 1e-9)
+            observe(Status(len(done) + 1, len(scans), fraction, seconds, left, math.nan, {}, 0.0, scans[len(done)].id))
+
+    for scan in scans:
         target = folder / f"{scan.id}.nii.gz"
         if skip_existing and target.is_file():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        done.append(
-            _predict_one(model, scan, target, predictor=predictor, probabilities=probabilities, memory=max_memory)
+        answer = _predict_one(
+            model, scan, target, predictor=predictor, probabilities=probabilities, memory=max_memory, tick=tick
         )
+        done.append(answer)
+        records[target.name] = asdict(answer) | {"path": target.name}
+        weights = model.provenance.get("sha256", {})
+        checkpoint.write_json({"model": weights, "predictions": list(records.values())}, folder / RECORD)
         if observe is not None:
-            observe(f"{i + 1} of {len(scans)}: {scan.id}, {done[-1].seconds:.1f} s")
-    records = [asdict(p) | {"path": p.path.name} for p in done]
-    checkpoint.write_json(
-        {"model": model.provenance.get("sha256", {}), "predictions": records}, folder / "predictions.json"
-    )
+            observe(f"{len(done)} of {len(scans)}: {scan.id}, {answer.seconds:.1f} s")
     return done
+
+
+def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
+    """Scans as they were given, or those behind the paths."""
+    listed = [given] if isinstance(given, (str, Path, inputs.Scan)) else list(given)
+    paths = [Path(item) for item in listed if not isinstance(item, inputs.Scan)]
+    scans = [item for item in listed if isinstance(item, inputs.Scan)]
+    return scans + (inputs.find_scans(paths, channels=model.plan.channels) if paths else [])
+
+
+def _claim(folder: Path, scans: Sequence[inputs.Scan], *, skip_existing: bool) -> dict[str, Any]:
+    """Earlier predictions in the folder; refuses where a file that is not one of them would be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder for the predictions")
+    try:
+        stored = json.loads((folder / RECORD).read_text())["predictions"]
+        records = {str(record["path"]): record for record in stored}
+    except (OSError, ValueError, KeyError, TypeError):
+        records = {}
+    for scan in scans:
+        target = folder / f"{scan.id}.nii.gz"
+        if any(folder.resolve() == image.parent.resolve() for image in scan.images):
+            raise ConfigError(f"{folder} is where the scans are, and their files would be overwritten; give another -o")
+        if target.exists() and target.name not in records and not skip_existing:
+            raise ConfigError(
+                f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
+            )
+    return records
 
 
 def _predict_one(
@@ -119,17 +159,25 @@ def _predict_one(
     predictor: infer.Predictor,
     probabilities: bool,
     memory: int | None,
+    tick: Callable[[float], None],
 ) -> Prediction:
     """Read, segment, write."""
     begin = time.monotonic()
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
     answer = infer.segment(
-        model, volume, predictor=predictor, probabilities=probabilities, memory=memory or infer.WORKING_MEMORY
+        model,
+        volume,
+        predictor=predictor,
+        probabilities=probabilities,
+        memory=memory or infer.WORKING_MEMORY,
+        observe=tick,
     )
     write_labelmap(answer.label, target, native=volume.native)
     if answer.probs is not None:
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
-        write_image(answer.probs.astype(np.float32) / 255, path, native=volume.native)
-    counts = np.bincount(answer.label.reshape(-1), minlength=max(model.names, default=0) + 1)
+        write_image(answer.probs, path, native=volume.native)
+    counts = np.zeros(max(model.names, default=0) + 1, np.int64)
+    for slab in answer.label:  # one at a time: counting takes eight bytes a voxel
+        counts += np.bincount(slab.reshape(-1), minlength=len(counts))
     volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
     return Prediction(id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes)

@@ -48,8 +48,10 @@ def describe(status: Status) -> str:
     status : Status
         As the engine reports it.
     """
-    steps = f"step {status.step}" + (f"/{status.steps}" if status.steps else "")
-    parts = [steps, f"loss {status.loss:.3f}", f"{show_duration(status.seconds_left)} left", status.note]
+    training = status.loss == status.loss  # prediction has no loss: NaN
+    steps = f"{'step' if training else 'scan'} {status.step}" + (f"/{status.steps}" if status.steps else "")
+    loss = f"loss {status.loss:.3f}" if training else ""
+    parts = [steps, loss, f"{show_duration(status.seconds_left)} left", status.note]
     return " · ".join(part for part in parts if part)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
@@ -15,8 +16,9 @@ from fewscan.errors import ConfigError
 from fewscan.judge import evaluate as judging
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
+from fewscan.learn.inputs import Scan
 from fewscan.learn.session import Observer
-from fewscan.prediction import predict
+from fewscan.prediction import Prediction, predict
 
 
 def crossval(
@@ -66,6 +68,9 @@ def crossval(
     split = datasets.folds(found, folds, seed=seed)
     for i, (train_ids, test_ids) in enumerate(split):
         folder = out / f"fold_{i}"
+        recipe = {"train": train_ids, "test": test_ids, "seed": seed, "budget": budget, "steps": steps,
+                  "settings": dict(settings or {}), "method": method}  # fmt: skip
+        _claim_fold(folder, recipe)
         record = folder / "evaluation.json"
         if record.is_file():
             parts.append(read_evaluation(record))
@@ -75,19 +80,13 @@ def crossval(
                 f"fold {i + 1} of {len(split)}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out"
             )
         chosen = datasets.select(found, labelled=train_ids, unlabelled=[c.id for c in found.unlabelled])
-        unfinished = (folder / "model" / "state.safetensors").is_file()
-        model = api.train(
+        model = _fold_model(
             chosen, folder / "model", budget=budget, steps=steps, seed=seed, device=device, settings=settings,
-            method=method, resume=unfinished and not (folder / "model" / "model.json").is_file(), observe=observe,
-        ) if not (folder / "model" / "model.json").is_file() else api.load(folder / "model")  # fmt: skip
-        scores = []
-        for case in (files[c] for c in test_ids):
-            assert case.label is not None
-            (done,) = predict(model, case.images, folder / "predictions")
-            scores.append(
-                judging.evaluate(done.path, case.label, images=case.images[0], names=found.names, ignore=found.ignore)
-            )
-        part = judging.merge([_renamed(s, c) for s, c in zip(scores, test_ids, strict=True)])
+            method=method, observe=observe,
+        )  # fmt: skip
+        cases = [files[c] for c in test_ids]
+        done = predict(model, [Scan(c.id, c.images) for c in cases], folder / "predictions", device=device)
+        part = judging.merge(_judge(found, case, answer) for case, answer in zip(cases, done, strict=True))
         part.save(record)
         parts.append(part)
     whole = judging.merge(parts)
@@ -95,9 +94,33 @@ def crossval(
     return whole
 
 
-def _renamed(evaluation: Evaluation, case: str) -> Evaluation:
-    """The evaluation of a single case under the case's own id."""
-    return replace(evaluation, cases=tuple(replace(c, id=case) for c in evaluation.cases))
+def _claim_fold(folder: Path, recipe: dict[str, Any]) -> None:
+    """Refuse to mix the folds of two cross-validations."""
+    note = folder / "fold.json"
+    if folder.exists():
+        if not note.is_file() or json.loads(note.read_text()) != recipe:
+            raise ConfigError(f"{folder} belongs to another cross-validation; choose another -o")
+        return
+    folder.mkdir(parents=True)
+    checkpoint.write_json(recipe, note)
+
+
+def _fold_model(data: datasets.Dataset, out: Path, **options: Any) -> api.Model:
+    """Train a fold's model, or go on with it, or read it; an interruption ends the whole cross-validation."""
+    if (out / "model.json").is_file() and not checkpoint.read_description(out).get("interrupted"):
+        return api.load(out)
+    model = api.train(data, out, resume=(out / "state.safetensors").is_file(), **options)
+    if model.provenance.get("interrupted"):
+        raise KeyboardInterrupt
+    return model
+
+
+def _judge(data: datasets.Dataset, case: datasets.CaseFiles, answer: Prediction) -> Evaluation:
+    """Score one left-out case on the labels that were looked for in it."""
+    assert case.label is not None
+    names = {v: n for v, n in data.names.items() if case.drawn is None or v in case.drawn}
+    found = judging.evaluate(answer.path, case.label, images=case.images[0], names=names, ignore=data.ignore)
+    return replace(found, cases=tuple(replace(c, id=case.id) for c in found.cases))
 
 
 def demo(
@@ -131,7 +154,7 @@ def demo(
     out, sample = Path(out), sample_path()
     _clear_demo(out)
     found = api.open(sample)
-    checkpoint.write_json(api.check(found).to_json(), out / "check.json")
+    checkpoint.write_json(api.without_folders(api.check(found)), out / "check.json")
     model = api.train(found, out / "model", budget=budget, seed=seed, device=device, observe=observe)
     predict(model, sample / "test" / "images", out / "predictions", device=device, observe=observe)
     evaluation = judging.evaluate(
@@ -144,7 +167,7 @@ def demo(
 
 def _clear_demo(out: Path) -> None:
     """Make room for a new demo, and only for that."""
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / "demo.json").is_file():
             raise ConfigError(f"{out} holds something that is not a demo's; choose another folder with -o")
         for name in ("model", "predictions"):

@@ -99,6 +99,42 @@ def test_flat_folder(scans: Any, tail: str) -> None:
     assert (ids(data.labelled), ids(data.unlabelled)) == (["a"], ["b"])
 
 
+@pytest.mark.parametrize("folders", [("images", "labels", "test/images"), ("imagesTr", "labelsTr", "imagesTs")])
+def test_unlabelled_channels_stay_together_without_a_listing(scans: Any, folders: tuple[str, str, str]) -> None:
+    images, labels, held = folders
+    for name in (f"{images}/a", f"{images}/b", f"{held}/c"):
+        for channel in range(2):
+            scans.write_image(f"{name}_{channel:04d}.nii.gz", seed=channel)
+    scans.write_label(f"{labels}/a.nii.gz")
+    data = find(scans.root)
+    assert (ids(data.labelled), ids(data.unlabelled), ids(data.test)) == (["a"], ["b"], ["c"])
+    assert {len(c.images) for c in (*data.cases, *data.test)} == {2}
+
+
+def test_labels_json_does_not_hide_what_dataset_json_says(scans: Any) -> None:
+    for channel in range(2):
+        scans.write_image(f"images/a_{channel:04d}.nii.gz", seed=channel)
+    scans.write_label("labels/a.nii.gz")
+    put(scans.root, "labels.json", {"1": "tumour"})
+    listing = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "x": 1, "ignore": 9}}
+    put(scans.root, "dataset.json", listing)
+    data = find(scans.root)
+    assert (data.names, data.channels, data.modality, data.ignore) == ({1: "tumour"}, ("T1", "FLAIR"), "mr", 9)
+
+
+def test_bids_counts_subjects_and_takes_the_label_of_the_contrast(scans: Any) -> None:
+    for subject in ("01", "02"):
+        scans.write_image(f"sub-{subject}/anat/sub-{subject}_T2w.nii.gz")
+    for run in range(3):
+        scans.write_image(f"sub-01/anat/sub-01_run-{run}_FLAIR.nii.gz")
+    for contrast in ("FLAIR", "T2w"):
+        scans.write_label(f"derivatives/m/sub-01/sub-01_{contrast}_dseg.nii.gz")
+    data = find(scans.root)
+    assert ids(data.cases) == ["sub-01", "sub-02"]
+    assert data.cases[0].label is not None
+    assert data.cases[0].label.name == "sub-01_T2w_dseg.nii.gz"
+
+
 def test_one_folder_per_case_with_contrasts_in_the_names(scans: Any) -> None:
     for case in ("BraTS_1", "BraTS_2"):
         for contrast in ("t1", "flair"):
@@ -126,6 +162,27 @@ def test_dicom_series_as_images(slices: Callable[..., Path], scans: Any) -> None
     assert ids(find(scans.root / "images" / "p1").cases) == ["p1"]
 
 
+def test_nested_dicom_series_and_the_index_of_a_disc(slices: Callable[..., Path], scans: Any) -> None:
+    for name in ("p1/study/s1", "p1/study/s2", "p2/study/s1"):
+        slices(name)
+    (scans.root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    data = find(scans.root)
+    assert ids(data.cases) == ["p1_ses-study_s1", "p1_ses-study_s2", "p2"]
+    assert [c.patient for c in data.cases] == ["p1", "p1", "p2"]
+
+
+def test_ct_stored_unsigned_is_told_by_its_air(scans: Any) -> None:
+    import nibabel as nib
+
+    stored = scans.image().astype(np.uint16) * 5 + 1024
+    stored[:, :4] = 24
+    image = nib.Nifti1Image(stored, scans.geometry.affine)
+    image.header.set_slope_inter(1, -1024)
+    (scans.root / "images").mkdir()
+    nib.save(image, scans.root / "images/a.nii.gz")
+    assert find(scans.root).modality == "ct"
+
+
 def test_ct_is_told_by_its_air(scans: Any) -> None:
     data = scans.image().astype(np.int16) * 5
     data[:, :4] = -1000
@@ -149,6 +206,8 @@ def test_nothing_usable_names_what_was_seen(tmp_path: Path) -> None:
         ('{"1": {"a": 1}}', "a name is needed"),
         ('{"a": [1]}', "is a region"),
         ('{"x": "y"}', "whole number"),
+        ('{"1": "liver", "2": "liver"}', "values 1 and 2 are both called 'liver'"),
+        ('{"liver": 1, "spleen": 1}', "'liver' and 'spleen' both have the value 1"),
     ],
 )
 def test_a_wrong_listing_is_refused(scans: Any, content: str, message: str) -> None:

@@ -222,3 +222,33 @@ def test_nothing_is_left_behind_when_nothing_can_be_repaired(scans: Any, tmp_pat
     with pytest.raises(DataError, match="no case could be repaired"):
         fix(checkup.dataset, checkup, out=parent / "fixed")
     assert list(parent.iterdir()) == []
+
+
+def test_the_copy_says_nothing_of_cases_left_out_and_can_be_read(scans: Any, tmp_path_factory: Any) -> None:
+    scans.pairs(3)
+    scans.write_label("labels/case_b.nii.gz", scans.label(1, (1, 2)))
+    scans.write_image("images/case_b.nii.gz", np.full(scans.shape, 7, np.int16))
+    (scans.root / "drawn.json").write_text('{"case_a": ["label 1", "label 2"], "case_b": ["label 1"]}')
+    checkup, out = check(scans.root), tmp_path_factory.mktemp("out") / "fixed"
+    fix(checkup.dataset, checkup, out=out)
+    assert json.loads((out / "drawn.json").read_text()) == {"case_a": ["label 1"]}
+    assert [c.id for c in find(out).cases] == ["case_a", "case_c"]
+
+
+def test_a_fault_of_a_held_out_case_spares_the_case_of_the_same_name(scans: Any, tmp_path_factory: Any) -> None:
+    scans.pairs(2)
+    scans.write_image("test/images/case_a.nii.gz", np.full(scans.shape, 7, np.int16))
+    checkup, out = check(scans.root), tmp_path_factory.mktemp("out") / "fixed"
+    fix(checkup.dataset, checkup, out=out)
+    fixed = find(out)
+    assert ([c.id for c in fixed.cases], fixed.test) == (["case_a", "case_b"], ())
+
+
+def test_a_copy_of_several_channels_is_read_as_it_was(scans: Any, tmp_path_factory: Any) -> None:
+    for case in "abc":
+        for channel in range(2):
+            scans.write_image(f"images/{case}_{channel:04d}.nii.gz", seed=channel + 2 * ord(case))
+    scans.write_label("labels/a.nii.gz")
+    checkup, out = check(scans.root), tmp_path_factory.mktemp("out") / "fixed"
+    fix(checkup.dataset, checkup, out=out)
+    assert [(c.id, len(c.images)) for c in find(out).cases] == [("a", 2), ("b", 2), ("c", 2)]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fewscan.data import io
+from fewscan.deliver.markup import without_folders
 from fewscan.deliver.report import SECTIONS, write_report
-from fewscan.deliver.verdict import WORDS, headline
+from fewscan.deliver.verdict import WORDS, headline, remarks
 from fewscan.errors import DataError
 from fewscan.judge.evaluate import evaluate
 from fewscan.space.geometry import Geometry
@@ -145,9 +146,74 @@ def test_lost_scans_cost_the_pictures_not_the_report(run):
 
 
 def test_a_run_that_was_moved_keeps_its_pictures(run, monkeypatch):
-    content = (run / "evaluation.json").read_text().replace(f"{run}/", "")
-    (run / "evaluation.json").write_text(content)
-    assert "No picture" not in page_of(run)
+    (run / "files.local.json").unlink()
+    moved = run.rename(run.with_name("moved"))
+    assert "No picture" not in page_of(moved)
+
+
+def test_a_reference_elsewhere_is_never_mistaken_for_the_prediction_of_its_name(run, tmp_path_factory):
+    alone = tmp_path_factory.mktemp("alone")
+    (run / "predictions").rename(alone / "predictions")
+    evaluate(alone / "predictions", run / "labels").save(alone / "predictions" / "evaluation.json")
+    assert "No picture" not in page_of(alone / "predictions")
+    (alone / "predictions" / "files.local.json").unlink()
+    assert page_of(alone / "predictions").count("No picture") == 3
+
+
+def test_scans_of_several_channels_and_references_with_an_ignore_value_have_pictures(run):
+    (run / "labels.json").write_text(json.dumps({"1": "front", "2": "back", "255": "ignore"}))
+    noise = np.random.default_rng(0).integers(0, 900, (2, *GRID.shape)).astype(np.int16)
+    for i in range(4):
+        label = ball()
+        label[0] = 255
+        io.write_labelmap(label, run / "labels" / f"case_{i}.nii.gz", native=GRID)
+        io.write_image(noise, run / "images" / f"case_{i}.nii.gz", native=GRID)
+    evaluate(run / "predictions", run / "labels", images=run / "images").save(run / "evaluation.json")
+    page = page_of(run)
+    assert "No picture" not in page
+    assert page.count("data:image/png") == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("check.json", '{"findings": 3}'),
+        ("check.json", '{"findings": [{"severity": "dreadful"}]}'),
+        ("check.json", '{"findings": [], "cases": ["a"]}'),
+        ("model/history.jsonl", '{"step": 1, "loss": "x", "seconds": 1}\n{}'),
+        ("model/history.jsonl", '{"step": 1, "loss": 0.5}\n{}'),
+        ("model/history.jsonl", "\udcff"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(run, name, content):
+    (run / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=re.escape(name)):
+        page_of(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann/my data/case.nii.gz: 3 and/or 4", "case.nii.gz: 3 and/or 4"),
+        ("/a b/x.nii.gz and /c/d/y.nii.gz differ", "x.nii.gz and y.nii.gz differ"),
+        (r"C:\Users\Ann Smith\x.nii: bad", "x.nii: bad"),
+        (r"\\server\share\x.nii is lost", "x.nii is lost"),
+        ("scan and/or label, 3/4, T1/T2", "scan and/or label, 3/4, T1/T2"),
+        ("/a/b/x.nii.gz has 3 and/or 4", "x.nii.gz has 3 and/or 4"),
+    ],
+)
+def test_folders_are_cut_off_paths_and_prose_is_kept(text, shown):
+    assert without_folders(text) == shown
+
+
+def test_remarks_say_how_uncertain_the_mean_is_and_what_was_trained_on(run):
+    empty = np.zeros(GRID.shape, np.uint8)
+    io.write_labelmap(empty, run / "predictions" / "case_0.nii.gz", native=GRID)
+    said = " ".join(remarks(evaluate(run / "predictions", run / "labels"), None, model={"labelled": ["case_1", "x"]}))
+    assert "With these 4 scans the mean Dice is uncertain: 95 % interval 0." in said
+    assert "So few scans make even that interval too narrow." in said
+    assert "(missed structures not counted)" in said
+    assert "1 of these scans was trained on: its figures say nothing about new ones." in said
 
 
 def test_empty_and_damaged_folders_are_refused_and_leave_nothing(tmp_path):

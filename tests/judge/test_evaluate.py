@@ -53,7 +53,83 @@ def test_saving_and_reading_changes_nothing_and_the_file_is_strict_json(folders,
     assert content["cases"][0]["labels"]["never there"]["dice"] is None
     assert set(METRICS) < content["summary"].keys()
     assert content["rules"]["absent"]
-    assert read_evaluation(tmp_path / "evaluation.json").to_json() == content
+    assert read_evaluation(tmp_path / "evaluation.json").to_json(root=tmp_path) == content
+
+
+def test_an_evaluation_that_travels_names_no_folder_and_one_that_stays_finds_its_files(folders, tmp_path):
+    predictions, labels = folders
+    (tmp_path / "run").mkdir()
+    predictions = predictions.rename(tmp_path / "run" / "predictions")
+    path = tmp_path / "run" / "evaluation.json"
+    evaluate(predictions, labels).save(path)
+    content = json.loads(path.read_text())
+    assert str(tmp_path) not in path.read_text()
+    assert content["cases"][0]["prediction"] == "predictions/case_0.nii.gz"
+    assert content["cases"][0]["reference"] == "case_0.nii.gz"
+    assert read_evaluation(path).cases[0].reference == labels / "case_0.nii.gz"
+    assert "never hand this file on" in (tmp_path / "run" / "files.local.json").read_text()
+    (tmp_path / "run" / "files.local.json").unlink()
+    assert read_evaluation(path).cases[0].reference == Path("case_0.nii.gz")
+    assert read_evaluation(path).cases[0].prediction == predictions / "case_0.nii.gz"
+
+
+def test_two_evaluations_in_one_folder_keep_their_files_apart(folders, tmp_path):
+    predictions, labels = folders
+    (tmp_path / "out").mkdir()
+    evaluate(predictions, labels).save(tmp_path / "out" / "before.json")
+    evaluate(labels, labels).save(tmp_path / "out" / "after.json")
+    assert read_evaluation(tmp_path / "out" / "before.json").cases[0].prediction.parent == predictions
+    assert read_evaluation(tmp_path / "out" / "after.json").cases[0].prediction.parent == labels
+
+
+def test_slices_left_blank_in_a_reference_are_not_judged(tmp_path):
+    grid = Geometry((10, 9, 13), np.eye(4))
+    whole = np.zeros(grid.shape, np.uint8)
+    whole[2:8, 2:7] = 1
+    sparse = np.zeros_like(whole)
+    sparse[..., ::4] = whole[..., ::4]
+    io.write_labelmap(whole, tmp_path / "p.nii.gz", native=grid)
+    io.write_labelmap(sparse, tmp_path / "r.nii.gz", native=grid)
+    assert evaluate(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz").values("dice") == [1.0]
+
+
+def test_scans_beside_their_label_maps_are_no_references(tmp_path):
+    out, scans = tmp_path / "out", tmp_path / "scans"
+    out.mkdir()
+    scans.mkdir()
+    for case in ("a", "b"):
+        io.write_labelmap(anatomy(), out / f"{case}.nii.gz", native=GRID)
+        io.write_image(500 * anatomy().astype(np.int16), scans / f"{case}.nii.gz", native=GRID)
+    io.write_labelmap(anatomy(1), scans / "a_seg.nii.gz", native=GRID)
+    found = evaluate(out, scans)
+    assert [case.reference.name for case in found.cases] == ["a_seg.nii.gz"]
+    assert found.unmatched == {"predictions": ("b",), "references": ()}
+
+
+def test_names_and_the_ignore_value_are_found_two_folders_up(folders, tmp_path):
+    predictions, labels = folders
+    (tmp_path / "labels.json").write_text('{"1": "front", "2": "ignore"}')
+    (tmp_path / "test").mkdir()
+    found = evaluate(predictions, labels.rename(tmp_path / "test" / "labels"))
+    assert found.names == ("front",)
+    assert {case.ignore for case in found.cases} == {2}
+
+
+def test_only_the_names_given_are_judged(folders):
+    assert evaluate(*folders, names={2: "back"}).names == ("back",)
+
+
+def test_intervals_and_comparisons_are_over_patients(folders):
+    predictions, labels = folders
+    for folder in folders:
+        for i, name in enumerate(["p1_L", "p1_R", "p2_ED", "p2_ES"]):
+            (folder / f"case_{i}.nii.gz").rename(folder / f"{name}.nii.gz")
+    found = evaluate(predictions, labels)
+    assert found.spread("dice")["n"] == 4
+    assert math.isnan(found.spread("dice")["low"])
+    against = compare(evaluate(labels, labels), found).metrics["dice"]
+    assert (against.n, against.wins) == (2, 2)
+    assert against.difference == pytest.approx(0.25)
 
 
 def test_a_prediction_in_another_axis_order_scores_the_same(folders):

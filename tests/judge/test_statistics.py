@@ -31,6 +31,14 @@ def test_interval_leaves_nan_out_and_is_silent_below_three_values():
     assert all(math.isnan(v) for v in bootstrap_interval([0.1, 0.5, math.nan]))
 
 
+def test_copies_of_a_patient_do_not_narrow_the_interval():
+    values = [0.5, 0.7, 0.8, 0.9]
+    twice = [v for v in values for _ in range(2)]
+    assert bootstrap_interval(twice, groups=[i // 2 for i in range(8)]) == bootstrap_interval(values)
+    a, b = bootstrap_interval(values), bootstrap_interval(twice)
+    assert b[1] - b[0] < a[1] - a[0]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-400, 400).filter(bool), min_size=1, max_size=25, unique_by=abs))
 def test_signed_rank_equals_scipy_where_scipy_is_exact(values):

@@ -86,3 +86,14 @@ def test_resampled_labels_keep_their_volume(shape):
     got = resample_index(index, shape, classes=3)
     for k in range(3):
         assert abs((got == k).mean() - (index == k).mean()) < 0.03
+
+
+def test_many_labels_give_hard_targets_that_are_blind_beyond_the_scan(tmp_path):
+    import dataclasses
+
+    batches = make(tmp_path, [case(0, blank=slice(0, 4))])
+    batches.plan = dataclasses.replace(batches.plan, weights=(1.0, 1.0, 1.0))
+    labels = batches(step_generator(0, 0)).labels
+    assert set(labels.unique().tolist()) == {0.0, 1.0}
+    assert labels.sum(1).max() == 1
+    assert float((labels.sum(1) == 0).float().mean()) > 0.1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, ResourceError
 from fewscan.learn.batches import Batch
 from fewscan.learn.config import TrainConfig
 from fewscan.learn.engine import Limits, Phase, fit, learning_rate, only_training, phase_at, step_generator
@@ -134,3 +134,14 @@ def test_steps_differ_and_repeat():
 def test_limits_refuse_nonsense(wrong):
     with pytest.raises(ConfigError):
         Limits(**wrong)
+
+
+def test_a_loss_that_is_no_longer_finite_is_said():
+    net = network()
+
+    def explode(batch):
+        return {"error": net(batch.images).sum() * float("nan")}
+
+    phase = one_phase(net, objective=explode)
+    with pytest.raises(ResourceError, match=r"no longer finite after 0 steps; .* train\.lr=0\.017"):
+        fit([phase], State([net], CONFIG), limits=Limits(steps=1), config=CONFIG, seed=0)

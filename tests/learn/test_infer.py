@@ -10,7 +10,7 @@ from phantom import phantom
 from fewscan.learn import infer
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.hardware import Hardware, pick
-from fewscan.learn.plan import normalise
+from fewscan.learn.intensity import normalise
 from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Volume, resample
 
@@ -37,7 +37,7 @@ def small_window(model, patch=(16, 16, 16), **changes):
 def naive(model, scan):
     """All windows into one array, as a textbook would."""
     plan = model.plan
-    data = torch.from_numpy(normalise(scan.data, plan))
+    data = torch.from_numpy(normalise(scan.data, plan.scaling))
     window = infer.window_shape(scan.geometry.shape, plan)
     total, weight = torch.zeros(plan.classes, *data.shape[1:]), torch.zeros(data.shape[1:])
     bell = infer.bell(window)
@@ -139,3 +139,19 @@ def test_openvino_gives_the_same_labels_and_sends_nothing(model, monkeypatch):
     fast = infer.segment(model, scan, predictor=openvino_backend.predictor(model)).label
     assert (exact == fast).mean() > 0.99
     assert sys.modules["openvino_telemetry"] is None
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (16, 16, 1), (40, 5, 5)])
+def test_tiny_and_flat_scans_are_predicted(model, shape):
+    scan, _ = volume(shape=shape)
+    assert infer.segment(model, scan, predictor=infer.torch_predictor(model, CPU)).label.shape == shape
+
+
+def test_progress_rises_to_the_end_whatever_the_tiles(model):
+    scan, _ = volume()
+    for memory in (60_000, infer.WORKING_MEMORY):
+        seen = []
+        small = small_window(model)
+        infer.segment(small, scan, predictor=infer.torch_predictor(small, CPU), memory=memory, observe=seen.append)
+        assert seen == sorted(seen)
+        assert seen[-1] == pytest.approx(1.0)

@@ -77,3 +77,9 @@ def test_gradients_agree_with_finite_differences(term):
     logits = torch.randn(1, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     target = F.one_hot(torch.randint(0, 3, (1, 2, 2, 2)), 3).permute(0, 4, 1, 2, 3).double()
     assert torch.autograd.gradcheck(lambda z: term(F.log_softmax(z, 1), target), logits)
+
+
+def test_weighted_cross_entropy_equals_torchs():
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    ours = cross_entropy(log_probs(LOGITS), TARGET, weights=weights)
+    torch.testing.assert_close(ours, F.cross_entropy(LOGITS, INDEX, weight=weights))

@@ -13,7 +13,8 @@ from fewscan.learn import infer
 from fewscan.learn.checkpoint import Model, build_segmenter
 from fewscan.learn.config import NetworkConfig, Settings
 from fewscan.learn.hardware import pick
-from fewscan.learn.plan import Plan, Scaling
+from fewscan.learn.intensity import Scaling
+from fewscan.learn.plan import Plan
 from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Volume
 torch.set_num_threads(2)

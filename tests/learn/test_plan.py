@@ -9,7 +9,8 @@ from phantom import NAMES, phantom
 from fewscan.errors import DataError
 from fewscan.learn import symmetry
 from fewscan.learn.config import Settings
-from fewscan.learn.plan import coarsen, derive, normalise, plan_from_dict, shape_network, to_index
+from fewscan.learn.intensity import normalise
+from fewscan.learn.plan import class_weights, coarsen, derive, plan_from_dict, shape_network, to_index
 from fewscan.space.geometry import Geometry
 from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
 
@@ -75,8 +76,8 @@ def test_a_plan_survives_json():
 
 def test_normalisation_does_not_depend_on_scanner_units():
     plan = plan_of([case()])
-    a = normalise(case().image.data, plan)
-    b = normalise(case(scale=1700.0, shift=-5.0).image.data, plan)
+    a = normalise(case().image.data, plan.scaling)
+    b = normalise(case(scale=1700.0, shift=-5.0).image.data, plan.scaling)
     np.testing.assert_allclose(a, b, atol=2e-3)
     assert abs(a.mean()) < 1e-3
     assert abs(a.std() - 1) < 1e-2
@@ -87,16 +88,16 @@ def test_ct_is_recognised_by_air_and_scaled_by_tissue():
     air.image.data[:, :, 12:] = -1000
     plan = plan_of([air], modality="other")
     assert plan.scaling[0].kind == "ct"
-    one, two = normalise(air.image.data, plan), normalise(air.image.data + 50, plan)
+    one, two = normalise(air.image.data, plan.scaling), normalise(air.image.data + 50, plan.scaling)
     assert not np.allclose(one, two)
 
 
 def test_a_constant_background_does_not_count():
     bright = case()
-    bare = normalise(bright.image.data[:, :, 4:], plan_of([bright]))
+    bare = normalise(bright.image.data[:, :, 4:], plan_of([bright]).scaling)
     padded = bright.image.data.copy()
     padded[:, :, :10] = 0
-    inside = normalise(padded, plan_of([bright]))[:, :, 12:]
+    inside = normalise(padded, plan_of([bright]).scaling)[:, :, 12:]
     assert abs(inside.mean() - bare[:, :, 8:].mean()) < 0.3
 
 
@@ -152,3 +153,20 @@ def test_pieces_left_out_of_sparse_labels_prove_nothing():
     data[:, :, ::2] = IGNORE
     sparse = dataclasses.replace(sparse, label=Labelmap(data, sparse.label.geometry, NAMES))
     assert plan_of([sparse]).sole == ()
+
+
+@pytest.mark.parametrize("depth", [1, 3, 7])
+def test_a_slab_of_a_few_slices_still_gets_a_deep_network(depth):
+    _, kernels, strides = shape_network(np.array([200.0, 200, depth]), np.ones(3), voxels=150_000, levels=5)
+    assert len(strides) == 5
+    assert kernels[-1][:2] == (3, 3)
+    assert all(s[2] == 1 for s in strides) or depth >= 8
+
+
+def test_many_labels_weigh_by_volume_and_few_do_not():
+    assert class_weights(np.array([1000, 10, 10])) == ()
+    counts = np.array([100_000, *[1000] * 5, *[10] * 5])
+    weights = class_weights(counts)
+    assert weights[0] < weights[1] < weights[-1]
+    share = counts / counts.sum()
+    assert (share * np.array(weights)).sum() == pytest.approx(1, abs=1e-3)

@@ -10,12 +10,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
-from phantom import NAMES, phantom, write_dataset
+from phantom import NAMES, SMALL, phantom, write_dataset
 
 from fewscan import api, runs
-from fewscan.data.io import read_image, read_labels, write_labelmap
-from fewscan.errors import ConfigError, DataError, ModelError
+from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
+from fewscan.errors import ConfigError, DataError, ModelError, ResourceError
 from fewscan.learn import infer
 from fewscan.learn.hardware import pick
 
@@ -84,6 +83,22 @@ def test_the_folder_tells_how_it_was_made(trained):
 
 def arguments(data, out, steps, mode="new"):
     return [sys.executable, "-c", TRAIN, str(data), str(out), str(steps), mode]
+
+
+def test_a_model_folder_does_not_tell_where_the_scans_lie(trained):
+    data, model = trained
+    for path in model.path.iterdir():
+        assert str(data).encode() not in path.read_bytes(), path.name
+
+
+def test_faulty_data_is_refused_by_file_fault_and_remedy(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=2)
+    image, _, geometry = phantom(0)
+    image[3, 3, 3] = np.nan
+    write_image(image, data / "images" / "case_00.nii.gz", native=geometry)
+    with pytest.raises(DataError, match=r"case_00\.nii\.gz: 1 voxels are NaN or infinite; --fix writes a copy"):
+        api.train(data, tmp_path / "model", steps=1, settings=SMALL)
+    assert not (tmp_path / "model").exists()
 
 
 def run(data, out, steps, mode="new"):
@@ -173,7 +188,8 @@ def test_too_little_memory_is_said_before_anything_is_written(trained, tmp_path)
 def test_a_dry_run_writes_nothing(trained, tmp_path):
     said = []
     api.train(trained[0], tmp_path / "model", steps=5, dry_run=True, observe=said.append)
-    assert "nothing was trained" in said[-1]
+    assert "steps/s measured" in said[-2]
+    assert said[-1] == "nothing was trained"
     assert not (tmp_path / "model").exists()
 
 
@@ -191,7 +207,6 @@ def test_the_same_seed_gives_the_same_weights(trained, tmp_path):
 def test_predictions_lie_on_the_inputs_own_grid(trained, tmp_path):
     model = trained[1]
     image, label, geometry = phantom(0)
-    from fewscan.data.io import write_image
     from fewscan.space.geometry import Geometry, ras_geometry, to_ras
 
     flipped = Geometry((18, 20, 24), np.array([[0, -1.0, 0, 9], [0, 0, 1, -4], [-1, 0, 0, 2], [0, 0, 0, 1]]))
@@ -226,6 +241,40 @@ def test_predict_never_writes_over_the_scans(trained):
         api.predict(model, data / "images", data / "images")
 
 
+def test_predict_never_writes_over_label_maps(trained, tmp_path):
+    data, model = trained
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "case_00.nii.gz").write_bytes(b"drawn by hand")
+    with pytest.raises(ConfigError, match="is not a prediction of fewscan"):
+        api.predict(model, data / "images", labels, device="cpu")
+    assert (labels / "case_00.nii.gz").read_bytes() == b"drawn by hand"
+    api.predict(model, data / "images", tmp_path / "own", device="cpu")
+    api.predict(model, data / "images", tmp_path / "own", device="cpu")
+
+
+def test_what_is_there_is_skipped(trained, tmp_path):
+    data, model = trained
+    first = api.predict(model, data / "images" / "case_00.nii.gz", tmp_path, device="cpu")
+    seen = []
+    again = api.predict(model, data / "images", tmp_path, skip_existing=True, device="cpu", observe=seen.append)
+    assert [p.skipped for p in again] == [True, False, False, False]
+    assert first[0].path == again[0].path
+    shares = [e.fraction for e in seen if not isinstance(e, str)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_a_case_nobody_looked_at_is_left_out(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=2)
+    _, label, geometry = phantom(1)
+    (data / "labels.json").unlink()
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1, "rod": 2, "ignore": 3}}))
+    write_labelmap(np.full_like(label, 3), data / "labels" / "case_01.nii.gz", native=geometry)
+    model = api.train(data, tmp_path / "model", steps=3, settings=SMALL, device="cpu")
+    assert model.provenance["labelled"] == ["case_00"]
+
+
 def test_crossval_leaves_whole_patients_out_and_picks_up_where_it_was(trained, tmp_path):
     data, _ = trained
     evaluation = runs.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu")
@@ -237,3 +286,39 @@ def test_crossval_leaves_whole_patients_out_and_picks_up_where_it_was(trained, t
     said = []
     runs.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu", observe=said.append)
     assert said == []
+
+
+def test_crossval_does_not_mix_two_splits(trained, tmp_path):
+    data, _ = trained
+    runs.crossval(data, tmp_path / "cv", folds="loo", steps=3, settings=SMALL, device="cpu")
+    with pytest.raises(ConfigError, match="belongs to another cross-validation"):
+        runs.crossval(data, tmp_path / "cv", folds=2, steps=3, settings=SMALL, device="cpu")
+
+
+def test_a_run_killed_before_its_first_save_can_start_again(trained, tmp_path):
+    out = tmp_path / "model"
+    (out / "cache").mkdir(parents=True)
+    (out / "history.jsonl").write_text("{}\n")
+    (out / "run.json").write_text("{}")
+    assert api.train(trained[0], out, steps=2, settings=SMALL, device="cpu").provenance["steps"] == 2
+
+
+def test_a_budget_that_preparing_uses_up_is_refused(trained, tmp_path):
+    with pytest.raises(ResourceError, match="all of the budget"):
+        api.train(trained[0], tmp_path / "model", budget=0.001, settings=SMALL, device="cpu")
+    assert not (tmp_path / "model" / "model.json").exists()
+
+
+def test_channels_are_found_by_their_names(tmp_path):
+    from fewscan.learn.inputs import find_scans
+
+    for name in ("a_t1.nii.gz", "a_flair.nii.gz", "b_t1.nii.gz", "b_flair.nii.gz"):
+        (tmp_path / name).touch()
+    scans = find_scans([tmp_path], channels=("t1", "flair"))
+    assert [(s.id, [p.name for p in s.images]) for s in scans] == [
+        ("a", ["a_t1.nii.gz", "a_flair.nii.gz"]),
+        ("b", ["b_t1.nii.gz", "b_flair.nii.gz"]),
+    ]
+    (tmp_path / "c.nii.gz").touch()
+    with pytest.raises(DataError, match="does not exist"):
+        find_scans([tmp_path / "missing.nii.gz"], channels=("t1", "flair"))

@@ -171,7 +171,8 @@ def _modality(found: layouts.Found) -> Modality:
     votes = []
     for pair in [*found.pairs.values(), *found.test.values()][:3]:
         try:
-            if pair.images[0].is_file() and peek(pair.images[0]).dtype.kind == "u":
+            header = peek(pair.images[0]) if pair.images[0].is_file() else None
+            if header is not None and header.dtype.kind == "u" and header.inter >= 0 and header.slope >= 0:
                 votes.append(False)  # cannot hold air
                 continue
             data = read_image(pair.images[0], channels=found.channels if len(pair.images) == 1 else None).data

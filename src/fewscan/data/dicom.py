@@ -52,10 +52,15 @@ def is_series(folder: Path) -> bool:
         Any folder.
     """
     try:
-        files = sorted(e.path for e in os.scandir(folder) if e.is_file() and not e.name.startswith("."))
+        files = sorted(e.path for e in os.scandir(folder) if e.is_file() and not _passed_over(e.name))
         return any(_is_dicom(Path(f)) for f in files[:3])
     except OSError:
         return False
+
+
+def _passed_over(name: str) -> bool:
+    """Hidden files, and the index of an exported disc, which is DICOM but no slice."""
+    return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
 def _is_dicom(file: Path) -> bool:
@@ -77,7 +82,7 @@ def read_series(folder: Path) -> Volume:
         If there is no series or more than one, a slice is missing, doubled or damaged, or the slices do not tell where
         they lie.
     """
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".") and _is_dicom(f)]
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not _passed_over(f.name) and _is_dicom(f)]
     slices = [s for s in (_slice(f, folder) for f in files) if s is not None]
     if not slices:
         raise DataError(f"{folder}: holds no DICOM image slices; give the folder of one CT or MR series")

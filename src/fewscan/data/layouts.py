@@ -114,7 +114,7 @@ def detect(root: Path) -> Found:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the scans")
-    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _bids, _series, _flat)
+    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _bids, _series, _flat, _nested)
     for layout in layouts:
         found = layout(root)
         if found is not None and (found.pairs or found.test):
@@ -133,20 +133,13 @@ def _folders(root: Path) -> Found | None:
         return None
     labels = _first(root, LABEL_FOLDERS)
     test: dict[str, Pair] = {}
-    pairs, channels = _pair(entries(images), entries(labels) if labels else [])
+    listing = read_listing(root)
+    pairs, channels = _pair(entries(images), entries(labels) if labels else [], len(listing["channels"]))
     if (root / "test").is_dir() and (held := _first(root / "test", IMAGE_FOLDERS)):
         held_labels = _first(root / "test", LABEL_FOLDERS)
-        test, _ = _pair(entries(held), entries(held_labels) if held_labels else [])
-    listing = read_listing(root)
-    return Found(
-        layout=f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels",
-        pairs=pairs,
-        test=test,
-        names=listing["names"],
-        channels=listing["channels"] or channels,
-        hint=listing["hint"],
-        ignore=listing["ignore"],
-    )
+        test, _ = _pair(entries(held), entries(held_labels) if held_labels else [], _files_each(pairs))
+    layout = f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
+    return Found(layout, pairs, test, **(listing | {"channels": listing["channels"] or channels}))
 
 
 def _task(root: Path) -> Found | None:
@@ -155,29 +148,29 @@ def _task(root: Path) -> Found | None:
     if not images.is_dir():
         return None
     listing = read_listing(root)
-    count = len(listing["channels"])
-    pairs, channels = _pair(entries(images), entries(labels) if labels.is_dir() else [], count)
+    pairs, channels = _pair(entries(images), entries(labels) if labels.is_dir() else [], len(listing["channels"]))
     test: dict[str, Pair] = {}
     if (root / "imagesTs").is_dir():
         held = entries(root / "labelsTs") if (root / "labelsTs").is_dir() else []
-        test, _ = _pair(entries(root / "imagesTs"), held, count if len(channels) == count else 0)
-    return Found(
-        layout="imagesTr/ + labelsTr/ (nnU-Net, MSD)",
-        pairs=pairs,
-        test=test,
-        names=listing["names"],
-        channels=listing["channels"] or channels,
-        hint=listing["hint"],
-        ignore=listing["ignore"],
-    )
+        test, _ = _pair(entries(root / "imagesTs"), held, _files_each(pairs))
+    layout = "imagesTr/ + labelsTr/ (nnU-Net, MSD)"
+    return Found(layout, pairs, test, **(listing | {"channels": listing["channels"] or channels}))
 
 
 def _first(root: Path, names: Iterable[str]) -> Path | None:
     return next((root / n for n in names if (root / n).is_dir()), None)
 
 
+def _files_each(pairs: Mapping[str, Pair]) -> int:
+    """How many numbered files make one case; 0 where the files are not numbered."""
+    return max((len(p.images) for case, p in pairs.items() if stem_of(p.images[0]) != case), default=0)
+
+
 def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[dict[str, Pair], tuple[str, ...]]:
-    """Match label files to images by name; gather ``_0000`` channels. Returns pairs and channel numbers if any."""
+    """Match label files to images by name; gather ``_0000`` channels. Returns pairs and channel numbers if any.
+
+    Cases without a label need ``expected`` files each; labelled cases show how many, where nothing else says it.
+    """
     by_id: dict[str, Path] = {}
     for file in labels:
         by_id[stem_of(file)] = file
@@ -189,6 +182,11 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[di
         match = CHANNEL_TAIL.match(stem)
         if match and stem not in by_id:
             groups.setdefault(match[1], {})[match[2]] = file
+    shown = [len(g) for b, g in groups.items() if "0000" in g and b in by_id]
+    if shown:
+        expected = expected or max(shown)
+    elif any(stem in by_id for stem in stems):
+        expected = 0  # labelled scans without numbers: four digits are names here
     kept = {b: g for b, g in groups.items() if "0000" in g and (b in by_id or expected == len(g))}
     if not by_id and not expected and len({tuple(g) for g in groups.values()}) == 1 and len(groups) > 1:
         kept = {b: g for b, g in groups.items() if sorted(g) == [f"{i:04d}" for i in range(len(g))]}
@@ -200,7 +198,9 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[di
 
 
 def read_listing(root: Path) -> dict[str, Any]:
-    """Names, channels, modality hint and ignore value from ``labels.json`` or ``dataset.json``; empty without them.
+    """Names, channels, modality hint and ignore value from ``labels.json`` and ``dataset.json``; empty without them.
+
+    Names in ``labels.json`` go before those in ``dataset.json``.
 
     Parameters
     ----------
@@ -212,22 +212,16 @@ def read_listing(root: Path) -> dict[str, Any]:
     DataError
         If the file is not the JSON it should be.
     """
-    empty: dict[str, Any] = {"names": {}, "channels": (), "hint": "", "ignore": None}
-    for name in ("labels.json", "dataset.json"):
-        if (root / name).is_file():
-            content = read_json(root / name)
-            listed = content if name == "labels.json" else content.get("labels", {})
-            names, ignore = _names(listed, root / name)
-            modality = content.get("channel_names") or content.get("modality") or {}
-            values = list(modality.values()) if isinstance(modality, dict) else [modality]
-            channels = tuple(str(v) for v in values) if name == "dataset.json" else ()
-            return {
-                "names": names,
-                "channels": channels if len(channels) > 1 else (),
-                "hint": " ".join(channels),
-                "ignore": ignore,
-            }
-    return empty
+    own, file = root / "labels.json", root / "dataset.json"
+    content = read_json(file) if file.is_file() else {}
+    listed, place = (read_json(own), own) if own.is_file() else (content.get("labels", {}), file)
+    names, ignore = _names(listed, place)
+    if ignore is None and isinstance(plain := content.get("labels"), dict) and isinstance(plain.get("ignore"), int):
+        ignore = plain["ignore"]
+    modality = content.get("channel_names") or content.get("modality") or {}
+    channels = tuple(str(v) for v in (modality.values() if isinstance(modality, dict) else [modality]))
+    several = channels if len(channels) > 1 else ()
+    return {"names": names, "channels": several, "hint": " ".join(channels), "ignore": ignore}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -255,6 +249,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _names(listed: object, path: Path) -> tuple[dict[int, str], int | None]:
     """{"1": "liver"} or {"liver": 1}, either way round, without background; the "ignore" entry apart."""
     names: dict[int, str] = {}
+    entry: dict[int, str] = {}
     ignore: int | None = None
     if not isinstance(listed, dict):
         raise DataError(f'{path}: labels must be an object such as {{"1": "liver"}}; correct the file')
@@ -268,6 +263,12 @@ def _names(listed: object, path: Path) -> tuple[dict[int, str], int | None]:
             number = int(number)
         except (TypeError, ValueError):
             raise DataError(f"{path}: label {name!r} has the value {number!r}, a whole number is needed") from None
+        if number in entry:
+            raise DataError(f"{path}: {entry[number]!r} and {name!r} both have the value {number}; give each its own")
+        for other, twin in entry.items():
+            if twin == str(name):
+                raise DataError(f"{path}: values {other} and {number} are both called {name!r}; give each its own name")
+        entry[number] = str(name)
         if str(name).lower() == "ignore":
             ignore = number
         elif number != 0:
@@ -287,7 +288,8 @@ def _bids(root: Path) -> Found | None:
     images = [f for f in images if "_" in stem_of(f) and not LABEL_TAIL.search(stem_of(f)) and "_dseg" not in f.name]
     if not images:
         return None
-    contrasts = Counter(stem_of(f).rsplit("_", 1)[1] for f in images)
+    having = {(f.relative_to(root).parts[0], stem_of(f).rsplit("_", 1)[1]) for f in images}
+    contrasts = Counter(contrast for _, contrast in having)
     contrast = min(contrasts, key=lambda c: (-contrasts[c], c))
     scans = {stem_of(f).rsplit("_", 1)[0]: f for f in images if stem_of(f).endswith(f"_{contrast}")}
     places = [root / "derivatives", *subjects]
@@ -296,6 +298,9 @@ def _bids(root: Path) -> Found | None:
     pairs = {}
     for case, scan in sorted(scans.items()):
         mine = [f for f in labels if stem_of(f).startswith(f"{case}_")]
+        if len(mine) > 1:  # one for each contrast, or in several forms
+            named = {f: contrasts.keys() & set(stem_of(f).split("_")) for f in mine}
+            mine = [f for f in mine if contrast in named[f]] or [f for f in mine if not named[f]]
         mine = [f for f in mine if "_dseg" in f.name] or mine
         pairs[case] = Pair((scan,), mine[0] if mine else None)
     tables = [t for p in (root, root / "derivatives") if p.is_dir() for t in sorted(p.rglob("*dseg.tsv"))]
@@ -322,6 +327,21 @@ def _series(root: Path) -> Found | None:
         return None
     pairs, _ = _pair(series, [p for p in entries(root) if p.is_file()])
     return Found(layout="folders of DICOM series", pairs=pairs, names=read_listing(root)["names"])
+
+
+def _nested(root: Path) -> Found | None:
+    """patient/study/series folders of DICOM files; several series of one patient become its sessions."""
+    series = sorted(p for p in root.rglob("*") if p.is_dir() and is_series(p))
+    count = Counter(p.relative_to(root).parts[0] for p in series)
+    labels = {LABEL_TAIL.sub("", stem_of(f)): f for f in entries(root) if f.is_file()}
+    pairs: dict[str, Pair] = {}
+    for folder in series:
+        patient, *rest = folder.relative_to(root).parts
+        case = patient if count[patient] == 1 else f"{patient}_ses-{re.sub(r'[^A-Za-z0-9]+', '_', '_'.join(rest))}"
+        if case in pairs:
+            raise DataError(f"{folder}: reads like {pairs[case].images[0]} as a case name; rename one of the two")
+        pairs[case] = Pair((folder,), labels.get(case))
+    return Found(layout="nested folders of DICOM series", pairs=pairs, names=read_listing(root)["names"])
 
 
 def _flat(root: Path) -> Found | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from fewscan.data.doctor import Checkup
 from fewscan.data.findings import Finding
 from fewscan.data.headers import suffix_of
 from fewscan.data.io import label_values, read_raw, whole, write_image, write_labelmap
+from fewscan.data.layouts import read_json
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import Geometry, largest_gap_mm, ras_geometry, to_ras
 from fewscan.space.volume import IGNORE
@@ -94,8 +96,11 @@ def fix(dataset: Dataset, checkup: Checkup, *, out: Path) -> list[Change]:
 def _write_all(dataset: Dataset, checkup: Checkup, part: Path) -> list[Change]:
     changes: list[Change] = []
     names = dict(dataset.names)
+    written: set[str] = set()
+    present: frozenset[int] = frozenset()
     for case in [*dataset.cases, *dataset.test]:
-        mine = [f for f in checkup.findings if f.case == case.id and f.severity == "error"]
+        files = {"", *map(str, case.images), str(case.label)}  # a held-out case may be called like another
+        mine = [f for f in checkup.findings if f.case == case.id and f.path in files and f.severity == "error"]
         folder = part / "test" if any(case is held for held in dataset.test) else part
         stuck = [f for f in mine if not f.fixable]
         if stuck:
@@ -105,27 +110,39 @@ def _write_all(dataset: Dataset, checkup: Checkup, part: Path) -> list[Change]:
             made, found = _copy(case, dataset, mine, folder)
         except FewscanError as error:
             changes.append(Change(case.id, str(case.images[0]), "", "left out", str(error)))
-            for old in folder.glob(f"*/{case.id}.*"):
+            tails = [f"_{index:04d}" for index in range(len(case.images))] if len(case.images) > 1 else []
+            for old in [f for tail in ["", *tails] for f in folder.glob(f"*/{glob.escape(case.id)}{tail}.nii.gz")]:
                 old.unlink()
             continue
+        present |= found
+        if folder is part:
+            written.add(case.id)
         changes += [Change(c.case, c.source, str(Path(c.written).relative_to(part)), c.what, c.why) for c in made]
         for value in found - names.keys():
             names[value] = f"label {value}"
             changes.append(Change(case.id, str(case.label), "", f"listed as 'label {value}'", "label not in the list"))
     _listing(dataset, names, part)
+    _stated(dataset, written, {v: n for v, n in names.items() if v in present or not present}, part)
     (part / "changes.json").write_text(json.dumps([asdict(c) for c in changes], indent=2) + "\n", encoding="utf-8")
     return changes
 
 
 def _listing(dataset: Dataset, names: dict[int, str], part: Path) -> None:
-    """labels.json, or dataset.json where several channels need names; drawn.json goes along."""
+    """labels.json, or dataset.json where several channels need names."""
     labels = {str(value): name for value, name in sorted(names.items())} | {str(IGNORE): "ignore"}
     channels = dict(enumerate(dataset.channels))
     content = labels if len(channels) == 1 else {"channel_names": channels, "labels": labels}
     file = part / ("labels.json" if len(channels) == 1 else "dataset.json")
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _stated(dataset: Dataset, written: set[str], names: dict[int, str], part: Path) -> None:
+    """drawn.json, about the cases and labels that the copy holds."""
     if (dataset.root / "drawn.json").is_file():
-        shutil.copyfile(dataset.root / "drawn.json", part / "drawn.json")
+        known = {str(value) for value in names} | set(names.values())
+        listed = {case: v for case, v in read_json(dataset.root / "drawn.json").items() if case in written}
+        kept = {case: [n for n in v if str(n) in known] for case, v in listed.items()}
+        (part / "drawn.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy(

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+SEGMENT = r"[^\s/\\:;](?:(?:(?!\.\w+[\s,)]|\sand/or\b)[^/\\:;\n])*[^\s/\\:;'\"])?"
+"""A folder's name, which may hold spaces; a file name's end or "and/or" shows that prose has begun."""
+FOLDERS = re.compile(rf"(?<![\w./])/(?:{SEGMENT}/)+|(?<!\w)(?:[A-Za-z]:[\\/]|\\\\)(?:{SEGMENT}[\\/])*")
+"""The folders of an absolute path: POSIX, Windows drive or share."""
 ABSENT = "–"  # noqa: RUF001
 
 
@@ -150,8 +154,10 @@ def without_folders(text: str) -> str:
     --------
     >>> without_folders("/home/ann/data/case_1.nii.gz: 3 and/or 4")
     'case_1.nii.gz: 3 and/or 4'
+    >>> without_folders(r"D:\\Ann Smith\\knee.nii and /Users/Ann Smith/hip.nii")
+    'knee.nii and hip.nii'
     """
-    return re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
+    return FOLDERS.sub("", text)
 
 
 def _cell(found: Cell, *, first: bool) -> str:

@@ -130,9 +130,12 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     Raises
     ------
     DataError
-        If a line before the last is damaged.
+        If the file or a line before the last is damaged.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it or train again") from error
     found = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -142,6 +145,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
                 break
             raise DataError(f"{path}: line {number} is not JSON ({error}); delete the line or train again") from error
         if isinstance(entry, dict):
+            wrong = [k for k in ("loss", "seconds", "step") if not isinstance(entry.get(k, 0), int | float)]
+            if wrong or ("loss" in entry and "seconds" not in entry):
+                raise DataError(f"{path}: line {number} needs numbers for loss and seconds; delete it or train again")
             found.append(entry)
     return found
 

@@ -50,7 +50,7 @@ def write_report(directory: Path, out: Path) -> Path:
     parts = [(title, body) for title, section in SECTIONS if (body := section(run))]
     links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
     main = "".join(f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{body}</section>' for title, body in parts)
-    points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(run.evaluation, run.check))
+    points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(run.evaluation, run.check, model=run.model))
     page = _asset("report.html")
     for key, value in {
         "title": escape(directory.resolve().name or "run"),
@@ -87,7 +87,7 @@ def read_run(directory: Path) -> Run:
     history, evaluation = model / "history.jsonl", directory / "evaluation.json"
     run = Run(
         directory=directory,
-        check=_mapping(directory / "check.json") or _mapping(model / "check.json"),
+        check=_check(directory / "check.json") or _check(model / "check.json"),
         model=_mapping(model / "model.json"),
         history=read_history(history) if history.is_file() else None,
         evaluation=read_evaluation(evaluation) if evaluation.is_file() else None,
@@ -107,6 +107,20 @@ def _mapping(path: Path) -> dict[str, Any] | None:
     if content is None or isinstance(content, dict):
         return content
     raise DataError(f"{path}: must hold one JSON object, got a {type(content).__name__}; write it again")
+
+
+def _check(path: Path) -> dict[str, Any] | None:
+    """A data check whose findings and cases can be shown."""
+    content = _mapping(path) or {}
+    for key in ("findings", "cases"):
+        rows = content.get(key, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{path}: {key} must be a list of JSON objects; write it again with `fewscan check`")
+    severities = [finding.get("severity") for finding in content.get("findings", [])]
+    unknown = [severity for severity in severities if severity not in sections.SEVERITIES]
+    if unknown:
+        raise DataError(f"{path}: a finding has the severity {unknown[0]!r}; write it again with `fewscan check`")
+    return content or None
 
 
 def _predictions(path: Path) -> list[dict[str, Any]] | None:

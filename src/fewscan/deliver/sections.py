@@ -15,7 +15,7 @@ from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
-from fewscan.space.geometry import check_same
+from fewscan.space.geometry import check_same, to_ras
 
 METRICS = (
     ("dice", "Dice", "overlap: 0 none, 1 identical", 2, False),
@@ -266,20 +266,23 @@ def _card(title: str, case: CaseScore, directory: Path) -> str:
 
 
 def _planes(case: CaseScore, directory: Path) -> list[pictures.Plane]:
-    reference = io.read_labels(_where(case.reference, directory))
+    reference = io.read_labels(_where(case.reference, directory), ignore=case.ignore)
     prediction = io.read_labels(_where(case.prediction, directory, directory / "predictions" / case.prediction.name))
     check_same(prediction.geometry, reference.geometry, what=case.id)
     image = None
     if case.image is not None:
-        volume = io.read_image(_where(case.image, directory))
-        check_same(volume.geometry, reference.geometry, what=case.id)
-        image = volume.data[0]
+        data, native = io.read_raw(_where(case.image, directory))
+        image, geometry = to_ras(data[0], native)  # of several channels the first
+        check_same(geometry, reference.geometry, what=case.id)
     return pictures.three_planes(reference.data, prediction.data, image=image, spacing=reference.geometry.spacing)
 
 
 def _where(path: Path, directory: Path, *more: Path) -> Path:
-    """The file as named, or where it lies when the run's folder was moved."""
-    places = (path, directory / path, *more)
+    """The file as `read_evaluation` found it, or where it lies when the run's folder was moved.
+
+    A bare name says nothing of the folder, and another file may be called so.
+    """
+    places = (*((path, directory / path) if path.name != str(path) else ()), *more)
     return next((place for place in places if place.exists()), path)
 
 

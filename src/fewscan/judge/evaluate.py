@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data import io
+from fewscan.data.annotation import mark_blank
+from fewscan.data.dataset import patient_of
 from fewscan.data.headers import SUFFIXES
 from fewscan.data.layouts import LABEL_TAIL, entries, read_listing, stem_of
 from fewscan.errors import DataError
@@ -27,7 +30,7 @@ class Comparison:
     Parameters
     ----------
     metrics : mapping of str to Paired
-        Of the case means, by metric.
+        Of the patients' means, by metric.
     labels : mapping of str to Paired
         Dice, by label that both have.
     only_a, only_b : tuple of str
@@ -61,8 +64,8 @@ def evaluate(
     predictions, labels, images : Path
         Folders, or one file each; files belong together by name, whatever their format.
     names : mapping of int to str, optional
-        Labels to judge; None takes those listed in a ``labels.json`` or ``dataset.json`` in or beside
-        the folder of references, else every value that occurs in one.
+        Labels to judge, and no others; None takes those listed in a ``labels.json`` or ``dataset.json`` in the folder
+        of references or up to two above it, else every value that occurs in one.
     ignore : int, optional
         Value in the references that means "not looked at"; None takes the listed one.
     tolerance_mm : float, optional
@@ -78,7 +81,7 @@ def evaluate(
     pairs, unmatched = _pair(predictions, labels)
     names, ignore = _listed(labels, names, ignore)
     names = names or _values_in([reference for _, reference in pairs.values()], ignore)
-    scans = {} if images is None else _named(images)
+    scans = {} if images is None else _named(_files(images))
     cases = []
     for case, (prediction, reference) in pairs.items():
         files = (prediction, reference, scans.get(stem_of(prediction)) or scans.get(case))
@@ -87,7 +90,7 @@ def evaluate(
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """Test two runs against each other on the cases they share.
+    """Test two runs against each other on the cases they share, one value per patient.
 
     Parameters
     ----------
@@ -106,11 +109,21 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     ours, theirs = (Evaluation(cases=tuple(run[id_] for id_ in shared)) for run in (first, second))
     both = [name for name in ours.names if name in theirs.names]
     return Comparison(
-        metrics={m: paired_test(ours.values(m), theirs.values(m)) for m in METRICS},
-        labels={n: paired_test(ours.values("dice", label=n), theirs.values("dice", label=n)) for n in both},
+        metrics={m: _paired(shared, ours.values(m), theirs.values(m)) for m in METRICS},
+        labels={n: _paired(shared, ours.values("dice", label=n), theirs.values("dice", label=n)) for n in both},
         only_a=tuple(sorted(first.keys() - second.keys())),
         only_b=tuple(sorted(second.keys() - first.keys())),
     )
+
+
+def _paired(ids: Sequence[str], a: Sequence[float], b: Sequence[float]) -> Paired:
+    """Paired test of the means over each patient's cases that have a value in both runs."""
+    both: dict[str, list[tuple[float, float]]] = {}
+    for case, x, y in zip(ids, a, b, strict=True):
+        if math.isfinite(x) and math.isfinite(y):
+            both.setdefault(patient_of(case), []).append((x, y))
+    means = [[math.fsum(values) / len(values) for values in zip(*pairs, strict=True)] for pairs in both.values()]
+    return paired_test([x for x, _ in means], [y for _, y in means])
 
 
 def merge(parts: Iterable[Evaluation]) -> Evaluation:
@@ -154,10 +167,10 @@ def case_id(path: Path) -> str:
 
 def _pair(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, tuple[str, ...]]]:
     """Case id to prediction and reference, by equal names or else equal `case_id`; then what is left over."""
-    found, references = _files(predictions), _files(labels)
+    found, references = _files(predictions), _references(labels)
     if predictions.is_file() and labels.is_file():
         return {case_id(predictions): (predictions, labels)}, {}
-    by_name = _named(labels)
+    by_name = _named(references)
     pairs: dict[str, tuple[Path, Path]] = {}
     taken: dict[Path, Path] = {}
     for file in found:
@@ -190,19 +203,29 @@ def _files(path: Path) -> list[Path]:
     return [file for file in entries(path) if file.is_file() and not stem_of(file).endswith("_probabilities")]
 
 
-def _named(path: Path) -> dict[str, Path]:
+def _references(path: Path) -> list[Path]:
+    """Label maps in a folder; of scans and label maps side by side only what is named as a label map."""
+    files = _files(path)
+    marked = [file for file in files if LABEL_TAIL.search(stem_of(file))]
+    of = {case_id(file) for file in marked}
+    others = [case_id(file) for file in files if file not in marked]
+    return marked if any(other == case or other.startswith(f"{case}_") for case in of for other in others) else files
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
     """Files by name, and by `case_id` where that is nobody's name."""
-    named = {stem_of(file): file for file in _files(path)}
+    named = {stem_of(file): file for file in files}
     for file in list(named.values()):
         named.setdefault(case_id(file), file)
     return named
 
 
 def _listed(labels: Path, names: Mapping[int, str] | None, ignore: int | None) -> tuple[Mapping[int, str], int | None]:
-    """Names and ignore value as given, else as listed in or beside the folder of label maps."""
-    folder = labels if labels.is_dir() else labels.parent
-    listings = (read_listing(where) for where in (folder, folder.parent))
-    listed: Mapping[str, Any] = next((one for one in listings if one["names"]), {"names": {}, "ignore": None})
+    """Names and ignore value as given, else as listed in the folder of label maps or up to two above it."""
+    folder = (labels if labels.is_dir() else labels.parent).absolute()
+    listings = (read_listing(where) for where in (folder, *folder.parents[:2]))
+    found = (one for one in listings if one["names"] or one["ignore"] is not None)
+    listed: Mapping[str, Any] = next(found, {"names": {}, "ignore": None})
     return listed["names"] if names is None else names, listed["ignore"] if ignore is None else ignore
 
 
@@ -225,7 +248,14 @@ def _judge(
     check_same(prediction.geometry, reference.geometry, what=f"{files[0]} and {files[1]}")
     spacing = reference.geometry.spacing
     tolerance_mm = metrics.default_tolerance_mm(spacing) if tolerance_mm is None else tolerance_mm
-    labels = metrics.score(prediction.data, reference.data, spacing=spacing, names=names, tolerance_mm=tolerance_mm)
+    drawn = mark_blank(reference.data)
+    labels = metrics.score(prediction.data, drawn, spacing=spacing, names=names, tolerance_mm=tolerance_mm)
     return CaseScore(
-        id=case, labels=labels, prediction=files[0], reference=files[1], image=files[2], tolerance_mm=tolerance_mm
+        id=case,
+        labels=labels,
+        prediction=files[0],
+        reference=files[1],
+        image=files[2],
+        tolerance_mm=tolerance_mm,
+        ignore=ignore,
     )

@@ -35,9 +35,11 @@ RULES: Mapping[str, str] = {
     "absent": "label in neither map: not scored",
     "missed": "label in the reference only: Dice and surface Dice 0, volume error 1, no distance",
     "extra": "label in the prediction only: Dice and surface Dice 0, no distance, no volume error",
-    "not judged": "voxels that the reference marks as ignored are taken out of both maps",
+    "not judged": "voxels that the reference marks as ignored, and the blank slices of a reference that was drawn on "
+    "some slices only, are taken out of both maps",
     "case": "mean over the labels of the case that have the number",
-    "interval": "95 % percentile bootstrap over cases; none below 3 cases",
+    "interval": "95 % percentile bootstrap over patients, each with all of its cases; none below 3 patients",
+    "comparison": "two runs are compared over patients, by the mean over each patient's cases",
 }
 
 

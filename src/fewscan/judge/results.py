@@ -1,4 +1,8 @@
-"""What an evaluation found: per case, per label and in summary; kept as ``evaluation.json``."""
+"""What an evaluation found: per case, per label and in summary; kept as ``evaluation.json``.
+
+An evaluation may be handed on, so it names files only below its own folder or by their bare names. Where they really
+lie on this machine is kept beside it in ``files.local.json``, for the pictures of a report.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,13 @@ from typing import Any
 import numpy as np
 
 from fewscan.data import io
+from fewscan.data.dataset import patient_of
 from fewscan.errors import DataError
 from fewscan.judge.metrics import METRICS, RULES, Score
 from fewscan.judge.statistics import bootstrap_interval
+
+LOCAL = "files.local.json"
+NOTE = "where the files of the evaluations beside this lie on this machine; never hand this file on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class CaseScore:
         The scan, for pictures.
     tolerance_mm : float
         Of the surface Dice.
+    ignore : int, optional
+        The reference file's value for "not looked at".
     """
 
     id: str
@@ -41,6 +51,7 @@ class CaseScore:
     reference: Path
     image: Path | None = None
     tolerance_mm: float
+    ignore: int | None = None
 
     def mean(self, metric: str) -> float:
         """Mean of a metric over the labels that have it; NaN when none has.
@@ -88,7 +99,7 @@ class Evaluation:
         return [getattr(case.labels[label], metric) if label in case.labels else math.nan for case in self.cases]
 
     def spread(self, metric: str, *, label: str | None = None) -> dict[str, float]:
-        """Mean, interval (``low``, ``high``), standard deviation and number of cases; NaN where there are too few.
+        """Mean, interval over patients (``low``, ``high``), standard deviation and number of cases; NaN where too few.
 
         Parameters
         ----------
@@ -97,8 +108,9 @@ class Evaluation:
         label : str, optional
             Of this label; None for the mean over labels.
         """
-        finite = [v for v in self.values(metric, label=label) if math.isfinite(v)]
-        low, high = bootstrap_interval(finite)
+        values = self.values(metric, label=label)
+        low, high = bootstrap_interval(values, groups=[patient_of(case.id) for case in self.cases])
+        finite = [v for v in values if math.isfinite(v)]
         sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
         return {"mean": _mean(finite), "low": low, "high": high, "sd": sd, "n": len(finite)}
 
@@ -106,8 +118,14 @@ class Evaluation:
         """Cases that have a Dice, worst first."""
         return sorted((c for c in self.cases if not math.isnan(c.mean("dice"))), key=lambda c: c.mean("dice"))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries with every number, the rules and what was not matched; NaN becomes None."""
+    def to_json(self, *, root: Path | None = None) -> dict[str, Any]:
+        """Plain dictionaries with every number, the rules and what was not matched; NaN becomes None.
+
+        Parameters
+        ----------
+        root : Path, optional
+            Files below this folder are named by their place in it; all others by their bare names.
+        """
         summary: dict[str, Any] = {metric: plain(self.spread(metric)) for metric in METRICS}
         ranked = self.ranked()
         for key, place in (("worst", 0), ("median", len(ranked) // 2), ("best", len(ranked) - 1)):
@@ -119,13 +137,13 @@ class Evaluation:
             "format": "fewscan evaluation 1",
             "summary": summary,
             "labels": labels,
-            "cases": [_case_to_json(case) for case in self.cases],
+            "cases": [_case_to_json(case, root) for case in self.cases],
             "rules": dict(RULES),
             "unmatched": {key: list(ids) for key, ids in self.unmatched.items()},
         }
 
     def save(self, path: Path) -> None:
-        """Write `to_json` to a file, whole or not at all.
+        """Write `to_json` to a file, whole or not at all, and beside it where the files lie on this machine.
 
         Parameters
         ----------
@@ -133,7 +151,12 @@ class Evaluation:
             File to write.
         """
         with io.atomic(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            content = self.to_json(root=path.parent)
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        places = _places(path.parent)
+        places[path.name] = {c.id: {k: str(p.absolute()) for k, p in _files_of(c).items()} for c in self.cases}
+        with io.atomic(path.parent / LOCAL) as temporary:
+            temporary.write_text(json.dumps({"note": NOTE, "files": places}, indent=1) + "\n", encoding="utf-8")
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -151,37 +174,73 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        cases = tuple(_case_from_json(case) for case in content["cases"])
+        places = _places(path.parent).get(path.name, {})
+        cases = tuple(_case_from_json(case, path.parent, places.get(case["id"], {})) for case in content["cases"])
         unmatched = {key: tuple(ids) for key, ids in content["unmatched"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not an evaluation ({error}); write one with `fewscan evaluate --json`") from error
     return Evaluation(cases=cases, unmatched=unmatched)
 
 
-def _case_to_json(case: CaseScore) -> dict[str, Any]:
+def _places(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """Evaluation, case and role to real path, from ``files.local.json``; empty without it or when it is damaged."""
+    try:
+        listed = json.loads((folder / LOCAL).read_text(encoding="utf-8"))["files"]
+        return {
+            name: {case: {k: str(v) for k, v in files.items()} for case, files in cases.items()}
+            for name, cases in listed.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _files_of(case: CaseScore) -> dict[str, Path]:
+    files = {"prediction": case.prediction, "reference": case.reference}
+    return files if case.image is None else {**files, "image": case.image}
+
+
+def _named(file: Path, root: Path | None) -> str:
+    """Place below a folder, always with a slash, else the bare name."""
+    if root is None or not file.resolve().is_relative_to(root.resolve()):
+        return file.name
+    place = file.resolve().relative_to(root.resolve()).as_posix()
+    return place if "/" in place else f"./{place}"
+
+
+def _found(stored: str, folder: Path, real: str | None) -> Path:
+    """Where a file lies: below the folder if it says so, else where it lay on this machine, else its bare name."""
+    places = [folder / stored] if "/" in stored else []
+    places += [] if real is None else [Path(real)]
+    return next((place for place in places if place.exists()), Path(stored))
+
+
+def _case_to_json(case: CaseScore, root: Path | None) -> dict[str, Any]:
     content: dict[str, Any] = plain(
         {
             "id": case.id,
             **{metric: case.mean(metric) for metric in METRICS},
             "labels": {name: asdict(score) for name, score in case.labels.items()},
             "tolerance_mm": case.tolerance_mm,
-            "prediction": str(case.prediction),
-            "reference": str(case.reference),
-            "image": None if case.image is None else str(case.image),
+            "ignore": case.ignore,
+            "image": None,
+            **{role: _named(file, root) for role, file in _files_of(case).items()},
         }
     )
     return content
 
 
-def _case_from_json(case: Mapping[str, Any]) -> CaseScore:
+def _case_from_json(case: Mapping[str, Any], folder: Path, places: Mapping[str, str]) -> CaseScore:
+    roles = [role for role in ("prediction", "reference", "image") if case[role] is not None]
+    files = {role: _found(case[role], folder, places.get(role)) for role in roles}
     labels = {name: _score_from_json(score) for name, score in case["labels"].items()}
     return CaseScore(
         id=case["id"],
         labels=labels,
-        prediction=Path(case["prediction"]),
-        reference=Path(case["reference"]),
-        image=None if case["image"] is None else Path(case["image"]),
+        prediction=files["prediction"],
+        reference=files["reference"],
+        image=files.get("image"),
         tolerance_mm=case["tolerance_mm"],
+        ignore=case.get("ignore"),
     )
 
 

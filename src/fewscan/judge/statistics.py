@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Two runs on the same cases.
+    """Two runs on the same patients.
 
     Parameters
     ----------
@@ -40,14 +40,23 @@ class Paired:
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, seed: int = 0, resamples: int = 5000
+    values: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 5000,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean; (NaN, NaN) below 3 values, which say nothing of their spread.
+    """Percentile bootstrap interval of the mean; (NaN, NaN) below 3 groups, which say nothing of their spread.
+
+    Whole groups are drawn, and each brings all of its values, for the two knees of one patient are not independent.
 
     Parameters
     ----------
     values : sequence of float
         One per case; NaN are left out.
+    groups : sequence of hashable, optional
+        The patient of each value; None takes each value for a patient of its own.
     level : float
         Share of resampled means inside.
     seed : int
@@ -61,22 +70,30 @@ def bootstrap_interval(
     (0.8, 0.8)
     >>> bootstrap_interval([0.8, 0.9])
     (nan, nan)
+    >>> bootstrap_interval([0.8, 0.9, 0.7, 0.6], groups=["ann", "ann", "bob", "bob"])
+    (nan, nan)
     """
-    x = _finite(values)
-    if x.size < 3:
+    members: dict[Hashable, list[float]] = {}
+    for group, value in zip(range(len(values)) if groups is None else groups, values, strict=True):
+        if math.isfinite(value):
+            members.setdefault(group, []).append(value)
+    if len(members) < 3:
         return math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, x.size, (resamples, x.size))
-    low, high = np.quantile(x[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    total = np.array([math.fsum(mine) for mine in members.values()])
+    count = np.array([len(mine) for mine in members.values()])
+    drawn = np.random.default_rng(seed).integers(0, len(members), (resamples, len(members)))
+    means = total[drawn].sum(1) / count[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return round(float(low), 12), round(float(high), 12)  # the mean of equal values is that value
 
 
 def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Compare two runs case by case.
+    """Compare two runs pair by pair.
 
     Parameters
     ----------
     a, b : sequence of float
-        One value per case, in one order; pairs with a NaN are left out.
+        One value per patient, in one order; pairs with a NaN are left out.
 
     Raises
     ------
@@ -90,7 +107,7 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
     (5, 0, 0.0625)
     """
     if len(a) != len(b):
-        raise ValueError(f"a paired test needs one value of each run per case, got {len(a)} and {len(b)}")
+        raise ValueError(f"a paired test needs one value of each run per patient, got {len(a)} and {len(b)}")
     difference = _finite(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     low, high = bootstrap_interval(difference.tolist())
     return Paired(

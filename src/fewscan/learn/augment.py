@@ -78,7 +78,7 @@ def sample(
         Patch size.
     spacing : (3,) float
         Voxel size in mm. Rotations that mix a fine with a coarse axis, and displacements along a coarse one, shrink by
-        the ratio of the two, because thick slices do not tilt.
+        the ratio of the two, because thick slices do not tilt; so do rotations out of the plane of a slab.
     mirror : bool
         Whether left-right mirroring is allowed.
     """
@@ -95,6 +95,9 @@ def sample(
     pair = torch.stack([thin[[1, 2]].min() / thin[[1, 2]].max(), thin[[0, 2]].min() / thin[[0, 2]].max(),
                         thin[[0, 1]].min() / thin[[0, 1]].max()])  # fmt: skip
     pair = torch.where(pair < 0.5, pair**2, torch.ones(3))
+    extent = mm * torch.tensor([float(n) for n in shape])
+    flat = torch.stack([extent[list(p)].min() / extent[list(p)].max() for p in ((1, 2), (0, 2), (0, 1))])
+    pair = pair * (4 * flat).clamp(max=1)  # a slab would tilt out of its own grid
     angles = uniform(batch, 3) * math.radians(config.rotate_deg) * pair
     scales = 1 + uniform(batch, 3) * config.scale
     rotation = _rotation(angles) * scales[:, None, :]
@@ -159,7 +162,9 @@ def grid(params: Params, *, shape: Shape, source: Shape, device: torch.device) -
     return (places / half.view(1, 3, 1, 1, 1)).permute(0, 2, 3, 4, 1).flip(-1)
 
 
-def spatial(params: Params, images: Tensor, *, labels: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+def spatial(
+    params: Params, images: Tensor, *, labels: Tensor, shape: Shape, nearest: bool = False
+) -> tuple[Tensor, Tensor]:
     """Resample source crops into deformed patches.
 
     Parameters
@@ -172,11 +177,14 @@ def spatial(params: Params, images: Tensor, *, labels: Tensor, shape: Shape) -> 
         One-hot source labels; beyond the border all channels are 0, that is, not looked at.
     shape : (X, Y, Z) int
         Patch size.
+    nearest : bool
+        Take the nearest label instead of interpolating.
     """
     source = (images.shape[2], images.shape[3], images.shape[4])
     places = grid(params, shape=shape, source=source, device=images.device)
     images = F.grid_sample(images, places, padding_mode="border", align_corners=True)
-    labels = F.grid_sample(labels, places, padding_mode="zeros", align_corners=True)
+    mode = "nearest" if nearest else "bilinear"
+    labels = F.grid_sample(labels, places, mode=mode, padding_mode="zeros", align_corners=True)
     return images, labels
 
 

@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from fewscan.learn import augment
 from fewscan.learn.config import AugmentConfig
-from fewscan.learn.plan import Plan, normalise, to_index
+from fewscan.learn.intensity import normalise
+from fewscan.learn.plan import Plan, to_index
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Case, one_hot, resample
 
@@ -84,7 +85,7 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
         Cache folder, which exists.
     """
     target = with_spacing(case.image.geometry, plan.spacing).shape
-    image = torch.from_numpy(normalise(case.image.data, plan))
+    image = torch.from_numpy(normalise(case.image.data, plan.scaling))
     image = resample(image, target)
     path = folder / f"{case.id}.image.npy"
     np.save(path, image.numpy())
@@ -166,7 +167,7 @@ class PatchBatches:
     batch : int
         Patches per batch.
     foreground : float
-        Share of patches centred on a label rather than on any voxel looked at.
+        Share of patches centred on a label; the others on a class drawn by volume, each counting 20,000 voxels at most.
     device : torch.device
         Where the batch is made.
     """
@@ -202,8 +203,13 @@ class PatchBatches:
             self.config, rng, batch=self.batch, shape=self.plan.patch, spacing=self.plan.spacing,
             mirror=self.plan.mirror and self.config.mirror == "auto",
         )  # fmt: skip
-        masks = one_hot(index, len(self.plan.names) + 1)
-        patch, target = augment.spatial(params, source, labels=masks, shape=self.plan.patch)
+        if self.plan.weights:  # many labels: one nearest-neighbour channel is far cheaper than a linear one for each
+            number = (index[:, None] + 1).float()  # 0 is "nobody looked", also beyond the border
+            patch, number = augment.spatial(params, source, labels=number, shape=self.plan.patch, nearest=True)
+            target = one_hot(number[:, 0].long() - 1, self.plan.classes)
+        else:
+            masks = one_hot(index, self.plan.classes)
+            patch, target = augment.spatial(params, source, labels=masks, shape=self.plan.patch)
         target = swap_sides(target, params.mirror, pairs=self.plan.pairs)
         known = swap_sides(torch.stack(drawn), params.mirror, pairs=self.plan.pairs)
         return Batch(augment.intensity(params, patch), target, known, tuple(ids))

@@ -129,7 +129,7 @@ def write_json(data: object, path: Path) -> None:
     Parameters
     ----------
     data : object
-        What ``json`` can write; NaN becomes null.
+        What ``json`` can write, paths shortened to their last part.
     path : Path
         Destination.
     """
@@ -251,6 +251,28 @@ def save_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
 
 
+def stored_identity(folder: Path) -> dict[str, Any]:
+    """What the run that left a state was made of.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the model.
+
+    Raises
+    ------
+    ModelError
+        If the state cannot be read.
+    """
+    path = folder / "state.safetensors"
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+            found: dict[str, Any] = json.loads((file.metadata() or {})["identity"])
+        return found
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path} is damaged: {str(error).splitlines()[0][:300]}; start without --resume") from None
+
+
 def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> None:
     """Continue where `save_state` left off.
 
@@ -274,7 +296,7 @@ def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
     try:
         with safetensors.safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         stored = json.loads(metadata["identity"])
         wanted = json.loads(json.dumps(identity, sort_keys=True))
         differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, ResourceError
 from fewscan.learn.batches import Batch, Batches
 from fewscan.learn.config import TrainConfig
 from fewscan.learn.state import State
@@ -288,6 +288,8 @@ def fit(
     ------
     ConfigError
         If an objective's terms and a phase's weights do not have the same names.
+    ResourceError
+        If the loss is not finite.
     """
     begin = (time.monotonic() if started is None else started) - state.seconds
     device = next(phases[0].train.parameters()).device
@@ -303,6 +305,7 @@ def fit(
                 if stop.is_set() and cooling is None:
                     if save is not None:
                         save(state, True)
+                    state.interrupted = True
                     cooling = (seconds, min(COOL_DOWN_SECONDS, 0.1 * seconds))
                     continue
                 phase = phase_at(state.step, phases)
@@ -336,6 +339,11 @@ def _step(phase: Phase, batch: Batch, state: State, config: TrainConfig, lr: flo
                 f"objective returned terms {sorted(terms)}, weights are given for {sorted(phase.weights)}"
             )
         loss = torch.stack([phase.weights[name] * term for name, term in terms.items()]).sum()
+        if not bool(torch.isfinite(loss)):
+            raise ResourceError(
+                f"the loss is no longer finite after {state.step} steps; lower the learning rate, for example with "
+                f"--set train.lr={phase.lr / 3:.2g}"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         average_gradients(phase.train)

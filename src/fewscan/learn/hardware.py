@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
         raise ConfigError("device 'mps' asked for, but torch sees no Apple GPU; use --device cpu")
     if precision not in ("auto", "bf16", "fp32"):
         raise ConfigError(f"precision must be auto, bf16 or fp32, got {precision!r}")
+    if kind == "cuda" and ":" in name:
+        index = name.split(":")[1]
+        if not index.isdecimal() or int(index) >= torch.cuda.device_count():
+            raise ConfigError(f"device {device!r} asked for, but {torch.cuda.device_count()} GPU(s) are there")
     if precision == "auto":
         if kind == "cpu":
             precision = "bf16" if _bf16_pays_on_cpu() else "fp32"
@@ -98,7 +103,10 @@ def free_memory_bytes() -> int:
         pass
     try:
         with open("/sys/fs/cgroup/memory.max") as top, open("/sys/fs/cgroup/memory.current") as used:
-            limits.append(int(top.read()) - int(used.read()))
+            left = int(top.read()) - int(used.read())
+        with open("/sys/fs/cgroup/memory.stat") as file:
+            stat = dict(line.split() for line in file)
+        limits.append(left + int(stat.get("inactive_file", 0)))  # the page cache gives way
     except (OSError, ValueError):
         pass
     return min(limits, default=4 << 30)
@@ -119,9 +127,8 @@ def require_disk(folder: str | os.PathLike[str], needed: int) -> None:
     ResourceError
         If less is free.
     """
-    stats = os.statvfs(folder) if hasattr(os, "statvfs") else None
-    if stats is not None and stats.f_bavail * stats.f_frsize < needed:
-        free = stats.f_bavail * stats.f_frsize
+    free = shutil.disk_usage(folder).free
+    if free < needed:
         raise ResourceError(
             f"{folder} has {free / 2**30:.2f} GiB free, {needed / 2**30:.2f} GiB are needed; "
             "free some or write elsewhere"

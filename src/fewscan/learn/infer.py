@@ -22,7 +22,8 @@ from torch import Tensor
 from fewscan.learn.batches import swap_sides
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.hardware import Hardware
-from fewscan.learn.plan import Plan, normalise, scan_statistics
+from fewscan.learn.intensity import normalise, scan_statistics
+from fewscan.learn.plan import Plan
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Volume, axis_weights, bounding_box, resample_by
 
@@ -91,7 +92,8 @@ def window_shape(grid: Shape, plan: Plan) -> Shape:
     factor = np.prod(np.array(plan.strides), axis=0)
     sizes = []
     for n, p, f in zip(grid, plan.patch, factor, strict=True):
-        sizes.append(int(-(-n // f) * f) if n <= STRETCH * p else p)
+        # two voxels at the bottom at least along each axis that has them: one alone cannot be normalised
+        sizes.append(max(int(-(-n // f) * f), min(p, 2 * int(f))) if n <= STRETCH * p else p)
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -136,14 +138,14 @@ class _Scan:
         self.window = window_shape(self.grid, plan)
         self.back = [axis_weights(n, m) for n, m in zip(self.grid, native, strict=True)]
         there = [axis_weights(n, m) for n, m in zip(native, self.grid, strict=True)]
-        statistics = scan_statistics(data, plan)
+        statistics = scan_statistics(data, plan.scaling)
         large = int(np.prod(self.grid)) > 20_000_000
         self.image = torch.empty((len(data), *self.grid), dtype=torch.float16 if large else torch.float32)
         rows = max(1, 4_000_000 // max(1, int(np.prod(native[1:]))))
         for low in range(0, self.grid[0], rows):
             high = min(low + rows, self.grid[0])
             first, last, wx = _support(there[0], low, high)
-            piece = torch.from_numpy(normalise(data[:, first:last], plan, statistics=statistics))
+            piece = torch.from_numpy(normalise(data[:, first:last], plan.scaling, statistics=statistics))
             self.image[:, low:high] = resample_by(piece, [wx, there[1], there[2]])
         self.before = [max(0, w - n) // 2 for w, n in zip(self.window, self.grid, strict=True)]
 
@@ -182,7 +184,7 @@ def _tiles(scan: _Scan, classes: int, memory: int) -> list[tuple[int, int]]:
 
 
 def _rows(
-    scan: _Scan, predictor: Predictor, *, classes: int, span: tuple[int, int], batch: int, tick: Callable[[int], None]
+    scan: _Scan, predictor: Predictor, *, classes: int, span: tuple[int, int], batch: int, tick: Callable[[float], None]
 ) -> Iterator[tuple[int, Tensor]]:
     """Finished logits, as (first row, (K, rows, span, Z)), for a range of the grid's second axis."""
     (wx, wy, wz), (a, b) = scan.window, span
@@ -201,7 +203,7 @@ def _rows(
             for (_, y, z), logits in zip(chosen, predictor(scan.windows(chosen)), strict=True):
                 total[:, :, y - low : y - low + wy, z : z + wz] += (logits * profile).to(dtype)
                 weight[:, y - low : y - low + wy, z : z + wz] += profile
-            tick(len(chosen))
+            tick((i + (j + len(chosen)) / len(places)) / len(first))
         done = first[i + 1] - x if i + 1 < len(first) else wx
         ready = total[:, :done].float() / weight[:done]
         before = scan.before
@@ -252,16 +254,12 @@ def segment(
     label = np.zeros(scan.native, dtype=values.dtype)
     probs = np.zeros((plan.classes, *scan.native), dtype=np.uint8) if probabilities else None
     tiles = _tiles(scan, plan.classes, memory)
-    windows = len(tiles) * int(np.prod([len(starts(n, w)) for n, w in zip(scan.grid, scan.window, strict=True)]))
-    done = 0
+    for i, (a, b) in enumerate(tiles):
 
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        if observe is not None:
-            observe(min(1.0, done / windows))
+        def tick(share: float, before: int = i) -> None:
+            if observe is not None:
+                observe((before + share) / len(tiles))
 
-    for a, b in tiles:
         span_low, span_high, wy = _support(scan.back[1], a, b)
         rows = _rows(scan, predictor, classes=plan.classes, span=(span_low, span_high), batch=batch, tick=tick)
         for low, high, logits in _to_native(scan, rows, wy=wy, width=b - a):
@@ -313,13 +311,13 @@ def keep_sole_pieces(label: NDArray[Any], plan: Plan) -> NDArray[Any]:
         if not inside.any():
             continue
         pieces = cc3d.connected_components(inside, connectivity=26)
-        sizes = np.bincount(pieces.reshape(-1))
+        sizes = np.zeros(int(pieces.max()) + 1, dtype=np.int64)
+        for slab in pieces:  # one at a time: counting takes eight bytes a voxel
+            sizes += np.bincount(slab.reshape(-1), minlength=len(sizes))
         sizes[0] = 0
-        small = np.flatnonzero(sizes < SPECK * sizes.max())
-        small = small[small > 0]
-        if small.size:
-            part = label[box]
-            part[np.isin(pieces, small)] = 0
+        speck = (sizes > 0) & (sizes < SPECK * sizes.max())
+        for row, slab in zip(label[box], pieces, strict=True):
+            row[speck[slab]] = 0
     return label
 
 

@@ -30,15 +30,16 @@ class Scan:
     images: tuple[Path, ...]
 
 
-def find_scans(inputs: Sequence[Path], *, channels: int) -> list[Scan]:
+def find_scans(inputs: Sequence[Path], *, channels: Sequence[str]) -> list[Scan]:
     """Scans behind files and folders.
 
     Parameters
     ----------
     inputs : sequence of Path
         Image files, folders of image files, DICOM series or folders of them.
-    channels : int
-        Channels of the model; with more than one, files that differ in a final ``_0000`` belong together.
+    channels : sequence of str
+        Of the model; with more than one, files belong together that differ in a final ``_0000`` or ``_<channel>``, or
+        that are named like the channels in one folder.
 
     Raises
     ------
@@ -54,18 +55,34 @@ def find_scans(inputs: Sequence[Path], *, channels: int) -> list[Scan]:
         raise DataError(
             f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series"
         )
-    groups: dict[tuple[Path, str], list[Path]] = {}
-    for path in found:
-        name = path.name if path.is_dir() else stem_of(path)
-        groups.setdefault((path.parent, CHANNEL.sub("", name) if channels > 1 else name), []).append(path)
-    scans = [Scan(name, tuple(sorted(paths))) for (_, name), paths in groups.items()]
+    groups: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
+    for path in dict.fromkeys(found):
+        name, channel = _split(path, channels)
+        groups.setdefault((path.parent, name), []).append((channel, path))
+    scans = [Scan(name, tuple(p for _, p in sorted(files))) for (_, name), files in groups.items()]
     for scan in scans:
-        if channels > 1 and len(scan.images) not in (1, channels):
-            raise DataError(f"{scan.images[0]}: {len(scan.images)} of the model's {channels} channels are there")
+        if len(scan.images) not in (1, len(channels)):
+            raise DataError(
+                f"{scan.images[0]}: {len(scan.images)} files are named {scan.id}, the model takes {len(channels)} "
+                f"channel(s) {', '.join(channels)}; give one file per channel"
+            )
     twice = {s.id for s in scans if sum(o.id == s.id for o in scans) > 1}
     if twice:
         raise DataError(f"several inputs are named {sorted(twice)[0]!r}; predict them into different folders")
     return scans
+
+
+def _split(path: Path, channels: Sequence[str]) -> tuple[str, str]:
+    """Name of the scan that a file belongs to, and its channel as a word that sorts in the model's order."""
+    name = path.name if path.is_dir() else stem_of(path)
+    if len(channels) == 1:
+        return name, ""
+    for i, channel in enumerate(channels):
+        if name == channel:
+            return path.parent.name, f"{i:04d}"
+        if name.endswith(f"_{channel}"):
+            return name[: -len(channel) - 1], f"{i:04d}"
+    return CHANNEL.sub("", name), name
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -78,4 +95,5 @@ def _inside(folder: Path) -> list[Path]:
         for p in files
         if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))
     ]
-    return images or [p for p in files if p.is_dir() and dicom.is_series(p)]
+    folders = [p for p in files if p.is_dir()]
+    return images or [p for folder in folders for p in ([folder] if dicom.is_series(folder) else _inside(folder))]

@@ -32,7 +32,7 @@ def log_probs(logits: Tensor, drawn: Tensor | None = None) -> Tensor:
     return torch.cat([background, log_p[:, 1:].masked_fill(hidden[:, 1:], -torch.inf)], 1)
 
 
-def cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(log_p: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the voxels that were looked at.
 
     Parameters
@@ -41,7 +41,11 @@ def cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
         From `log_probs`.
     target : (B, K, X, Y, Z) float
         Soft one-hot; a voxel whose channels sum to 0 was not looked at.
+    weights : (K,) float, optional
+        Of each class; all alike when None.
     """
+    if weights is not None:
+        target = target * weights.to(target.device).view(1, -1, 1, 1, 1)
     seen = target.sum(1)
     loss = -(target * log_p.clamp(min=-30)).sum(1)  # -inf only where the target is 0
     return loss.sum() / seen.sum().clamp(min=1)

@@ -18,36 +18,19 @@ from numpy.typing import NDArray
 from fewscan.errors import DataError
 from fewscan.learn import symmetry
 from fewscan.learn.config import Settings
+from fewscan.learn.intensity import Scaling, scaling_of, some
 from fewscan.learn.networks import Triple
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import IGNORE, Case
 
-PATCH_VOXELS = {"cpu": 150_000, "gpu": 1_000_000}
+PATCH_VOXELS = {"cpu": 80_000, "gpu": 1_000_000}
 BATCH = {"cpu": 1, "gpu": 2}
 LARGEST_GRID = 32  # patches' worth of voxels in a median scan, above which the working grid gets coarser
 SMALLEST_FEATURE_MAP = 4
 SOLE_COMPONENT = 0.995  # share of a label's voxels in its largest component, in every case, to trust in one component
 AIR_HU = -150.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scaling:
-    """How one channel's intensities are normalised.
-
-    Parameters
-    ----------
-    kind : {"scan", "ct"}
-        "scan": clip to the scan's own 0.5 and 99.5 percentiles, then to mean 0 and deviation 1; "ct": the same with
-        the four numbers fixed from the labelled structures of the training cases, as Hounsfield units mean something.
-    low, high, mean, std : float
-        Used by "ct".
-    """
-
-    kind: str
-    low: float = 0.0
-    high: float = 0.0
-    mean: float = 0.0
-    std: float = 1.0
+MANY_LABELS = 8  # above it, small structures would wait long for their turn: see `class_weights`
+LARGEST_WEIGHT = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +61,8 @@ class Plan:
         Class indices that mirroring exchanges.
     sole : tuple of int
         Class indices that are a single connected piece in every training case.
+    weights : tuple of float
+        Weight of each class in the cross-entropy, background first; empty when all count alike.
     """
 
     names: Mapping[int, str]
@@ -92,6 +77,7 @@ class Plan:
     mirror: bool
     pairs: tuple[tuple[int, int], ...]
     sole: tuple[int, ...]
+    weights: tuple[float, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -112,7 +98,7 @@ def plan_from_dict(data: Mapping[str, Any]) -> Plan:
         As stored in a model folder.
     """
     fields = dict(data)
-    for name in ("channels", "spacing", "patch", "widths", "sole"):
+    for name in ("channels", "spacing", "patch", "widths", "sole", "weights"):
         fields[name] = tuple(fields[name])
     for name in ("kernels", "strides", "pairs"):
         fields[name] = tuple(tuple(item) for item in fields[name])
@@ -153,18 +139,19 @@ def derive(
         If there is no labelled case.
     """
     ordered = dict(sorted(names.items()))
-    spacings, shapes, tissue, air, mirrored, single = [], [], [], [], [], []
+    spacings, shapes, tissue, air, mirrored, single, counts = [], [], [], [], [], [], []
     for case in cases:
         assert case.label is not None
         label = case.label.data
         spacings.append(case.image.geometry.spacing)
         shapes.append(np.array(case.image.geometry.shape) * case.image.geometry.spacing)  # mm
         structure = (label > 0) & (label != IGNORE)
-        tissue.append([_some(channel[structure]) for channel in case.image.data])
-        air.append([float(np.quantile(_some(channel.reshape(-1)), 0.05)) < AIR_HU for channel in case.image.data])
+        tissue.append([some(channel[structure]) for channel in case.image.data])
+        air.append([float(np.quantile(some(channel.reshape(-1)), 0.05)) < AIR_HU for channel in case.image.data])
         index = to_index(label, ordered)
         mirrored.append(symmetry.examine(case.image.data[0], index, classes=len(ordered) + 1))
         single.append(_single_components(index, len(ordered) + 1))
+        counts.append(np.bincount(index[index >= 0], minlength=len(ordered) + 1))
     if not spacings:
         raise DataError("no labelled case to learn from; put a label map beside at least one image")
     spacing = np.median(spacings, 0)
@@ -178,7 +165,7 @@ def derive(
     return Plan(
         names=ordered,
         channels=tuple(channels),
-        scaling=tuple(_scaling([t[c] for t in tissue], is_ct[c]) for c in range(len(channels))),
+        scaling=tuple(scaling_of([t[c] for t in tissue], is_ct=is_ct[c]) for c in range(len(channels))),
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         patch=patch,
         batch=settings.train.batch or BATCH[kind],
@@ -188,7 +175,32 @@ def derive(
         mirror=mirror,
         pairs=pairs,
         sole=tuple(k for k in range(1, len(ordered) + 1) if all(k in s for s in single)),
+        weights=class_weights(np.sum(counts, axis=0)),
     )
+
+
+def class_weights(counts: NDArray[np.int64]) -> tuple[float, ...]:
+    """Weights of the cross-entropy: none for few labels, else falling with the square root of a class's volume.
+
+    With dozens of labels a structure of a hundred voxels has no share in the mean cross-entropy, and its Dice has no
+    slope until it is found. Weighting finds it in a fraction of the steps.
+
+    Parameters
+    ----------
+    counts : (K,) int
+        Voxels of each class over all labelled cases, background first.
+
+    Examples
+    --------
+    >>> class_weights(np.array([900, 100]))
+    ()
+    """
+    if len(counts) - 1 <= MANY_LABELS:
+        return ()
+    share = counts / max(1, counts.sum())
+    raw = 1 / np.sqrt(np.maximum(share, 1e-9))
+    raw = np.minimum(raw / raw.min(), LARGEST_WEIGHT)
+    return tuple(float(w) for w in np.round(raw / (raw * share).sum(), 4))
 
 
 def coarsen(spacing: NDArray[np.float64], extent_mm: NDArray[np.float64], *, most: float) -> NDArray[np.float64]:
@@ -251,9 +263,10 @@ def shape_network(
     kernels, strides = [], [(1, 1, 1)]
     factor = np.ones(3, dtype=int)
     while True:
-        fine = mm <= 2 * mm.min()
+        can = current / 2 >= SMALLEST_FEATURE_MAP
+        fine = mm <= 2 * (mm[can].min() if can.any() else mm.min())  # a slab must not hold back its other axes
         kernels.append(tuple(3 if f else 1 for f in fine))
-        halve = fine & (current / 2 >= SMALLEST_FEATURE_MAP)
+        halve = fine & can
         if len(strides) == levels or not halve.any():
             break
         step = np.where(halve, 2, 1)
@@ -281,72 +294,6 @@ def to_index(label: NDArray[np.uint16], plan: Plan | Mapping[int, str]) -> NDArr
         table[value] = k + 1
     table[IGNORE] = -1
     return table[label]
-
-
-def scan_statistics(data: NDArray[Any], plan: Plan) -> list[Scaling]:
-    """The four numbers by which each channel of a scan is normalised.
-
-    Voxels of the background constant (a fifth of the scan or more at its minimum, as after skull stripping) do not
-    count. At most two million voxels are looked at.
-
-    Parameters
-    ----------
-    data : (C, X, Y, Z) number
-        Raw intensities.
-    plan : Plan
-        For "ct" channels the numbers are the plan's.
-    """
-    answer = []
-    for channel, scaling in zip(data, plan.scaling, strict=True):
-        if scaling.kind == "ct":
-            answer.append(scaling)
-            continue
-        values = _some(channel.reshape(-1), most=2_000_000)
-        floor = values.min()
-        if 0.2 <= float((values == floor).mean()) < 0.98:
-            values = values[values != floor]
-        low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
-        values = values.clip(low, high)
-        answer.append(
-            Scaling(kind="scan", low=low, high=high, mean=float(values.mean()), std=max(float(values.std()), 1e-6))
-        )
-    return answer
-
-
-def normalise(data: NDArray[Any], plan: Plan, *, statistics: Sequence[Scaling] | None = None) -> NDArray[np.float32]:
-    """Intensities to mean 0 and deviation 1.
-
-    Parameters
-    ----------
-    data : (C, X, Y, Z) number
-        Raw intensities, or a piece of a scan if the statistics of the whole are given.
-    plan : Plan
-        How.
-    statistics : sequence of Scaling, optional
-        From `scan_statistics`.
-    """
-    out = data.astype(np.float32)
-    for channel, s in zip(out, statistics or scan_statistics(data, plan), strict=True):
-        np.clip(channel, s.low, s.high, out=channel)
-        channel -= s.mean
-        channel /= s.std
-    return out
-
-
-def _some(values: NDArray[Any], most: int = 200_000) -> NDArray[np.float64]:
-    """An even sample of the values, at most so many."""
-    return values[:: max(1, -(-values.size // most))].astype(np.float64)
-
-
-def _scaling(tissue: Sequence[NDArray[np.float64]], is_ct: bool) -> Scaling:
-    """Normalisation of one channel from the intensities inside the structures of all cases."""
-    values = np.concatenate(tissue)
-    if not is_ct or values.size == 0:
-        return Scaling(kind="scan")
-    low, high = (float(q) for q in np.quantile(values, [0.005, 0.995]))
-    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)  # neighbours of the structures keep some contrast
-    values = values.clip(low, high)
-    return Scaling(kind="ct", low=low, high=high, mean=float(values.mean()), std=max(float(values.std()), 1e-6))
 
 
 def _single_components(index: NDArray[np.int16], classes: int) -> set[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import shutil
 import sys
 import time
@@ -21,14 +20,15 @@ import torch
 from torch import nn
 
 from fewscan.data.dataset import Dataset, load
-from fewscan.errors import ConfigError, DataError, ModelError, ResourceError
+from fewscan.errors import ConfigError, DataError, ResourceError
 from fewscan.learn import checkpoint
 from fewscan.learn.batches import Prepared, prepare
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import Settings, to_dict
 from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
+from fewscan.learn.folder import claim, command, trim_history
 from fewscan.learn.hardware import Hardware, free_memory_bytes, require_disk
-from fewscan.learn.plan import Plan, derive
+from fewscan.learn.plan import LARGEST_GRID, Plan, derive, plan_from_dict
 from fewscan.learn.state import State
 
 SAVE_EVERY_SECONDS = 30.0
@@ -64,6 +64,8 @@ class Request:
         Go on from the state in ``out``.
     max_memory : int, optional
         Bytes that training may take; the patch shrinks to fit.
+    dry_run : bool
+        Say the plan, speed measured, and train nothing.
     observe : callable, optional
         Gets messages and a `Status` from time to time.
     started : float
@@ -81,6 +83,7 @@ class Request:
     seed: int = 0
     resume: bool = False
     max_memory: int | None = None
+    dry_run: bool = False
     observe: Observer | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -109,7 +112,8 @@ def make_plan(request: Request) -> Plan:
     settings = request.settings
     plan = _derive(request, settings)
     while allowed is not None and estimate_bytes(plan) > allowed:
-        voxels = int(plan.patch[0] * plan.patch[1] * plan.patch[2] * 0.7)
+        whole = plan.patch[0] * plan.patch[1] * plan.patch[2]
+        voxels = int((settings.train.patch_voxels or whole) * 0.7)
         if voxels < SMALLEST_PATCH_VOXELS:
             raise ResourceError(
                 f"training needs about {estimate_bytes(plan) / 2**30:.1f} GiB even with the smallest patch, "
@@ -154,6 +158,10 @@ def peak_bytes(hardware: Hardware) -> int:
     """
     if hardware.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(hardware.device))
+    if sys.platform == "win32":
+        return 0  # not told without further packages
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -229,9 +237,14 @@ class Session:
         if request.resume or request.extend is not None:
             checkpoint.load_state(state, folder, identity=self.identity)
         limits = self._limits(state)
+        spent = time.monotonic() - request.started
+        if limits.seconds is not None and state.seconds + spent >= limits.seconds and not request.dry_run:
+            raise ResourceError(f"reading and preparing the scans took {spent:.0f} s, all of the budget; give more")
         per_step = self.measure(phases)
         request.say(self._plan_line(phases, limits, state, per_step))
-        _trim_history(folder / "history.jsonl", state.step)
+        if request.dry_run:
+            return state
+        trim_history(folder / "history.jsonl", state.step)
         clock = {"save": time.monotonic(), "log": 0.0}
 
         def save(current: State, urgent: bool) -> None:
@@ -243,7 +256,6 @@ class Session:
         with (folder / "history.jsonl").open("a") as history:
 
             def observe(status: Status) -> None:
-                self.interrupted |= status.note.startswith("stopping")
                 if status.seconds - clock["log"] >= LOG_EVERY_SECONDS or status.step == 1:
                     clock["log"] = status.seconds
                     line = {"step": status.step, "seconds": round(status.seconds, 2), "phase": status.note}
@@ -258,6 +270,7 @@ class Session:
                 phases, state, limits=limits, config=self.settings.train, seed=request.seed, started=request.started,
                 observe=observe, save=save,
             )  # fmt: skip
+        self.interrupted = state.interrupted
         if not self.interrupted:
             checkpoint.save_state(state, folder, identity=self.identity)
         self._steps, self._seconds = state.step, state.seconds
@@ -267,18 +280,20 @@ class Session:
         """Limits of this run, remembered in the folder so that --resume needs no repetition of them."""
         request, path = self.request, self.request.out / "run.json"
         if request.extend is not None:
-            return Limits(seconds=state.seconds + request.extend)
+            extended = state.seconds + request.extend
+            checkpoint.write_json({"budget": extended, "steps": None}, path)
+            return Limits(seconds=extended)
         stored = json.loads(path.read_text()) if request.resume and path.is_file() else {}
         budget, steps = request.budget, request.steps
         if budget is None and steps is None:
             budget, steps = stored.get("budget"), stored.get("steps")
         limits = Limits(seconds=budget, steps=steps)
-        if limits.fraction(state.step, state.seconds) >= 1:
+        if limits.fraction(state.step, state.seconds) >= 1 and (request.out / "model.json").is_file():
             raise ConfigError(
                 f"{request.out} is complete ({state.step} steps, {state.seconds:.0f} s); "
                 "give a longer --budget or --steps with --resume, or --extend 10m"
             )
-        checkpoint.write_json({"budget": budget, "steps": steps, "seed": request.seed, "method": request.method}, path)
+        checkpoint.write_json({"budget": budget, "steps": steps}, path)
         return limits
 
     def _plan_line(self, phases: Sequence[Phase], limits: Limits, state: State, per_step: float) -> str:
@@ -286,14 +301,15 @@ class Session:
         plan = self.plan
         left = (limits.seconds or 0) - state.seconds - (time.monotonic() - self.request.started)
         steps = limits.steps - state.step if limits.steps is not None else max(0, int(left / per_step))
+        peak = peak_bytes(self.hardware)
+        memory = f"{peak / 2**30:.1f} GiB of memory" if peak else "memory not told by this system"
         weights = sum(p.numel() for n in state.networks for p in n.parameters()) / 1e6
         return (
             f"plan: {len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled case(s), "
             f"{len(plan.names)} label(s); patch {'x'.join(map(str, plan.patch))} at "
             f"{'x'.join(f'{s:.3g}' for s in plan.spacing)} mm, batch {plan.batch}, {weights:.1f} M weights, "
             f"{self.hardware.precision} on {self.hardware.device}; {1 / per_step:.1f} steps/s measured, about {steps} "
-            f"steps in {steps * per_step / 60:.1f} min; {peak_bytes(self.hardware) / 2**30:.1f} GiB of memory"
-            + ("; left-right mirroring on" if plan.mirror else "")
+            f"steps in {steps * per_step / 60:.1f} min; {memory}" + ("; left-right mirroring on" if plan.mirror else "")
         )
 
     def finish(self, segmenter: nn.Module, *, others: Mapping[str, nn.Module] | None = None) -> Model:
@@ -318,11 +334,13 @@ class Session:
             "threads": torch.get_num_threads(),
             "labelled": [c.id for c in self.labelled],
             "unlabelled": [c.id for c in self.unlabelled],
-            "command": _command(),
+            "command": command(),
         }
         model = Model(
             segmenter=segmenter, plan=self.plan, settings=self.settings, provenance=provenance, others=others or {}
         )
+        if request.dry_run:
+            return model
         model = checkpoint.save_model(model, request.out)
         if self.interrupted:
             request.say(
@@ -343,51 +361,19 @@ def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Sess
     unlabelled : bool
         Whether the method uses scans without labels.
     """
-    _claim(request)
+    going_on = request.resume or request.extend is not None
+    claim(request.out, going_on=going_on)
     cache = request.out / "cache"
     cache.mkdir(exist_ok=True)
     try:
-        plan = make_plan(request)
+        plan = plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if going_on else make_plan(request)
         cases = [*request.dataset.labelled, *(request.dataset.unlabelled if unlabelled else ())]
-        require_disk(cache, 2 * len(cases) * 1_000_000)
+        voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
+        require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual
         prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]
-        labelled = [p for p in prepared if p.label is not None]
+        labelled = [p for p in prepared if p.label is not None and any(len(places) for places in p.places)]
         if not any(len(places) for p in labelled for places in p.places[1:]):
             raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {request.dataset.root}; nothing to learn")
         yield Session(request, plan, labelled=labelled, unlabelled=[p for p in prepared if p.label is None])
     finally:
         shutil.rmtree(cache, ignore_errors=True)
-
-
-def _claim(request: Request) -> None:
-    """Refuse to write over what is not ours to write over."""
-    out = request.out
-    if request.resume or request.extend is not None:
-        if not (out / "state.safetensors").is_file():
-            raise ModelError(f"{out} holds no state.safetensors to go on from; start without --resume or --extend")
-        return
-    if out.exists() and (not out.is_dir() or any(p.name != "cache" for p in out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty; choose another folder, or go on in it with --resume")
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def _command() -> str:
-    """The command line, file names without their folders; "python" where the Python interface was used."""
-    program = Path(sys.argv[0])
-    if program.name != "fewscan" and program.parent.name != "fewscan":
-        return "python"
-    return " ".join(["fewscan", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
-
-
-def _trim_history(path: Path, step: int) -> None:
-    """Drop lines that a killed run wrote after its last saved state."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    path.write_text("".join(line + "\n" for line in kept))

@@ -32,6 +32,7 @@ class State:
         ]
         self.step = 0
         self.seconds = 0.0
+        self.interrupted = False
 
     def average_of(self, network: nn.Module) -> nn.Module:
         """The moving average of one of the trained networks."""

@@ -1,13 +1,16 @@
 """Robust training from few labels: one preset for every task.
 
-Ekman, Barakat, Heiberg: "Generalizable framework for few-label segmentation", 3D Printing in Medicine 11:9 (2025).
-Only the abstract was readable, so this is a re-implementation of its claim, not of its code: one small set of
-hyper-parameters and augmentation settings for all tasks, few training cases, no heavy GPU. What is ours: the plan
-derived from the data (`learn.plan`), batched augmentation, a loss that sees only what was labelled, a moving average of
-the weights as the result, and a schedule that ends annealed at any budget.
+Ekman, Barakat, Heiberg: "Generalizable deep learning framework for 3D medical image segmentation using limited training
+data", 3D Printing in Medicine 11:9 (2025), doi 10.1186/s41205-025-00254-1. Only the abstract was readable, so this is a
+re-implementation of its claim, not of its code: one small set of hyper-parameters and augmentation settings for all
+tasks, few training cases, no heavy GPU. What is ours: the plan derived from the data (`learn.plan`), batched
+augmentation, a loss that sees only what was labelled, a moving average of the weights as the result, and a schedule
+that ends annealed at any budget.
 """
 
 from __future__ import annotations
+
+import torch
 
 from fewscan.learn import losses
 from fewscan.learn.batches import Batch, PatchBatches
@@ -33,13 +36,15 @@ def phase(session: Session) -> Phase:
         foreground=train.foreground, device=hardware.device,
     )  # fmt: skip
 
+    weights = torch.tensor(session.plan.weights) if session.plan.weights else None
+
     def objective(batch: Batch) -> Terms:
         with hardware.autocast():
             logits = network(batch.images)
         log_p = losses.log_probs(logits, batch.drawn)
         return {
             "dice": losses.soft_dice(log_p.exp(), batch.labels),
-            "cross_entropy": losses.cross_entropy(log_p, batch.labels),
+            "cross_entropy": losses.cross_entropy(log_p, batch.labels, weights=weights),
         }
 
     return Phase(name="segment", objective=objective, weights=WEIGHTS, batches=patches, train=network, lr=train.lr)
