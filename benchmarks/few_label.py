@@ -111,10 +111,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--peer", type=Path, help="python of the environment that holds nnU-Net")
     parser.add_argument("--only", choices=("fewscan", "nnunet"), help="one of the two systems")
+    parser.add_argument("--k", type=int, action="append", help="only this number of labels; may be repeated")
     args = parser.parse_args()
     torch.set_num_threads(2)
     data = api.open(args.data)
-    for k, seed in RUNS:
+    for k, seed in (run for run in RUNS if args.k is None or run[0] in args.k):
         key = {"k": k, "seed": seed, "system": "fewscan", "minutes": args.minutes}
         if args.only != "nnunet":
             with rows(RESULT, key, code=code_hash(parts=TRAINING)) as row:
