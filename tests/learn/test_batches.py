@@ -97,3 +97,9 @@ def test_many_labels_give_hard_targets_that_are_blind_beyond_the_scan(tmp_path):
     assert set(labels.unique().tolist()) == {0.0, 1.0}
     assert labels.sum(1).max() == 1
     assert float((labels.sum(1) == 0).float().mean()) > 0.1
+
+
+def test_background_patches_lie_anywhere(tmp_path):
+    batches = make(tmp_path, [case(0, shape=(40, 40, 40))], voxels=512, foreground=0.0, batch=1)
+    held = [float(batches(step_generator(0, s)).labels[:, 1:].sum()) > 0 for s in range(30)]
+    assert sum(held) <= 15  # most of the box is background

@@ -61,6 +61,8 @@ class Prepared:
         Class indices, -1 where nobody looked.
     places : tuple of (N,) int
         For each class, flat positions of a sample of its voxels; class 0 is background.
+    counts : tuple of int
+        For each class, how many voxels it has.
     drawn : (K,) bool
         Classes that were looked for.
     """
@@ -69,6 +71,7 @@ class Prepared:
     image: NDArray[np.float32]
     label: NDArray[np.int16] | None
     places: tuple[NDArray[np.int64], ...]
+    counts: tuple[int, ...]
     drawn: NDArray[np.bool_]
 
 
@@ -92,16 +95,19 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     drawn = np.array([True, *(case.drawn is None or value in case.drawn for value in plan.names)])
     if case.label is None:
         empty = tuple(np.zeros(0, np.int64) for _ in drawn)
-        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, drawn)
+        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, (0,) * len(drawn), drawn)
     index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
     label_path = folder / f"{case.id}.label.npy"
     np.save(label_path, index)
     rng = np.random.default_rng(0)
-    places = []
+    places, counts = [], []
     for k in range(len(drawn)):
         flat = np.flatnonzero(index == k)
+        counts.append(len(flat))
         places.append(rng.choice(flat, SEEN_SAMPLES, replace=False) if len(flat) > SEEN_SAMPLES else flat)
-    return Prepared(case.id, np.load(path, mmap_mode="r"), np.load(label_path, mmap_mode="r"), tuple(places), drawn)
+    return Prepared(
+        case.id, np.load(path, mmap_mode="r"), np.load(label_path, mmap_mode="r"), tuple(places), tuple(counts), drawn
+    )
 
 
 def resample_index(index: NDArray[np.int16], shape: Shape, *, classes: int) -> NDArray[np.int16]:
@@ -167,7 +173,7 @@ class PatchBatches:
     batch : int
         Patches per batch.
     foreground : float
-        Share of patches centred on a label; the others on a class drawn by volume, each counting 20,000 voxels at most.
+        Share of patches centred on a label drawn at random; the others on any voxel that was looked at.
     device : torch.device
         Where the batch is made.
     """
@@ -221,7 +227,7 @@ class PatchBatches:
         background = float(torch.rand(1, generator=rng)) >= self.foreground
         if background or not there:
             there = [k for k in range(len(case.places)) if len(case.places[k])]
-            weights = torch.tensor([float(len(case.places[k])) for k in there])
+            weights = torch.tensor([float(case.counts[k]) for k in there])
             chosen = there[int(torch.multinomial(weights, 1, generator=rng))]
         else:
             chosen = there[int(torch.randint(len(there), (1,), generator=rng))]

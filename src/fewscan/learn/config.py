@@ -61,7 +61,7 @@ class TrainConfig:
     batch : int
         Patches per step; 0 leaves it to the plan (1 on a CPU, 2 on a GPU).
     foreground : float
-        Share of patches centred on a label drawn at random rather than on a class drawn by volume.
+        Share of patches centred on a label drawn at random rather than on any voxel looked at.
     patch_voxels : int
         Voxels per patch; 0 leaves it to the plan.
     """
