@@ -12,6 +12,7 @@ One process at a time may write to a result file.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -25,14 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-TRAINING = (
-    "space",
-    "data",
-    "learn",
-    "methods/segment.py",
-    "judge/metrics.py",
-    "prediction.py",
-)  # what few labels rest on
+TRAINING = ("methods/segment.py", "prediction.py", "judge/metrics.py")  # what few labels rest on, with what they import
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -82,21 +76,38 @@ def load(path: Path) -> list[Row]:
     return found
 
 
-def code_hash(root: Path = ROOT / "src" / "fewscan", *, parts: Sequence[str] = ("",)) -> str:
-    """Hash of every Python file below a folder, names included.
+def code_hash(root: Path = ROOT / "src" / "fewscan", *, parts: Sequence[str] = ()) -> str:
+    """Hash of the Python files that can change a measurement, names included.
 
     Parameters
     ----------
     root : Path
-        Folder of the code that is measured.
+        Folder of the package that is measured.
     parts : sequence of str
-        Folders or files below it that can change the measurement; everything when left out.
+        Files below it where the measured work starts; what they import belongs to it. All files when left out.
     """
     digest = hashlib.sha256()
-    found = {p for part in parts for p in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))}
-    for path in sorted(found):
+    for path in _closure(root, parts) if parts else sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _closure(root: Path, parts: Sequence[str]) -> list[Path]:
+    """Files of the package that these import, directly or not, with themselves."""
+    found: set[Path] = set()
+    waiting = [root / part for part in parts]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(root.name):
+                continue
+            inside = root.joinpath(*(node.module or "").split(".")[1:])
+            names = [inside / f"{alias.name}.py" for alias in node.names]
+            waiting += [p for p in [inside.with_suffix(".py"), *names] if p.is_file()]
+    return sorted(found)
 
 
 def provenance() -> Row:

@@ -97,3 +97,17 @@ def test_the_figures_in_the_readme_are_those_of_the_result_file() -> None:
     text = docs.README.read_text(encoding="utf-8")
     assert rows
     assert text == docs.readme_with_figures(text, rows), "run make docs"
+
+
+def test_the_code_hash_follows_imports_and_nothing_else(tmp_path: Path) -> None:
+    root = tmp_path / "pack"
+    (root / "sub").mkdir(parents=True)
+    (root / "start.py").write_text("from pack.sub import used\n")
+    (root / "sub" / "used.py").write_text("from pack.deep import x\n")
+    (root / "deep.py").write_text("x = 1\n")
+    (root / "other.py").write_text("y = 1\n")
+    first = harness.code_hash(root, parts=("start.py",))
+    (root / "other.py").write_text("y = 2\n")
+    assert harness.code_hash(root, parts=("start.py",)) == first
+    (root / "deep.py").write_text("x = 2\n")
+    assert harness.code_hash(root, parts=("start.py",)) != first

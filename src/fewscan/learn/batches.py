@@ -133,8 +133,8 @@ def resample_index(index: NDArray[np.int16], shape: Shape, *, classes: int) -> N
     return out.numpy()
 
 
-def crop(array: NDArray[np.generic], centre: Sequence[int], *, size: Sequence[int]) -> tuple[NDArray[np.generic], bool]:
-    """Box of ``size`` voxels around a centre, its border repeated where it leaves the grid; and whether it did.
+def crop(array: NDArray[np.generic], centre: Sequence[int], *, size: Sequence[int]) -> NDArray[np.generic]:
+    """Box of ``size`` voxels around a centre, its border repeated where it leaves the grid.
 
     Parameters
     ----------
@@ -153,10 +153,9 @@ def crop(array: NDArray[np.generic], centre: Sequence[int], *, size: Sequence[in
         padding.append((max(-low, 0), max(low + s - n, 0)))
     x, y, z = inside
     piece = array[..., x, y, z]
-    outside = any(sum(p) for p in padding)
-    if outside:
+    if any(sum(p) for p in padding):
         piece = np.pad(piece, [(0, 0)] * (array.ndim - 3) + padding, mode="edge")
-    return np.ascontiguousarray(piece), outside
+    return np.ascontiguousarray(piece)
 
 
 class PatchBatches:
@@ -199,7 +198,7 @@ class PatchBatches:
             case = self.cases[int(torch.randint(len(self.cases), (1,), generator=rng))]
             centre = self._centre(case, rng)
             assert case.label is not None
-            images.append(torch.from_numpy(crop(case.image, centre, size=self.source)[0]))
+            images.append(torch.from_numpy(crop(case.image, centre, size=self.source)))
             labels.append(torch.from_numpy(crop_label(case.label, centre, size=self.source)))
             drawn.append(torch.from_numpy(case.drawn))
             ids.append(case.id)

@@ -29,7 +29,7 @@ from fewscan.space.volume import Volume, axis_weights, bounding_box, resample_by
 
 WORKING_MEMORY = 1 << 30
 STRETCH = 1.25  # a scan this much larger than the patch is still one window
-SPECK = 0.1  # of the largest piece: smaller ones are dropped where training labels were always one piece
+SPECK = 0.5  # of the largest piece: smaller ones are dropped where training labels were always one piece
 
 Predictor = Callable[[Tensor], Tensor]
 

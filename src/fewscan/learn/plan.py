@@ -20,7 +20,7 @@ from fewscan.learn import symmetry
 from fewscan.learn.config import Settings
 from fewscan.learn.intensity import Scaling, scaling_of, some
 from fewscan.learn.networks import Triple
-from fewscan.space.geometry import Shape, with_spacing
+from fewscan.space.geometry import Shape
 from fewscan.space.volume import IGNORE, Case
 
 PATCH_VOXELS = {"cpu": 80_000, "gpu": 1_000_000}
@@ -310,16 +310,3 @@ def _single_components(index: NDArray[np.int16], classes: int) -> set[int]:
         if sizes.size == 0 or sizes.max() >= SOLE_COMPONENT * sizes.sum():
             alone.add(k)
     return alone
-
-
-def working_shape(case: Case, plan: Plan) -> Shape:
-    """Voxels of a case on the plan's grid.
-
-    Parameters
-    ----------
-    case : Case
-        Loaded.
-    plan : Plan
-        Its spacing is used.
-    """
-    return with_spacing(case.image.geometry, plan.spacing).shape

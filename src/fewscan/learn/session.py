@@ -87,6 +87,11 @@ class Request:
     observe: Observer | None = None
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def going_on(self) -> bool:
+        """Whether the run continues one that is in the folder."""
+        return self.resume or self.extend is not None
+
     def say(self, message: str) -> None:
         """Pass a message on."""
         if self.observe is not None:
@@ -234,7 +239,7 @@ class Session:
         """
         request, folder = self.request, self.request.out
         state = State([p.train for p in phases], self.settings.train)
-        if request.resume or request.extend is not None:
+        if request.going_on:
             checkpoint.load_state(state, folder, identity=self.identity)
         limits = self._limits(state)
         spent = time.monotonic() - request.started
@@ -361,12 +366,11 @@ def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Sess
     unlabelled : bool
         Whether the method uses scans without labels.
     """
-    going_on = request.resume or request.extend is not None
-    claim(request.out, going_on=going_on)
+    claim(request.out, going_on=request.going_on)
     cache = request.out / "cache"
     cache.mkdir(exist_ok=True)
     try:
-        plan = plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if going_on else make_plan(request)
+        plan = plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if request.going_on else make_plan(request)
         cases = [*request.dataset.labelled, *(request.dataset.unlabelled if unlabelled else ())]
         voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
         require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual
