@@ -32,21 +32,29 @@ FLOORS = {
     "tracts": 5,
     "methods": 6,
     "deliver": 7,
+    "drafting": 8,
     "prediction": 8,
+    "registration": 8,
     "api": 9,
     "runs": 10,
+    "options": 11,
     "progress": 11,
     "tables": 11,
-    "cli": 12,
-    "__main__": 13,
+    "cli_registration": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 LINES_OF_FUNCTION, LINES_OF_MODULE, ARGUMENTS, POSITIONAL = 60, 400, 8, 2
 MORE_ARGUMENTS = {  # "module:function": reason
     "api:train": "mirrors the flags of the verb",
     "prediction:predict": "mirrors the flags of the verb",
+    "registration:register": "mirrors the flags of the verb",
     "runs:crossval": "mirrors the flags of the verb",
 }
-MORE_POSITIONAL = {"prediction:predict": "model, what and where, in the order of the command line"}
+MORE_POSITIONAL = {
+    "prediction:predict": "model, what and where, in the order of the command line",
+    "registration:register": "fixed, moving and where, in the order of the command line",
+}
 LONGER: dict[str, str] = {  # "module" or "module:function": reason
     "benchmarks.peers.nnunet:main": "runs in the peer's own environment, top to bottom, without fewscan",
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from fewscan import drafting
 from fewscan.data import dataset as datasets
 from fewscan.data import doctor, repair
 from fewscan.data.dataset import Dataset
@@ -21,10 +22,15 @@ from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings, override
 from fewscan.learn.hardware import pick
-from fewscan.learn.session import Observer, Request
-from fewscan.methods import segment
+from fewscan.learn.request import Observer, Request
+from fewscan.methods import joint, segment
+from fewscan.methods import register as register_method
+from fewscan.methods.draft import Fusion
+from fewscan.methods.pairwise import RegisterConfig, Transform
 from fewscan.prediction import Inputs, Prediction, predict
 from fewscan.quantity import duration
+from fewscan.registration import register
+from fewscan.space.deformable import DeformConfig
 
 __all__ = [
     "Model",
@@ -32,16 +38,22 @@ __all__ = [
     "Scans",
     "check",
     "compare",
+    "draft",
     "evaluate",
     "load",
     "open",
     "predict",
+    "register",
+    "register_config",
     "report",
     "train",
 ]
 
-METHODS: dict[str, Callable[[Request], checkpoint.Model]] = {"segment": segment.run}
-AUTO = "segment"
+METHODS: dict[str, Callable[[Request], checkpoint.Model]] = {
+    "joint": joint.run,
+    "register": register_method.run,
+    "segment": segment.run,
+}
 DEFAULT_BUDGET = 600.0
 Data = Dataset | Path | str
 
@@ -201,8 +213,8 @@ def train(
         Bytes that training may take.
     settings : mapping of str to str, optional
         Dotted names and values that replace those of the preset.
-    method : {"auto", "segment"}
-        Published method.
+    method : {"auto", "segment", "register", "joint"}
+        Published method; auto takes joint where there are unlabelled scans beside labelled ones, else segment.
     dry_run : bool
         Stop after the plan: nothing is trained or written.
     observe : callable, optional
@@ -218,12 +230,14 @@ def train(
         raise ConfigError("give either a budget or a number of steps, not both")
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
-    method = AUTO if method == "auto" else method
+    found = dataset_of(data)
+    if method == "auto":  # what is in the data decides: unlabelled scans are worth a registration network
+        method = "joint" if found.labelled and found.unlabelled else "segment"
     if budget is None and steps is None and ((not resume and extend is None) or dry_run):
         budget = DEFAULT_BUDGET
     budget, extend = _seconds(budget), _seconds(extend)
     request = Request(
-        dataset=dataset_of(data), out=Path(out), method=method, settings=override(Settings(), settings or {}),
+        dataset=found, out=Path(out), method=method, settings=override(Settings(), settings or {}),
         hardware=pick(device), budget=budget, steps=steps, extend=extend, seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
@@ -325,3 +339,73 @@ def report(directory: Path | str, out: Path | str) -> Path:
         If there is nothing to report on.
     """
     return write_report(Path(directory), Path(out))
+
+
+def register_config(
+    *,
+    transform: Transform = "deformable",
+    similarity: str = "lncc",
+    spacing_mm: float = 0.0,
+    optimise: int | None = None,
+) -> RegisterConfig:
+    """How to register, in the words of the command line.
+
+    Parameters
+    ----------
+    transform : {"rigid", "affine", "deformable"}
+        The richest map allowed.
+    similarity : {"lncc", "mi", "mind", "mse"}
+        mi and mind compare different modalities.
+    spacing_mm : float
+        Voxel size to deform on; 0 takes the fixed scan's own.
+    optimise : int, optional
+        Steps of optimisation after a network's answer, at half and at full resolution together; the whole pyramid when
+        None.
+
+    Examples
+    --------
+    >>> register_config(optimise=30).deform.steps
+    (20, 10)
+    """
+    if optimise is None:
+        deform = DeformConfig(similarity=similarity)
+    else:
+        fine = optimise // 3
+        deform = DeformConfig(similarity=similarity, shrink=(2, 1), steps=(optimise - fine, fine))
+    return RegisterConfig(transform=transform, spacing_mm=spacing_mm, deform=deform)
+
+
+def draft(
+    data: Data,
+    out: Path | str,
+    *,
+    config: RegisterConfig | None = None,
+    fusion: Fusion = "joint",
+    device: str = "auto",
+    observe: Observer | None = None,
+) -> dict[str, Any]:
+    """Propose labels for every unlabelled scan from the labelled ones, without training.
+
+    Parameters
+    ----------
+    data : Dataset or path
+        With labelled and unlabelled cases.
+    out : path
+        Folder to write: ``labels/``, ``sure/`` and ``draft.json``.
+    config : RegisterConfig, optional
+        From `register_config`.
+    fusion : {"joint", "local", "majority"}
+        How the atlases' votes are weighted.
+    device : {"auto", "cpu", "cuda", "cuda:N"}
+        Where to deform.
+    observe : callable, optional
+        Gets messages and a `learn.engine.Status`.
+
+    Raises
+    ------
+    FewscanError
+        If there is nothing to draft from or for, or the folder holds something else.
+    """
+    return drafting.draft(
+        dataset_of(data), Path(out), config=config or RegisterConfig(), fusion=fusion, device=device, observe=observe
+    )

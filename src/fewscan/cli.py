@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fewscan.errors import ConfigError, FewscanError
+from fewscan import cli_registration  # noqa: F401 (adds its verbs)
+from fewscan.errors import FewscanError
+from fewscan.options import (
+    Budget,
+    Data,
+    Device,
+    Json,
+    Memory,
+    Method,
+    Seed,
+    Settings,
+    Steps,
+    app,
+    examples,
+    maybe,
+    pairs,
+    parse_folds,
+    stdout,
+    to_json,
+)
 from fewscan.quantity import duration, size
 
 if TYPE_CHECKING:
     from fewscan.judge.results import Evaluation
 
-T = TypeVar("T")
 UNUSABLE, REFUSED, INTERRUPTED = 1, 2, 130
 
-app = typer.Typer(
-    help="From a handful of labelled 3D scans to a measured segmenter. For research use only.",
-    epilog="Start with [bold]fewscan demo[/bold]. Exit codes: 0 done, 1 faults found, 2 refused, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
 
-Data = Annotated[Path, typer.Argument(help="Folder of scans, in any layout.", metavar="DATA")]
-Budget = Annotated[str | None, typer.Option(help="Wall clock to spend, such as 90s, 10m or 1h30m.", metavar="TIME")]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of a budget.", min=1)]
-Seed = Annotated[int, typer.Option(help="Same seed and machine, same numbers.", min=0)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        help="Memory for training, or for the logits of a prediction, not to exceed, such as 4GiB.", metavar="SIZE"
-    ),
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one setting; repeatable.", metavar="KEY=VALUE")
-]
-Method = Annotated[str, typer.Option(help="Published method to train with.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here; - prints it alone.")]
-
-
-def _examples(*lines: str) -> str:
-    """Help text that shows commands, one on each line."""
-    return "\n\n".join(["[bold]Examples[/bold]", *(f"  fewscan {escape(line)}" for line in lines)])
-
-
-@app.command(epilog=_examples("demo", "demo -o demo --budget 60s"))
+@app.command(epilog=examples("demo", "demo -o demo --budget 60s"))
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("demo"),
     budget: Annotated[str, typer.Option(help="Wall clock for training.", metavar="TIME")] = "3m",
@@ -69,13 +54,13 @@ def demo(
 
     with display("demo") as observe:
         result = runs.demo(out, budget=duration(budget), seed=seed, device=device, observe=observe).to_json()
-    screen = _stdout()
+    screen = stdout()
     screen.print(scores(result))
     screen.print(f"\n{_verdict(result)}\nReport: {out / 'report.html'}\nModel:  {out / 'model'}\n", markup=False)
     screen.print(NEXT, markup=False)
 
 
-@app.command(epilog=_examples("check scans", "check scans --fix repaired", "check scans --json check.json"))
+@app.command(epilog=examples("check scans", "check scans --fix repaired", "check scans --json check.json"))
 def check(
     data: Data,
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the data set here.", metavar="DIR")] = None,
@@ -89,8 +74,8 @@ def check(
     from fewscan.tables import show_checkup
 
     checkup = api.check(data, fix=fix)
-    if not _write_json(checkup.to_json(), json_file):
-        screen = _stdout()
+    if not to_json(checkup.to_json(), json_file):
+        screen = stdout()
         show_checkup(checkup.to_json(), screen)
         if fix is not None:
             screen.print(f"Repaired copy in {fix}; every change is listed in {fix / 'changes.json'}.", markup=False)
@@ -99,7 +84,7 @@ def check(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "train scans -o model --budget 10m",
         "train scans -o model --resume",
         "train scans -o model --extend 1h",
@@ -128,23 +113,23 @@ def train(
         model = api.train(
             data,
             out,
-            budget=_maybe(duration, budget),
+            budget=maybe(duration, budget),
             steps=steps,
             seed=seed,
             resume=resume,
-            extend=_maybe(duration, extend),
+            extend=maybe(duration, extend),
             device=device,
-            max_memory=_maybe(size, max_memory),
-            settings=_pairs(settings or ()),
+            max_memory=maybe(size, max_memory),
+            settings=pairs(settings or ()),
             method=method,
             dry_run=dry_run,
             observe=observe,
         )
     if not dry_run:
-        _stdout().print(f"{model.describe()}\nNext: fewscan predict {out} NEW_SCAN -o out", markup=False)
+        stdout().print(f"{model.describe()}\nNext: fewscan predict {out} NEW_SCAN -o out", markup=False)
 
 
-@app.command(epilog=_examples("predict model new.nii.gz -o out", "predict model scans/images -o out --skip-existing"))
+@app.command(epilog=examples("predict model new.nii.gz -o out", "predict model scans/images -o out --skip-existing"))
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder that train wrote.", metavar="MODEL")],
     inputs: Annotated[list[Path], typer.Argument(help="Files, folders or DICOM series.", metavar="INPUT...")],
@@ -168,18 +153,18 @@ def predict(
             probabilities=probabilities,
             tta=tta,
             skip_existing=skip_existing,
-            max_memory=_maybe(size, max_memory),
+            max_memory=maybe(size, max_memory),
             device=device,
             observe=observe,
         )
     new = [prediction for prediction in done if not prediction.skipped]
-    screen = _stdout()
+    screen = stdout()
     if new:
         screen.print(volumes((p.id, p.volumes_ml, p.seconds) for p in new))
     screen.print(f"{len(new)} written to {out}, {len(done) - len(new)} there already", markup=False)
 
 
-@app.command(epilog=_examples("evaluate out scans/labels", "evaluate out labels --json evaluation.json"))
+@app.command(epilog=examples("evaluate out scans/labels", "evaluate out labels --json evaluation.json"))
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder that predict wrote.", metavar="PREDICTIONS")],
     labels: Annotated[Path, typer.Argument(help="Folder of reference labels.", metavar="LABELS")],
@@ -192,7 +177,7 @@ def evaluate(
     _show_scores(api.evaluate(predictions, labels, images=images), json_file)
 
 
-@app.command(epilog=_examples("compare before/evaluation.json after/evaluation.json"))
+@app.command(epilog=examples("compare before/evaluation.json after/evaluation.json"))
 def compare(
     first: Annotated[Path, typer.Argument(help="evaluation.json of one run.", metavar="FIRST")],
     second: Annotated[Path, typer.Argument(help="evaluation.json of another.", metavar="SECOND")],
@@ -203,11 +188,11 @@ def compare(
     from fewscan.tables import differences
 
     comparison = api.compare(first, second).to_json()
-    if not _write_json(comparison, json_file):
-        _stdout().print(differences(comparison))
+    if not to_json(comparison, json_file):
+        stdout().print(differences(comparison))
 
 
-@app.command(epilog=_examples("crossval scans -o folds", "crossval scans -o folds --folds 4 --budget 5m"))
+@app.command(epilog=examples("crossval scans -o folds", "crossval scans -o folds --folds 4 --budget 5m"))
 def crossval(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
@@ -228,19 +213,19 @@ def crossval(
         evaluation = runs.crossval(
             data,
             out,
-            folds=_folds(folds),
-            budget=_maybe(duration, budget),
+            folds=parse_folds(folds),
+            budget=maybe(duration, budget),
             steps=steps,
             seed=seed,
             device=device,
-            settings=_pairs(settings or ()),
+            settings=pairs(settings or ()),
             method=method,
             observe=observe,
         )
     _show_scores(evaluation, json_file)
 
 
-@app.command(epilog=_examples("report demo", "report runs/knee -o knee.html"))
+@app.command(epilog=examples("report demo", "report runs/knee -o knee.html"))
 def report(
     directory: Annotated[
         Path, typer.Argument(help="Folder with a model, predictions or an evaluation.", metavar="DIR")
@@ -250,7 +235,7 @@ def report(
     """Write one offline HTML file for a clinician."""
     from fewscan import api
 
-    _stdout().print(f"Report: {api.report(directory, out)}", markup=False)
+    stdout().print(f"Report: {api.report(directory, out)}", markup=False)
 
 
 def main() -> None:
@@ -299,57 +284,15 @@ With your own scans (images/ + labels/, nnU-Net, MSD, BIDS, NAME_seg.nii.gz; NIf
 Scans without a label may lie among the others. One labelled scan is enough to start."""
 
 
-def _stdout() -> Console:
-    return Console(highlight=False, soft_wrap=True)
-
-
-def _maybe(parse: Callable[[str], T], text: str | None) -> T | None:
-    return None if text is None else parse(text)
-
-
-def _pairs(settings: Sequence[str]) -> dict[str, str]:
-    """Split ``key=value`` words."""
-    found = {}
-    for word in settings:
-        key, sign, value = word.partition("=")
-        if not (key and sign):
-            raise ConfigError(f"--set needs KEY=VALUE, such as train.lr=0.01, got {word!r}")
-        found[key.strip()] = value.strip()
-    return found
-
-
-def _folds(text: str) -> int | Literal["loo"]:
-    if text == "loo":
-        return "loo"
-    if not text.isdecimal() or int(text) < 2:
-        raise ConfigError(f"--folds must be loo or a number of at least 2, got {text!r}")
-    return int(text)
-
-
-def _write_json(content: Mapping[str, Any], path: Path | None) -> bool:
-    """Write to the path; true when it is ``-``, so that nothing else must be printed."""
-    if path is None:
-        return False
-    text = json.dumps(content, indent=1) + "\n"
-    if str(path) == "-":
-        typer.echo(text, nl=False)
-        return True
-    from fewscan.data.io import atomic
-
-    with atomic(path) as part:
-        part.write_text(text)
-    return False
-
-
 def _show_scores(evaluation: Evaluation, json_file: Path | None) -> None:
     from fewscan.tables import scores
 
     content = evaluation.to_json()
     if json_file is not None and str(json_file) != "-":
         evaluation.save(json_file)
-    elif _write_json(content, json_file):
+    elif to_json(content, json_file):
         return
-    screen = _stdout()
+    screen = stdout()
     screen.print(scores(content))
     screen.print(_verdict(content), markup=False)
 

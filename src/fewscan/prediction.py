@@ -18,7 +18,7 @@ from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
-from fewscan.learn.session import Observer
+from fewscan.learn.request import Observer
 
 RECORD = "predictions.json"
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]

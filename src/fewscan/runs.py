@@ -17,7 +17,7 @@ from fewscan.judge import evaluate as judging
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
 from fewscan.learn.inputs import Scan
-from fewscan.learn.session import Observer
+from fewscan.learn.request import Observer
 from fewscan.prediction import Prediction, predict
 
 

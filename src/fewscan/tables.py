@@ -119,6 +119,28 @@ def volumes(rows: Iterable[tuple[str, Mapping[str, float], float]], *, most: int
     return table
 
 
+def registration(report: Mapping[str, Any]) -> Table:
+    """What a registration found, one fact a row.
+
+    Parameters
+    ----------
+    report : mapping
+        ``registration.json``.
+    """
+    table = Table("", "", show_header=False)
+    likeness = report["similarity"]
+    steps = " -> ".join(f"{likeness[k]:.4f}" for k in ("before", "affine", "after"))
+    table.add_row(f"similarity ({likeness['name']})", f"{steps}  (headers, affine, end)")
+    if "dice" in report:
+        mean = report["dice"]["mean"]
+        table.add_row("mean Dice of the labels", f"{_number(mean['before'], 3)} -> {_number(mean['after'], 3)}")
+    table.add_row("folding", f"{100 * report['folding']:.3f} % of voxels")
+    table.add_row("volume change", "{smallest:.2f} to {largest:.2f}".format(**report["volume_change"]))
+    table.add_row("displacement", "{mean:.1f} mm on average, {largest:.1f} mm at most".format(**report["displacement_mm"]))
+    table.add_row("time", f"{report['seconds']:.1f} s, {report['kernels']} kernels")
+    return table
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     cells = {key: _number((row.get(key) or {}).get("mean"), digits) for key, (_, digits) in METRICS.items()}
     return list((cells | {"dice": _with_interval(row.get("dice") or {}, METRICS["dice"][1])}).values())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +42,6 @@ class Batch(NamedTuple):
     labels: Tensor
     drawn: Tensor
     ids: tuple[str, ...]
-
-
-Batches = Callable[[Generator], Batch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,15 +96,27 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
     label_path = folder / f"{case.id}.label.npy"
     np.save(label_path, index)
+    done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn)
+    return labelled_as(done, np.load(label_path, mmap_mode="r"))
+
+
+def labelled_as(case: Prepared, index: NDArray[np.int16]) -> Prepared:
+    """The case with these labels.
+
+    Parameters
+    ----------
+    case : Prepared
+        With or without labels.
+    index : (X, Y, Z) int16
+        Class indices, -1 where nobody knows.
+    """
     rng = np.random.default_rng(0)
     places, counts = [], []
-    for k in range(len(drawn)):
+    for k in range(len(case.drawn)):
         flat = np.flatnonzero(index == k)
         counts.append(len(flat))
         places.append(rng.choice(flat, SEEN_SAMPLES, replace=False) if len(flat) > SEEN_SAMPLES else flat)
-    return Prepared(
-        case.id, np.load(path, mmap_mode="r"), np.load(label_path, mmap_mode="r"), tuple(places), tuple(counts), drawn
-    )
+    return replace(case, label=index, places=tuple(places), counts=tuple(counts))
 
 
 def resample_index(index: NDArray[np.int16], shape: Shape, *, classes: int) -> NDArray[np.int16]:
@@ -226,7 +235,7 @@ class PatchBatches:
         background = float(torch.rand(1, generator=rng)) >= self.foreground
         if background or not there:
             there = [k for k in range(len(case.places)) if len(case.places[k])]
-            weights = torch.tensor([float(case.counts[k]) for k in there])
+            weights = torch.tensor([float(len(case.places[k])) for k in there])
             chosen = there[int(torch.multinomial(weights, 1, generator=rng))]
         else:
             chosen = there[int(torch.randint(len(there), (1,), generator=rng))]

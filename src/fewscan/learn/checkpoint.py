@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,9 +31,11 @@ from fewscan.errors import ConfigError, ModelError
 from fewscan.learn import networks
 from fewscan.learn.config import Settings, settings_from_dict, to_dict
 from fewscan.learn.plan import Plan, plan_from_dict
+from fewscan.learn.registrar import build_registrar
 from fewscan.learn.state import State, restore_state, state_tensors
 
 FORMAT = 1
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"registrar": build_registrar}
 PACKAGES = ("fewscan", "torch", "numpy", "SimpleITK", "nibabel", "safetensors")
 
 
@@ -167,6 +169,8 @@ def save_model(model: Model, folder: Path) -> Model:
         **model.provenance,
         "plan": model.plan.to_dict(),
         "settings": to_dict(model.settings),
+        "segments": not isinstance(model.segmenter, networks.Absent),
+        "networks": {name: dict(network.spec) for name, network in model.others.items()},  # type: ignore[call-overload]
         "sha256": {weights.name: sha256(weights)},
         "versions": versions(),
         "use": "research use only",
@@ -199,12 +203,19 @@ def load_model(folder: Path) -> Model:
     try:
         plan, settings = plan_from_dict(description["plan"]), settings_from_dict(description["settings"])
         tensors = safetensors.torch.load_file(weights)
-        segmenter = build_segmenter(plan, settings, seed=0)
-        segmenter.load_state_dict({k[10:]: v for k, v in tensors.items() if k.startswith("segmenter.")})
+        segments = description.get("segments", True)
+        segmenter = build_segmenter(plan, settings, seed=0) if segments else networks.Absent()
+        others = {name: BUILDERS[name](**spec, seed=0) for name, spec in description.get("networks", {}).items()}
+        for name, network in {"segmenter": segmenter, **others}.items():
+            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            network.load_state_dict(own)
+            network.eval()
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{folder} is damaged or foreign: {str(error).splitlines()[0][:300]}") from None
-    provenance = {k: v for k, v in description.items() if k not in ("plan", "settings")}
-    return Model(segmenter=segmenter.eval(), plan=plan, settings=settings, provenance=provenance, path=folder)
+    provenance = {k: v for k, v in description.items() if k not in ("plan", "settings", "networks", "segments")}
+    return Model(
+        segmenter=segmenter, plan=plan, settings=settings, provenance=provenance, path=folder, others=others
+    )
 
 
 def read_description(folder: Path) -> dict[str, Any]:

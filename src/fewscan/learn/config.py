@@ -133,6 +133,90 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """How the registration network learns.
+
+    Parameters
+    ----------
+    voxels : int
+        Most voxels of the grid on which whole scans are registered; 0 leaves it to the method.
+    widths : tuple of int
+        Filters per level; the first level already is at half resolution.
+    lr : float
+        Peak learning rate.
+    smoothness : float
+        Weight of the diffusion of the velocity.
+    anatomy : float
+        Weight of label overlap against image similarity.
+    inverse : float
+        Weight of inverse consistency; 0 saves the second pass.
+    labelled : float
+        Share of pairs whose moving scan is labelled.
+    radius : int
+        Half width of the correlation window, voxels.
+    """
+
+    voxels: int = 0
+    widths: tuple[int, ...] = (16, 32, 64, 64)
+    lr: float = 1e-3
+    smoothness: float = 0.1
+    anatomy: float = 1.0
+    inverse: float = 0.0
+    labelled: float = 0.5
+    radius: int = 3
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 1 or min(self.widths) < 1:
+            raise ConfigError(f"pair.widths needs at least one level of at least one filter, got {self.widths}")
+        _check("pair.voxels", self.voxels, 0, 1 << 27)
+        _check("pair.lr", self.lr, 1e-8, 1)
+        for name in ("smoothness", "anatomy", "inverse"):
+            _check(f"pair.{name}", getattr(self, name), 0, 1e6)
+        _check("pair.labelled", self.labelled, 0, 1)
+        _check("pair.radius", self.radius, 1, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """How registration and segmentation teach each other.
+
+    Parameters
+    ----------
+    apart : float
+        Share of the run in which each network is trained by itself.
+    rounds : int
+        Times the unlabelled scans get new pseudo-labels in what is left.
+    registrar_steps : int
+        Registration steps for every ten of segmentation.
+    unlabelled : float
+        Share of segmentation patches from pseudo-labelled scans.
+    atlases : int
+        Labelled scans that vote on each unlabelled one, the most similar first.
+    agree : bool
+        Pseudo-labels only where the warped atlases and the segmenter agree; else those of the atlases alone.
+    teach : {"both", "segmenter", "registrar"}
+        Which network the other one helps; "both" is the method, the others are its one-way ablations.
+    """
+
+    apart: float = 0.4
+    rounds: int = 2
+    registrar_steps: int = 4
+    unlabelled: float = 0.5
+    atlases: int = 5
+    agree: bool = True
+    teach: str = "both"
+
+    def __post_init__(self) -> None:
+        _check("joint.apart", self.apart, 0.05, 0.95)
+        _check("joint.rounds", self.rounds, 1, 20)
+        _check("joint.registrar_steps", self.registrar_steps, 1, 100)
+        _check("joint.unlabelled", self.unlabelled, 0, 1)
+        _check("joint.atlases", self.atlases, 1, 100)
+        if self.teach not in ("both", "segmenter", "registrar"):
+            raise ConfigError(f"joint.teach must be both, segmenter or registrar, got {self.teach!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of a run, the preset unless changed.
 
@@ -144,6 +228,10 @@ class Settings:
         How it learns.
     augment : AugmentConfig
         How patches are varied.
+    pair : PairConfig
+        How the registration network learns.
+    joint : JointConfig
+        How the two teach each other.
 
     Examples
     --------
@@ -154,6 +242,8 @@ class Settings:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pair: PairConfig = field(default_factory=PairConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
 
 
 def override(settings: Settings, changes: Mapping[str, str]) -> Settings:
@@ -202,11 +292,13 @@ def _parse(name: str, text: str, default: object) -> object:
     try:
         if isinstance(default, tuple):
             return tuple(int(item) for item in text.replace("-", ",").split(","))
+        if isinstance(default, bool):
+            return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
         if isinstance(default, int):
             return int(text)
         if isinstance(default, float):
             return float(text)
-    except ValueError:
+    except (ValueError, KeyError):
         kind = "a list of whole numbers" if isinstance(default, tuple) else f"a {type(default).__name__}"
         raise ConfigError(f"{name} must be {kind}, got {text!r}") from None
     return text
@@ -237,11 +329,15 @@ def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
         If a name is unknown.
     """
     try:
-        network = dict(data["network"])
+        network, pair = dict(data["network"]), dict(data.get("pair", {}))
+        if "widths" in pair:
+            pair["widths"] = tuple(pair["widths"])
         return Settings(
             network=NetworkConfig(**network | {"widths": tuple(network["widths"])}),
             train=TrainConfig(**data["train"]),
             augment=AugmentConfig(**data["augment"]),
+            pair=PairConfig(**pair),
+            joint=JointConfig(**data.get("joint", {})),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"the stored settings are not of this version of fewscan: {error}") from None

@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fewscan.errors import ConfigError, ResourceError
-from fewscan.learn.batches import Batch, Batches
 from fewscan.learn.config import TrainConfig
 from fewscan.learn.state import State
 
@@ -55,9 +54,9 @@ class Phase:
     """
 
     name: str
-    objective: Callable[[Batch], Terms]
+    objective: Callable[[Any], Terms]
     weights: Mapping[str, float]
-    batches: Batches
+    batches: Callable[[Generator], Any]
     train: nn.Module
     steps: int = 1
     lr: float
@@ -231,12 +230,12 @@ class _Ahead:
     def __init__(self, phases: Sequence[Phase], seed: int, threaded: bool) -> None:
         self.phases, self.seed = phases, seed
         self.pool = ThreadPoolExecutor(1) if threaded else None
-        self.next: tuple[int, Future[Batch]] | None = None
+        self.next: tuple[int, Future[Any]] | None = None
 
-    def draw(self, step: int) -> Batch:
+    def draw(self, step: int) -> Any:
         return phase_at(step, self.phases).batches(step_generator(self.seed, step))
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> Any:
         if self.pool is None:
             return self.draw(step)
         batch = self.next[1].result() if self.next is not None and self.next[0] == step else self.draw(step)
@@ -256,6 +255,7 @@ def fit(
     config: TrainConfig,
     seed: int,
     started: float | None = None,
+    until: float = 1.0,
     observe: Callable[[Status], None] | None = None,
     save: Callable[[State, bool], None] | None = None,
 ) -> State:
@@ -278,6 +278,8 @@ def fit(
         Of every random draw.
     started : float, optional
         ``time.monotonic()`` from which the budget counts; now when None.
+    until : float
+        Share of the run at which to return; schedules still run over all of it.
     observe : callable, optional
         Called with a `Status` after each step.
     save : callable, optional
@@ -300,7 +302,7 @@ def fit(
             while True:
                 seconds = time.monotonic() - begin
                 fraction = limits.fraction(state.step, seconds)
-                if fraction >= 1 or (cooling and seconds - cooling[0] >= cooling[1]):
+                if fraction >= until or (cooling and seconds - cooling[0] >= cooling[1]):
                     break
                 if stop.is_set() and cooling is None:
                     if save is not None:
@@ -326,7 +328,7 @@ def fit(
     return state
 
 
-def _step(phase: Phase, batch: Batch, state: State, config: TrainConfig, lr: float) -> tuple[float, dict[str, float]]:
+def _step(phase: Phase, batch: Any, state: State, config: TrainConfig, lr: float) -> tuple[float, dict[str, float]]:
     """One optimiser step and one step of the moving average."""
     which = [id(n) for n in state.networks].index(id(phase.train))
     optimizer = state.optimizers[which]

@@ -7,6 +7,7 @@ large for the memory allowed are cut into tiles along the second axis; windows a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from typing import Any
 import cc3d
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewscan.learn.batches import swap_sides
 from fewscan.learn.checkpoint import Model
@@ -62,18 +64,33 @@ def torch_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> P
     tta : bool
         Average with the mirrored window, where the plan allows mirroring.
     """
-    network = model.segmenter.to(hardware.device).eval()
+    plain = network_predictor(model.segmenter.to(hardware.device).eval(), hardware)
+    if not (tta and model.plan.mirror):
+        return plain
+
+    def predict(windows: Tensor) -> Tensor:
+        other = plain(windows.flip(2)).flip(2)
+        everywhere = torch.ones(len(windows), dtype=torch.bool)
+        return (plain(windows) + swap_sides(other, everywhere, pairs=model.plan.pairs)) / 2
+
+    return predict
+
+
+def network_predictor(network: nn.Module, hardware: Hardware) -> Predictor:
+    """Windows to logits by a network as it is.
+
+    Parameters
+    ----------
+    network : nn.Module
+        On the device, in the mode wanted.
+    hardware : Hardware
+        Device and precision.
+    """
 
     @torch.inference_mode()
     def predict(windows: Tensor) -> Tensor:
-        windows = windows.to(hardware.device)
         with hardware.autocast():
-            logits = network(windows).float()
-            if tta and model.plan.mirror:
-                other = network(windows.flip(2)).float().flip(2)
-                everywhere = torch.ones(len(windows), dtype=torch.bool)
-                logits = (logits + swap_sides(other, everywhere, pairs=model.plan.pairs)) / 2
-        answer: Tensor = logits.cpu()
+            answer: Tensor = network(windows.to(hardware.device)).float().cpu()
         return answer
 
     return predict
@@ -126,6 +143,33 @@ def bell(shape: Shape) -> Tensor:
     """
     axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 6)) ** 2) for n in shape]
     return (axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]).clamp(min=1e-3)
+
+
+def probabilities(image: Tensor, plan: Plan, *, predictor: Predictor) -> Tensor:
+    """Class probabilities (K, X, Y, Z) of a scan that is on the plan's grid and normalised already, held whole.
+
+    Parameters
+    ----------
+    image : (C, X, Y, Z) float
+        As `batches.prepare` leaves it.
+    plan : Plan
+        Windows.
+    predictor : callable
+        Windows to logits.
+    """
+    grid: Shape = (image.shape[1], image.shape[2], image.shape[3])
+    window = window_shape(grid, plan)
+    margin = [max(0, w - n) for w, n in zip(window, grid, strict=True)]
+    pad = [side for m in reversed(margin) for side in (m // 2, m - m // 2)]
+    padded = F.pad(image[None].float(), pad, mode="replicate") if any(pad) else image[None].float()
+    total = torch.zeros(plan.classes, *padded.shape[2:])
+    profile = bell(window)
+    for corner in itertools.product(*[starts(n, w) for n, w in zip(padded.shape[2:], window, strict=True)]):
+        box = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
+        total[(slice(None), *box)] += predictor(padded[(slice(None), slice(None), *box)])[0].softmax(0) * profile
+    inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(margin, grid, strict=True))
+    total = total[(slice(None), *inside)]
+    return total / total.sum(0)
 
 
 class _Scan:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, ModelError
 
 Triple = tuple[int, int, int]
 
@@ -98,6 +98,14 @@ class UNet(nn.Module):
             x = merge(torch.cat([up(x), skips.pop()], 1))
         logits: Tensor = self.head(x)
         return logits
+
+
+class Absent(nn.Module):
+    """Stands where a model that only registers has no segmenter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refuse."""
+        raise ModelError("this model only registers; train one with --method joint or segment to predict labels")
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}

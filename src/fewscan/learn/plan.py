@@ -23,7 +23,8 @@ from fewscan.learn.networks import Triple
 from fewscan.space.geometry import Shape
 from fewscan.space.volume import IGNORE, Case
 
-PATCH_VOXELS = {"cpu": 80_000, "gpu": 1_000_000}
+PATCH_VOXELS = {"cpu": 150_000, "gpu": 1_000_000}
+CROWDED_VOXELS = {"cpu": 80_000, "gpu": 1_000_000}  # with many labels: more, smaller steps (decisions/005)
 BATCH = {"cpu": 1, "gpu": 2}
 LARGEST_GRID = 32  # patches' worth of voxels in a median scan, above which the working grid gets coarser
 SMALLEST_FEATURE_MAP = 4
@@ -121,7 +122,7 @@ def derive(
     Parameters
     ----------
     cases : iterable of Case
-        Labelled cases, loaded one at a time.
+        Labelled cases, loaded one at a time; unlabelled ones where a method needs no labels.
     names : mapping of int to str
         Labels to learn.
     channels : sequence of str
@@ -141,8 +142,7 @@ def derive(
     ordered = dict(sorted(names.items()))
     spacings, shapes, tissue, air, mirrored, single, counts = [], [], [], [], [], [], []
     for case in cases:
-        assert case.label is not None
-        label = case.label.data
+        label = np.zeros(case.image.geometry.shape, np.uint16) if case.label is None else case.label.data
         spacings.append(case.image.geometry.spacing)
         shapes.append(np.array(case.image.geometry.shape) * case.image.geometry.spacing)  # mm
         structure = (label > 0) & (label != IGNORE)
@@ -153,10 +153,10 @@ def derive(
         single.append(_single_components(index, len(ordered) + 1))
         counts.append(np.bincount(index[index >= 0], minlength=len(ordered) + 1))
     if not spacings:
-        raise DataError("no labelled case to learn from; put a label map beside at least one image")
+        raise DataError("no case to learn from; put a label map beside at least one image")
     spacing = np.median(spacings, 0)
     kind = "gpu" if gpu else "cpu"
-    voxels = settings.train.patch_voxels or PATCH_VOXELS[kind]
+    voxels = settings.train.patch_voxels or (CROWDED_VOXELS if len(ordered) > MANY_LABELS else PATCH_VOXELS)[kind]
     spacing = coarsen(spacing, np.median(shapes, 0), most=voxels * LARGEST_GRID)
     extent = np.median(shapes, 0) / spacing
     patch, kernels, strides = shape_network(extent, spacing, voxels=voxels, levels=len(settings.network.widths))

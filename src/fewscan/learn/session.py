@@ -10,16 +10,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fewscan.data.dataset import Dataset, load
+from fewscan.data.dataset import load
 from fewscan.errors import ConfigError, DataError, ResourceError
 from fewscan.learn import checkpoint
 from fewscan.learn.batches import Prepared, prepare
@@ -29,74 +27,12 @@ from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
 from fewscan.learn.folder import claim, command, trim_history
 from fewscan.learn.hardware import Hardware, free_memory_bytes, require_disk
 from fewscan.learn.plan import LARGEST_GRID, Plan, derive, plan_from_dict
+from fewscan.learn.request import Request
 from fewscan.learn.state import State
 
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_SECONDS = 1.0
 SMALLEST_PATCH_VOXELS = 16_000
-
-Observer = Callable[[Status | str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asked to train.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Found cases.
-    out : Path
-        Model folder.
-    method : str
-        Name for the record.
-    settings : Settings
-        The preset, or what replaced it.
-    hardware : Hardware
-        Where to run.
-    budget, steps : float or int, optional
-        Seconds or steps; one of them.
-    extend : float, optional
-        Seconds to add to a finished run.
-    seed : int
-        Of everything random.
-    resume : bool
-        Go on from the state in ``out``.
-    max_memory : int, optional
-        Bytes that training may take; the patch shrinks to fit.
-    dry_run : bool
-        Say the plan, speed measured, and train nothing.
-    observe : callable, optional
-        Gets messages and a `Status` from time to time.
-    started : float
-        ``time.monotonic()`` from which the budget counts.
-    """
-
-    dataset: Dataset
-    out: Path
-    method: str
-    settings: Settings
-    hardware: Hardware
-    budget: float | None = None
-    steps: int | None = None
-    extend: float | None = None
-    seed: int = 0
-    resume: bool = False
-    max_memory: int | None = None
-    dry_run: bool = False
-    observe: Observer | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def going_on(self) -> bool:
-        """Whether the run continues one that is in the folder."""
-        return self.resume or self.extend is not None
-
-    def say(self, message: str) -> None:
-        """Pass a message on."""
-        if self.observe is not None:
-            self.observe(message)
-
 
 def make_plan(request: Request) -> Plan:
     """Derive the plan, with a patch that fits the memory allowed.
@@ -132,7 +68,7 @@ def make_plan(request: Request) -> Plan:
 def _derive(request: Request, settings: Settings) -> Plan:
     data = request.dataset
     return derive(
-        (load(case, data) for case in data.labelled), names=data.names, channels=data.channels, modality=data.modality,
+        (load(case, data) for case in data.labelled or data.unlabelled), names=data.names, channels=data.channels, modality=data.modality,
         settings=settings, gpu=request.hardware.device.type != "cpu",
     )  # fmt: skip
 
@@ -191,8 +127,9 @@ class Session:
         self.labelled, self.unlabelled = list(labelled), list(unlabelled)
         self.hardware, self.settings = request.hardware, request.settings
         self.interrupted = False
-        self._steps = 0
-        self._seconds = 0.0
+        self._state: State | None = None
+        self._bounds = Limits(steps=1)
+        self._origin = request.started
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -229,32 +166,25 @@ class Session:
             total += min(times) * phase.steps
         return total / sum(p.steps for p in phases)
 
-    def fit(self, phases: Sequence[Phase]) -> State:
-        """Train, writing history and state as it goes.
+    def fit(self, phases: Sequence[Phase], *, until: float = 1.0) -> State:
+        """Train, writing history and state as it goes; several calls are parts of one run.
 
         Parameters
         ----------
         phases : sequence of Phase
-            Of the run.
+            Of the run, or of this part of it; the first call names every network.
+        until : float
+            Share of the run at which this part ends.
         """
-        request, folder = self.request, self.request.out
-        state = State([p.train for p in phases], self.settings.train)
-        if request.going_on:
-            checkpoint.load_state(state, folder, identity=self.identity)
-        limits = self._limits(state)
-        spent = time.monotonic() - request.started
-        if limits.seconds is not None and state.seconds + spent >= limits.seconds and not request.dry_run:
-            raise ResourceError(f"reading and preparing the scans took {spent:.0f} s, all of the budget; give more")
-        per_step = self.measure(phases)
-        request.say(self._plan_line(phases, limits, state, per_step))
-        if request.dry_run:
+        if self._state is None:
+            self._state = self._begin(phases)
+        state, folder = self._state, self.request.out
+        if self.request.dry_run or self.interrupted:
             return state
-        trim_history(folder / "history.jsonl", state.step)
         clock = {"save": time.monotonic(), "log": 0.0}
 
         def save(current: State, urgent: bool) -> None:
-            now = time.monotonic()
-            if urgent or now - clock["save"] >= SAVE_EVERY_SECONDS:
+            if urgent or time.monotonic() - clock["save"] >= SAVE_EVERY_SECONDS:
                 checkpoint.save_state(current, folder, identity=self.identity)
                 clock["save"] = time.monotonic()
 
@@ -268,18 +198,41 @@ class Session:
                         json.dumps(line | {"loss": status.loss, "lr": status.lr, "terms": status.terms}) + "\n"
                     )
                     history.flush()
-                    if request.observe is not None:
-                        request.observe(status)
+                    if self.request.observe is not None:
+                        self.request.observe(status)
 
             fit(
-                phases, state, limits=limits, config=self.settings.train, seed=request.seed, started=request.started,
-                observe=observe, save=save,
+                phases, state, limits=self._bounds, config=self.settings.train, seed=self.request.seed,
+                started=self._origin + state.seconds, until=until, observe=observe, save=save,
             )  # fmt: skip
         self.interrupted = state.interrupted
         if not self.interrupted:
             checkpoint.save_state(state, folder, identity=self.identity)
-        self._steps, self._seconds = state.step, state.seconds
         return state
+
+    def _begin(self, phases: Sequence[Phase]) -> State:
+        """State, fresh or restored; limits; the plan line."""
+        request, folder = self.request, self.request.out
+        state = State([p.train for p in phases], self.settings.train)
+        if request.going_on:
+            checkpoint.load_state(state, folder, identity=self.identity)
+        self._bounds = self._limits(state)
+        self._origin = request.started - state.seconds
+        spent = time.monotonic() - request.started
+        whole = self._bounds.seconds
+        if whole is not None and state.seconds + spent >= whole and not request.dry_run:
+            raise ResourceError(f"reading and preparing the scans took {spent:.0f} s, all of the budget; give more")
+        per_step = self.measure(phases)
+        request.say(self._plan_line(phases, self._bounds, state, per_step))
+        if not request.dry_run:
+            trim_history(folder / "history.jsonl", state.step)
+        return state
+
+    def fraction(self) -> float:
+        """Share of the run that is done, 0 before the first call of `fit`."""
+        if self._state is None:
+            return 0.0
+        return self._bounds.fraction(self._state.step, time.monotonic() - self._origin)
 
     def _limits(self, state: State) -> Limits:
         """Limits of this run, remembered in the folder so that --resume needs no repetition of them."""
@@ -317,7 +270,13 @@ class Session:
             f"steps in {steps * per_step / 60:.1f} min; {memory}" + ("; left-right mirroring on" if plan.mirror else "")
         )
 
-    def finish(self, segmenter: nn.Module, *, others: Mapping[str, nn.Module] | None = None) -> Model:
+    def finish(
+        self,
+        segmenter: nn.Module,
+        *,
+        others: Mapping[str, nn.Module] | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> Model:
         """Write the model folder.
 
         Parameters
@@ -326,13 +285,15 @@ class Session:
             To keep, usually the moving average.
         others : mapping of str to nn.Module, optional
             Further networks to keep.
+        record : mapping, optional
+            What else the method has to say, for ``model.json``.
         """
         request = self.request
         provenance = {
             "method": request.method,
             "seed": request.seed,
-            "steps": self._steps,
-            "seconds": round(self._seconds, 1),
+            "steps": self._state.step if self._state else 0,
+            "seconds": round(self._state.seconds, 1) if self._state else 0.0,
             "interrupted": self.interrupted,
             "device": str(self.hardware.device),
             "precision": self.hardware.precision,
@@ -340,6 +301,7 @@ class Session:
             "labelled": [c.id for c in self.labelled],
             "unlabelled": [c.id for c in self.unlabelled],
             "command": command(),
+            **(record or {}),
         }
         model = Model(
             segmenter=segmenter, plan=self.plan, settings=self.settings, provenance=provenance, others=others or {}
@@ -349,14 +311,14 @@ class Session:
         model = checkpoint.save_model(model, request.out)
         if self.interrupted:
             request.say(
-                f"stopped after {self._steps} steps; {request.out} is usable as it is; "
+                f"stopped after {provenance['steps']} steps; {request.out} is usable as it is; "
                 f"go on with --resume, or for longer with --extend 10m"
             )
         return model
 
 
 @contextmanager
-def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Session]:
+def open_session(request: Request, *, unlabelled: bool = False, labels: bool = True) -> Iterator[Session]:
     """Prepare folder, plan and cache; the cache goes when the session ends.
 
     Parameters
@@ -365,7 +327,16 @@ def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Sess
         What was asked.
     unlabelled : bool
         Whether the method uses scans without labels.
+    labels : bool
+        Whether it needs any with.
+
+    Raises
+    ------
+    DataError
+        If nothing is labelled though the method needs it.
     """
+    if labels and not request.dataset.labelled:
+        raise DataError("no labelled case to learn from; put a label map beside at least one image")
     claim(request.out, going_on=request.going_on)
     cache = request.out / "cache"
     cache.mkdir(exist_ok=True)
@@ -376,7 +347,7 @@ def open_session(request: Request, *, unlabelled: bool = False) -> Iterator[Sess
         require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual
         prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]
         labelled = [p for p in prepared if p.label is not None and any(len(places) for places in p.places)]
-        if not any(len(places) for p in labelled for places in p.places[1:]):
+        if labels and not any(len(places) for p in labelled for places in p.places[1:]):
             raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {request.dataset.root}; nothing to learn")
         yield Session(request, plan, labelled=labelled, unlabelled=[p for p in prepared if p.label is None])
     finally:

@@ -10,29 +10,46 @@ that ends annealed at any budget.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 
 from fewscan.learn import losses
-from fewscan.learn.batches import Batch, PatchBatches
+from fewscan.learn.batches import Batch, PatchBatches, Prepared
 from fewscan.learn.checkpoint import Model, build_segmenter
 from fewscan.learn.engine import Phase, Terms
-from fewscan.learn.session import Request, Session, open_session
+from fewscan.learn.request import Request
+from fewscan.learn.session import Session, open_session
 
 WEIGHTS = {"dice": 1.0, "cross_entropy": 1.0}
 
 
-def phase(session: Session) -> Phase:
-    """Supervised training of a fresh segmenter on augmented patches of the labelled cases.
+def phase(
+    session: Session,
+    *,
+    cases: Sequence[Prepared] | None = None,
+    segmenter: nn.Module | None = None,
+    name: str = "segment",
+) -> Phase:
+    """Supervised training of a segmenter on augmented patches.
 
     Parameters
     ----------
     session : Session
         Plan, settings and prepared cases.
+    cases : sequence of Prepared, optional
+        To learn from; the session's labelled ones when None.
+    segmenter : nn.Module, optional
+        To train; a fresh one when None.
+    name : str
+        For the log.
     """
     train, hardware = session.settings.train, session.hardware
-    network = build_segmenter(session.plan, session.settings, seed=session.request.seed).to(hardware.device)
+    network = segmenter or build_segmenter(session.plan, session.settings, seed=session.request.seed)
+    network = network.to(hardware.device)
     patches = PatchBatches(
-        session.labelled, session.plan, config=session.settings.augment, batch=session.plan.batch,
+        cases or session.labelled, session.plan, config=session.settings.augment, batch=session.plan.batch,
         foreground=train.foreground, device=hardware.device,
     )  # fmt: skip
 
@@ -47,7 +64,7 @@ def phase(session: Session) -> Phase:
             "cross_entropy": losses.cross_entropy(log_p, batch.labels, weights=weights),
         }
 
-    return Phase(name="segment", objective=objective, weights=WEIGHTS, batches=patches, train=network, lr=train.lr)
+    return Phase(name=name, objective=objective, weights=WEIGHTS, batches=patches, train=network, lr=train.lr)
 
 
 def run(request: Request) -> Model:

@@ -1,0 +1,185 @@
+"""Joint training against each network trained alone: ten minutes, two cores, the same scans.
+
+    python benchmarks/joint.py --data ../shared/data [--task hippocampus_msd --k 5 --seed 0 --system joint]
+
+Each row trains one system on k labelled scans and all unlabelled ones of its task, and tests on scans that no run sees:
+
+* ``segment``: the labelled scans only; segmentation.
+* ``register``: all scans, labels of the labelled ones in its anatomy term; registration.
+* ``joint``: both.
+* ``help_segmenter``, ``help_registrar``: joint, but only one network is helped (on the tasks in `ONE_WAY`).
+* ``draft``: no training; labels of the test scans by multi-atlas registration.
+
+Registration is judged by warping the labels of up to five labelled scans, one at a time, onto each test scan with the
+network's answer alone: the mean Dice. No test scan chooses anything; the last state of a run is judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from few_label import figures, rounded, stop_if_interrupted
+from harness import code_hash, rows
+
+from fewscan import api
+from fewscan.data import dataset as datasets
+from fewscan.data.dataset import Dataset
+from fewscan.judge.metrics import dice
+from fewscan.learn.batches import resample_index
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.intensity import normalise
+from fewscan.learn.plan import to_index
+from fewscan.learn.registrar import Registrar, register_images
+from fewscan.space import field, kernels
+from fewscan.space.volume import Case, resample
+
+TASKS: dict[str, tuple[int, int, tuple[tuple[int, int], ...]]] = {  # training pool, tests, (k, seed)
+    "hippocampus_msd": (160, 40, ((5, 0), (1, 0), (5, 1), (5, 2))),
+    "oasis_2mm": (12, 6, ((5, 0), (1, 0))),
+    "la2018_half": (64, 16, ((8, 0),)),
+}
+SYSTEMS = ("joint", "segment", "register", "draft", "help_segmenter", "help_registrar")
+ONE_WAY = (("hippocampus_msd", 5, 0), ("oasis_2mm", 5, 0))
+MOST_ATLASES = 5
+RESULT = "joint.json"
+PARTS = ("methods/joint.py", "methods/register.py", "methods/draft.py", "prediction.py", "judge/metrics.py")
+
+
+def draw(data: Dataset, task: str, *, k: int, seed: int) -> tuple[Dataset, list[str]]:
+    """The training set, its other labels hidden, and the ids to test on."""
+    pool, tests, _ = TASKS[task]
+    ids = [c.id for c in data.labelled]
+    train, test = ids[:pool], ids[pool : pool + tests]
+    if task == "la2018_half":  # the literature's labelled sets are the first ones of the list
+        chosen = train[:k]
+    else:
+        chosen = [str(i) for i in np.random.RandomState(seed).permutation(train)[:k]]
+    return datasets.select(data, labelled=chosen, unlabelled=[i for i in train if i not in chosen]), test
+
+
+def run(data: Dataset, work: Path, *, task: str, k: int, seed: int, system: str, minutes: float) -> dict[str, object]:
+    """Train, predict and judge."""
+    chosen, test = draw(data, task, k=k, seed=seed)
+    folder = work / f"{task}_k{k}_s{seed}_{system}"
+    shutil.rmtree(folder, ignore_errors=True)
+    tests = [c for c in data.labelled if c.id in set(test)]
+    if system == "draft":
+        return drafted(chosen, tests, data)
+    method = system if system in ("segment", "register") else "joint"
+    settings = {"joint.teach": system[5:]} if system.startswith("help_") else {}
+    model = api.train(
+        chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", method=method, settings=settings,
+        observe=print_text,
+    )  # fmt: skip
+    stop_if_interrupted(model)
+    row: dict[str, object] = {"steps": model.provenance["steps"], "guard": model.provenance.get("guard")}
+    if method != "register":
+        api.predict(model, [c.images[0] for c in tests], folder / "predictions", device="cpu")
+        row |= figures(api.evaluate(folder / "predictions", data.root / "labels"))
+    if method != "segment":
+        row |= registration(model, chosen, tests, data)
+    return row
+
+
+def registration(model: Model, chosen: Dataset, tests: list[datasets.CaseFiles], data: Dataset) -> dict[str, object]:
+    """Label transfer, one atlas at a time, by the network's answer alone."""
+    registrar = model.others["registrar"]
+    assert isinstance(registrar, Registrar)
+    atlases = [on_grid(datasets.load(c, data), model, registrar) for c in chosen.labelled[:MOST_ATLASES]]
+    scores, before, folds = {}, {}, []
+    for files in tests:
+        case = datasets.load(files, data)
+        image, truth = on_grid(case, model, registrar)
+        got, raw = [], []
+        for other, label in atlases:
+            u = register_images(registrar, image, other)
+            folds.append(field.folding(u))
+            got.append(mean_dice(kernels.vote_labels(label, u[0]), truth))
+            raw.append(mean_dice(label, truth))
+        scores[files.id], before[files.id] = float(np.mean(got)), float(np.mean(raw))
+    return {
+        "registration": rounded(float(np.mean(list(scores.values())))),
+        "unregistered": rounded(float(np.mean(list(before.values())))),
+        "folding": float(np.mean(folds)),
+        "registration_cases": {k: rounded(v) for k, v in scores.items()},
+    }
+
+
+def on_grid(case: Case, model: Model, registrar: Registrar) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    """Image and class indices of a case on the registrar's grid."""
+    assert case.label is not None
+    image = resample(torch.from_numpy(normalise(case.image.data, model.plan.scaling)), registrar.shape)
+    index = resample_index(to_index(case.label.data, model.plan), registrar.shape, classes=model.plan.classes)
+    return image, index
+
+
+def mean_dice(found: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+    """Mean over the labels that occur in the truth."""
+    return float(np.mean([dice(found == v, truth == v) for v in np.unique(truth) if v > 0]))
+
+
+def drafted(chosen: Dataset, tests: list[datasets.CaseFiles], data: Dataset) -> dict[str, object]:
+    """Multi-atlas labels of the test scans."""
+    from fewscan.methods import draft
+
+    begin = time.monotonic()
+    atlases = [datasets.load(c, data) for c in chosen.labelled[:MOST_ATLASES]]
+    cases = {}
+    for files in tests:
+        case = datasets.load(files, data)
+        found = draft.draft(case.image, atlases, config=api.register_config(), device=torch.device("cpu"))
+        assert case.label is not None
+        cases[files.id] = rounded(mean_dice(found.label, case.label.data))
+    mean = float(np.mean(list(cases.values())))
+    return {"dice": rounded(mean), "cases": cases, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def print_text(event: object) -> None:
+    """Messages, not the steps."""
+    if isinstance(event, str):
+        print(event, flush=True)
+
+
+def wanted(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
+    """Rows in the order in which they are measured."""
+    found = []
+    for task, (_, _, runs) in TASKS.items():
+        for k, seed in runs:
+            for system in SYSTEMS:
+                if system.startswith("help_") and (task, k, seed) not in ONE_WAY:
+                    continue
+                mine = (("task", task), ("k", k), ("seed", seed), ("system", system))
+                if all(getattr(args, name) in (None, value) for name, value in mine):
+                    found.append((task, k, seed, system))
+    return found
+
+
+def main() -> None:
+    """Every row that is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the sets")
+    parser.add_argument("--work", type=Path, default=Path("work/joint"), help="scratch folder")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--task", choices=tuple(TASKS))
+    parser.add_argument("--k", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--system", choices=SYSTEMS)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    for task, k, seed, system in wanted(args):
+        key = {"task": task, "k": k, "seed": seed, "system": system, "minutes": args.minutes}
+        with rows(RESULT, key, code=code_hash(parts=PARTS)) as row:
+            if row is not None:
+                data = api.open(args.data / task)
+                row.update(run(data, args.work, task=task, k=k, seed=seed, system=system, minutes=args.minutes))
+                print(key, row.get("dice"), row.get("registration"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

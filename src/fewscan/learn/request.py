@@ -1,0 +1,75 @@
+"""What a user asks of a training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fewscan.data.dataset import Dataset
+from fewscan.learn.config import Settings
+from fewscan.learn.engine import Status
+from fewscan.learn.hardware import Hardware
+
+Observer = Callable[[Status | str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asked to train.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Found cases.
+    out : Path
+        Model folder.
+    method : str
+        Name for the record.
+    settings : Settings
+        The preset, or what replaced it.
+    hardware : Hardware
+        Where to run.
+    budget, steps : float or int, optional
+        Seconds or steps; one of them.
+    extend : float, optional
+        Seconds to add to a finished run.
+    seed : int
+        Of everything random.
+    resume : bool
+        Go on from the state in ``out``.
+    max_memory : int, optional
+        Bytes that training may take; the patch shrinks to fit.
+    dry_run : bool
+        Say the plan, speed measured, and train nothing.
+    observe : callable, optional
+        Gets messages and a `Status` from time to time.
+    started : float
+        ``time.monotonic()`` from which the budget counts.
+    """
+
+    dataset: Dataset
+    out: Path
+    method: str
+    settings: Settings
+    hardware: Hardware
+    budget: float | None = None
+    steps: int | None = None
+    extend: float | None = None
+    seed: int = 0
+    resume: bool = False
+    max_memory: int | None = None
+    dry_run: bool = False
+    observe: Observer | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def going_on(self) -> bool:
+        """Whether the run continues one that is in the folder."""
+        return self.resume or self.extend is not None
+
+    def say(self, message: str) -> None:
+        """Pass a message on."""
+        if self.observe is not None:
+            self.observe(message)

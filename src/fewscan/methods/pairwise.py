@@ -1,0 +1,247 @@
+"""Registration of one pair of scans, without training: headers, then affine, then a diffeomorphism.
+
+`register` works on images in memory; `deliver` and the command line write what it answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewscan.errors import ConfigError, DataError
+from fewscan.learn.intensity import Scaling, normalise
+from fewscan.space import affine, kernels
+from fewscan.space import field as fields
+from fewscan.space.deformable import DeformConfig, deform
+from fewscan.space.field import Field
+from fewscan.space.geometry import Array, Geometry, with_spacing
+from fewscan.space.similarity import SIMILARITIES, counted, features, mi, ncc
+from fewscan.space.volume import Labelmap, Volume, resample
+
+MOST_VOXELS = 12_000_000  # of the working grid; larger scans are deformed on a coarser one
+ACROSS_MODALITIES = ("mi", "mind")
+
+Transform = Literal["rigid", "affine", "deformable"]
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    """What kind of map to look for, and how.
+
+    Parameters
+    ----------
+    transform : {"rigid", "affine", "deformable"}
+        The richest map allowed; a deformable one starts with the affine.
+    spacing_mm : float
+        Voxel size of the grid to deform on; 0 takes the fixed scan's own, coarser for very large ones.
+    deform : DeformConfig
+        The deformable part, and the similarity of all parts.
+
+    Raises
+    ------
+    ConfigError
+        If the transform is unknown or the spacing negative.
+    """
+
+    transform: Transform = "deformable"
+    spacing_mm: float = 0.0
+    deform: DeformConfig = field(default_factory=DeformConfig)
+
+    def __post_init__(self) -> None:
+        if self.transform not in ("rigid", "affine", "deformable"):
+            raise ConfigError(f"transform must be rigid, affine or deformable, got {self.transform!r}")
+        if self.spacing_mm < 0:
+            raise ConfigError(f"the grid spacing must not be negative, got {self.spacing_mm:g} mm")
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What a registration found.
+
+    Parameters
+    ----------
+    field : Field
+        From fixed to moving, the affine part in it.
+    matrix : (4, 4) float
+        The affine part alone, fixed to moving RAS+ mm.
+    report : mapping
+        Similarity before, after the affine part and at the end; folding; seconds.
+    """
+
+    field: Field
+    matrix: Array
+    report: dict[str, Any]
+
+
+def register(
+    fixed: Volume,
+    moving: Volume,
+    *,
+    config: RegisterConfig | None = None,
+    weight: NDArray[np.bool_] | None = None,
+    start: Callable[[Tensor, Tensor, Geometry], Tensor] | None = None,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> Registration:
+    """Find the map that brings ``moving`` onto ``fixed``.
+
+    Parameters
+    ----------
+    fixed, moving : Volume
+        Any grids; as many channels each.
+    config : RegisterConfig, optional
+        The preset when None.
+    weight : (X, Y, Z) bool, optional
+        On the fixed grid: where likeness counts. A lesion that the moving scan lacks is left out here.
+    start : callable, optional
+        Fixed, affinely aligned moving image and their grid to a first displacement: a trained network's answer.
+    device : torch.device, optional
+        Where the deformable part runs; the CPU when None.
+    progress : callable, optional
+        Gets the share that is done and the name of the part.
+
+    Raises
+    ------
+    DataError
+        If channels differ, an image is constant or the weight is empty.
+    GeometryError
+        If the scans do not overlap in any way.
+    """
+    config, begin = config or RegisterConfig(), time.monotonic()
+    tell = progress or (lambda share, part: None)
+    if len(fixed.data) != len(moving.data):
+        raise DataError(
+            f"the fixed scan has {len(fixed.data)} channel(s), the moving one {len(moving.data)}; give equal"
+        )
+    if weight is not None and not weight.any():
+        raise DataError("the mask of where likeness counts is empty; leave it out, or draw it on the fixed scan")
+    grid = working_grid(fixed.geometry, config.spacing_mm)
+    still, other = _unit(fixed, "fixed"), _unit(moving, "moving")
+    looked = None if weight is None else torch.from_numpy(weight.astype(np.float32))[None]
+    name = config.deform.similarity
+    tell(0.0, "affine")
+    matrix = affine.fit(
+        still[:1], other[:1], grids=(fixed.geometry, moving.geometry), rigid=config.transform == "rigid",
+        measure=mi if name in ACROSS_MODALITIES else ncc, weight=looked,
+    )  # fmt: skip
+    target = resample(still, grid.shape)
+    mask = None if looked is None else resample(looked, grid.shape)[None]
+    before = _onto(other, moving.geometry, grid=grid, matrix=np.eye(4))
+    aligned = _onto(other, moving.geometry, grid=grid, matrix=matrix)
+    likeness = {"before": _likeness(name, target, before, mask), "affine": _likeness(name, target, aligned, mask)}
+    tell(0.15, "deformable")
+    u = torch.zeros(1, 3, *grid.shape)
+    if config.transform == "deformable":
+        place = device or torch.device("cpu")
+        first = None if start is None else start(target, aligned, grid).to(place)
+        u = deform(
+            target[None].to(place), aligned[None].to(place), config=config.deform, start=first,
+            weight=None if mask is None else mask.to(place),
+            progress=lambda share: tell(0.15 + 0.8 * share, "deformable"),
+        ).cpu()  # fmt: skip
+        likeness["after"] = _likeness(name, target, kernels.sample(aligned[None], u)[0], mask)
+    else:
+        likeness["after"] = likeness["affine"]
+    det = fields.determinant(u)
+    whole = fields.resize(u, fixed.geometry.shape)[0].numpy()
+    report = {
+        "transform": config.transform,
+        "similarity": {"name": name, **{k: round(v, 6) for k, v in likeness.items()}},
+        "folding": float((det <= 0).float().mean()),
+        "volume_change": {"smallest": float(det.min()), "largest": float(det.max())},
+        "displacement_mm": _lengths(u, grid),
+        "matrix": matrix.tolist(),
+        "grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing)},
+        "kernels": kernels.path(device or "cpu"),
+        "seconds": round(time.monotonic() - begin, 2),
+    }
+    return Registration(fields.then(whole, matrix, fixed=fixed.geometry), matrix, report)
+
+
+def working_grid(fixed: Geometry, spacing_mm: float) -> Geometry:
+    """Grid on which to deform.
+
+    Parameters
+    ----------
+    fixed : Geometry
+        Of the fixed scan.
+    spacing_mm : float
+        As in `RegisterConfig`.
+    """
+    if spacing_mm > 0:
+        x, y, z = (max(s, spacing_mm) for s in fixed.spacing)
+        return with_spacing(fixed, (x, y, z))
+    excess = np.prod(fixed.shape) / MOST_VOXELS
+    if excess <= 1:
+        return fixed
+    side = min(fixed.spacing)
+    while np.prod(np.array(fixed.shape) * fixed.spacing / np.maximum(fixed.spacing, side)) > MOST_VOXELS:
+        side *= 1.02
+    x, y, z = (max(s, side) for s in fixed.spacing)
+    return with_spacing(fixed, (x, y, z))
+
+
+def apply(found: Registration, moving: Volume) -> NDArray[np.float32]:
+    """The moving scan on the fixed grid, (C, X, Y, Z); its lowest value where it does not reach.
+
+    Parameters
+    ----------
+    found : Registration
+        From `register`.
+    moving : Volume
+        As it was registered, or another channel of it.
+    """
+    low = float(moving.data.min())
+    return fields.warp_array(moving.data, moving.geometry, field=found.field, background=low)
+
+
+def apply_labels(found: Registration, label: Labelmap) -> NDArray[np.uint16]:
+    """Labels of the moving scan on the fixed grid; their own grid may differ from the moving scan's.
+
+    Parameters
+    ----------
+    found : Registration
+        From `register`.
+    label : Labelmap
+        In the moving scan's world.
+    """
+    return fields.warp_labels(label.data, label.geometry, field=found.field)
+
+
+def _unit(volume: Volume, role: str) -> Tensor:
+    """Channels with mean 0 and deviation 1."""
+    for name, channel in zip(volume.channels, volume.data, strict=True):
+        if channel.min() == channel.max():
+            raise DataError(f"the {role} scan is constant in channel {name!r}: nothing to register; give another file")
+    return torch.from_numpy(normalise(volume.data, [Scaling(kind="scan")] * len(volume.data)))
+
+
+def _onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:
+    """An image on the working grid through an affine map, low-passed first where that grid is coarser."""
+    scale = np.array(grid.spacing) / np.array(own.spacing)
+    if (scale > 1.5).any():
+        x, y, z = np.maximum(grid.spacing, own.spacing)
+        coarse = with_spacing(own, (float(x), float(y), float(z)))
+        image, own = resample(image, coarse.shape), coarse
+    places = torch.from_numpy(fields.from_matrix(matrix, grid).to_moving(own))
+    return kernels.sample(image[None], places[None])[0]
+
+
+def _likeness(name: str, fixed: Tensor, warped: Tensor, weight: Tensor | None) -> float:
+    pair = features(name, fixed[None]), features(name, warped[None])
+    with torch.no_grad():
+        return float(SIMILARITIES[name](*pair, weight=counted(name, weight)))
+
+
+def _lengths(u: Tensor, grid: Geometry) -> dict[str, float]:
+    mm = torch.einsum("ij,bjxyz->bixyz", torch.from_numpy(grid.affine[:3, :3].astype(np.float32)), u)
+    length = mm.square().sum(1).sqrt()
+    return {"mean": float(length.mean()), "largest": float(length.max())}

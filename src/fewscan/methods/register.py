@@ -1,0 +1,179 @@
+"""Learned registration: a network that answers with a diffeomorphism, trained on whole scans, labelled or not.
+
+The objective is the registration half of Xu & Niethammer 2019 (DeepAtlas, MICCAI, arXiv 1904.08465, eq. 2): image term,
+smoothness and, where labels are known, anatomy. Ours: local correlation instead of global, a stationary velocity whose
+flow cannot fold (Dalca et al. 2018, arXiv 1805.04605), and inverse consistency as an option (GradICON, Tian et al. 2023,
+arXiv 2206.05897). Instance optimisation at use time is `space.deformable.deform` from the network's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewscan.errors import DataError, ModelError
+from fewscan.learn import regularity
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.engine import Phase, Terms
+from fewscan.learn.networks import Absent
+from fewscan.learn.pairs import Pair, PairBatches, Whole, whole
+from fewscan.learn.registrar import Registrar, build_registrar, register_images, registration_grid
+from fewscan.learn.request import Request
+from fewscan.learn.session import Session, open_session
+from fewscan.space import field, kernels
+from fewscan.space.deformable import overlap
+from fewscan.space.geometry import Geometry
+
+VOXELS = {"cpu": 250_000, "gpu": 2_000_000}
+
+
+def build(session: Session) -> Registrar:
+    """A fresh registrar for the scans of a session.
+
+    Parameters
+    ----------
+    session : Session
+        Plan, settings and prepared cases.
+    """
+    pair, device = session.settings.pair, session.hardware.device
+    extent = np.median([c.image.shape[1:] for c in (*session.labelled, *session.unlabelled)], 0)
+    voxels = pair.voxels or VOXELS["cpu" if device.type == "cpu" else "gpu"]
+    shape = registration_grid(extent.tolist(), session.plan.spacing, voxels=voxels, levels=len(pair.widths))
+    seed = session.request.seed + 1  # not the weights of the segmenter
+    return build_registrar(
+        channels=len(session.plan.channels), shape=shape, widths=pair.widths, seed=seed
+    ).to(device)  # fmt: skip
+
+
+def wholes(session: Session, registrar: Registrar) -> list[Whole]:
+    """Every case of a session on the registrar's grid, the labelled ones first.
+
+    Parameters
+    ----------
+    session : Session
+        Prepared cases, and the cache folder.
+    registrar : Registrar
+        Whose grid.
+    """
+    folder: Path = session.request.out / "cache"
+    cases = [*session.labelled, *session.unlabelled]
+    return [whole(c, registrar.shape, folder=folder, classes=session.plan.classes) for c in cases]
+
+
+def phase(session: Session, registrar: Registrar, cases: Sequence[Whole], *, steps: int = 1, anatomy: bool = True) -> Phase:
+    """Training of a registrar on pairs of whole scans.
+
+    Parameters
+    ----------
+    session : Session
+        Settings and hardware.
+    registrar : Registrar
+        To train.
+    cases : sequence of Whole
+        From `wholes`.
+    steps : int
+        Steps in a row.
+    anatomy : bool
+        Whether known labels count.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two scans.
+    """
+    if len(cases) < 2:
+        raise DataError("registration needs at least two scans; add another one, with or without labels")
+    config, hardware = session.settings.pair, session.hardware
+    batches = PairBatches(
+        cases, session.plan, config=session.settings.augment, labelled=config.labelled, device=hardware.device
+    )
+    weights = {"similarity": 1.0, "smoothness": config.smoothness}
+    weights |= {"anatomy": config.anatomy} if anatomy else {}
+    weights |= {"inverse": config.inverse} if config.inverse > 0 else {}
+
+    def objective(batch: Pair) -> Terms:
+        with hardware.autocast():
+            v = registrar.velocity(batch.moving, batch.fixed)
+        small = field.integrate(v)
+        u = field.resize(small, registrar.shape)
+        warped = kernels.sample(batch.moving, u)
+        terms = {
+            "similarity": 1 - kernels.lncc(batch.fixed, warped, radius=config.radius),
+            "smoothness": regularity.diffusion(v),
+        }
+        if anatomy:
+            terms["anatomy"] = anatomy_term(batch, u)
+        if config.inverse > 0:
+            with hardware.autocast():
+                back = registrar.velocity(batch.fixed, batch.moving)
+            terms["inverse"] = regularity.inconsistency(small, field.integrate(back))
+        return terms
+
+    return Phase(
+        name="register", objective=objective, weights=weights, batches=batches, train=registrar, steps=steps, lr=config.lr
+    )
+
+
+def anatomy_term(batch: Pair, u: Tensor) -> Tensor:
+    """One minus the overlap of warped and fixed labels where those are known; 0 where none are compared.
+
+    Parameters
+    ----------
+    batch : Pair
+        With its labels.
+    u : (B, 3, X, Y, Z) float
+        Displacement, voxels.
+    """
+    if batch.moving_label.shape[1] == 0:
+        return u.sum() * 0
+    warped = kernels.sample(batch.moving_label, u) * batch.seen
+    return 1 - overlap(batch.fixed_label, warped)
+
+
+def run(request: Request) -> Model:
+    """Train a registration network and leave it as a model folder.
+
+    Parameters
+    ----------
+    request : Request
+        Data, limits, settings.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two scans.
+    """
+    with open_session(request, unlabelled=True, labels=False) as session:
+        registrar = build(session)
+        register = phase(session, registrar, wholes(session, registrar), anatomy=bool(session.labelled))
+        state = session.fit([register])
+        return session.finish(Absent(), others={"registrar": state.average_of(registrar)})
+
+
+def starter(model: Model) -> Callable[[Tensor, Tensor, Geometry], Tensor]:
+    """A model's first guess for `pairwise.register`.
+
+    Parameters
+    ----------
+    model : Model
+        Trained with ``--method register`` or ``joint``.
+
+    Raises
+    ------
+    ModelError
+        If it holds no registration network.
+    """
+    registrar = model.others.get("registrar")
+    if not isinstance(registrar, Registrar):
+        raise ModelError(f"{model.path} holds no registration network; train one with --method register or joint")
+
+    def start(fixed: Tensor, moving: Tensor, grid: Geometry) -> Tensor:
+        if len(fixed) != registrar.spec["channels"]:
+            raise ModelError(f"the model registers {registrar.spec['channels']} channel(s), the scans have {len(fixed)}")
+        return register_images(registrar, fixed, moving)
+
+    return start

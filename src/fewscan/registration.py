@@ -1,0 +1,191 @@
+"""Registration of files: two scans in, a folder with the warped scan, its labels, the field and a record out."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.data.fields import write_field
+from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
+from fewscan.errors import ConfigError, DataError
+from fewscan.judge import metrics
+from fewscan.learn.checkpoint import Model, versions, write_json
+from fewscan.learn.engine import Status
+from fewscan.learn.hardware import pick
+from fewscan.learn.request import Observer
+from fewscan.methods import pairwise
+from fewscan.methods import register as learned
+from fewscan.methods.pairwise import RegisterConfig
+from fewscan.space.field import from_matrix, warp_labels, warp_nearest
+from fewscan.space.geometry import Geometry
+from fewscan.space.volume import Labelmap, Volume
+
+RECORD = "registration.json"
+FILES = ("warped.nii.gz", "warped_labels.nii.gz", "field.nii.gz")
+
+
+def register(
+    fixed: Path | str,
+    moving: Path | str,
+    out: Path | str,
+    *,
+    moving_labels: Path | str | None = None,
+    fixed_labels: Path | str | None = None,
+    fixed_mask: Path | str | None = None,
+    fixed_lesion: Path | str | None = None,
+    config: RegisterConfig | None = None,
+    model: Model | None = None,
+    device: str = "auto",
+    observe: Observer | None = None,
+) -> dict[str, Any]:
+    """Register two files and write what was found.
+
+    Parameters
+    ----------
+    fixed, moving : path
+        Scans; DICOM folders too.
+    out : path
+        Folder to write: the files of `FILES` and `RECORD`.
+    moving_labels : path, optional
+        Label map in the moving scan's world, to bring along.
+    fixed_labels : path, optional
+        Label map of the fixed scan, only to judge by: Dice of each label before and after.
+    fixed_mask : path, optional
+        Where likeness counts, in the fixed scan's world: its voxels above 0.
+    fixed_lesion : path, optional
+        What the moving scan lacks, in the fixed scan's world: likeness does not count there (cost-function masking,
+        Brett et al. 2001, doi 10.1006/nimg.2001.0845).
+    config : RegisterConfig, optional
+        Map, similarity and steps.
+    model : Model, optional
+        Whose registration network gives the start.
+    device : {"auto", "cpu", "cuda", "cuda:N"}
+        Where the deformable part runs.
+    observe : callable, optional
+        Gets a `learn.engine.Status` as it goes.
+
+    Raises
+    ------
+    FewscanError
+        If a file cannot be used, the scans do not overlap, or the folder holds something else.
+    """
+    folder = _claim(Path(out), [Path(p) for p in (fixed, moving)])
+    still, other = read_image(Path(fixed)), read_image(Path(moving))
+    carried = None if moving_labels is None else read_labels(Path(moving_labels))
+    reference = None if fixed_labels is None else read_labels(Path(fixed_labels))
+    looked = _looked(fixed_mask, fixed_lesion, still.geometry)
+    start = None if model is None else learned.starter(model)
+    found = pairwise.register(
+        still, other, config=config, weight=looked, start=start, device=pick(device).device, progress=_teller(observe)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    report = found.report | {"fixed": Path(fixed).name, "moving": Path(moving).name, "versions": versions()}
+    write_image(_like(pairwise.apply(found, other), other), folder / FILES[0], native=still.native)
+    if carried is not None:
+        warped = pairwise.apply_labels(found, carried)
+        _check_reach(warped, carried, Path(str(moving_labels)))
+        write_labelmap(warped, folder / FILES[1], native=still.native)
+        if reference is not None:
+            report["dice"] = _dice(warped, carried, reference, still.geometry)
+    write_field(found.field, folder / FILES[2], native=still.native)
+    report["use"] = "research use only"
+    write_json(report, folder / RECORD)
+    return report
+
+
+def _claim(folder: Path, inputs: list[Path]) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder for the registration")
+    if any(folder.resolve() == path.resolve().parent for path in inputs):
+        raise ConfigError(f"{folder} is where the scans are, and their files might be overwritten; give another -o")
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not (folder / RECORD).is_file():
+        raise ConfigError(f"{folder / there[0]} exists and was not written by fewscan register; give another -o")
+    for name in (*there, RECORD):  # an earlier answer must not be taken for a part of this one
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def _looked(mask: Path | str | None, lesion: Path | str | None, grid: Geometry) -> NDArray[np.bool_] | None:
+    """Voxels of the fixed grid whose likeness counts."""
+    if mask is None and lesion is None:
+        return None
+    looked = np.ones(grid.shape, bool)
+    for path, inside in ((mask, True), (lesion, False)):
+        if path is None:
+            continue
+        label = read_labels(Path(path))
+        here = warp_nearest(label.data, label.geometry, field=from_matrix(np.eye(4), grid)) > 0
+        if not here.any():
+            raise DataError(f"{path}: the mask has no voxel on the fixed scan; draw it there, or leave it out")
+        looked &= here if inside else ~here
+    if not looked.any():
+        raise DataError("mask and lesion together leave no voxel of the fixed scan to compare; make one of them smaller")
+    return looked
+
+
+def _check_reach(warped: NDArray[np.uint16], carried: Labelmap, path: Path) -> None:
+    if carried.data.any() and not warped.any():
+        raise DataError(f"{path}: none of its labels reaches the fixed scan; is it the label map of the moving scan?")
+
+
+def _like(data: NDArray[np.float32], image: Volume) -> NDArray[Any]:
+    """Back to the scan's own whole numbers, if it has any."""
+    kind = image.data.dtype
+    if np.issubdtype(kind, np.integer):
+        data = np.clip(np.rint(data), np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+    return data[0] if len(data) == 1 else data
+
+
+def _dice(warped: NDArray[np.uint16], carried: Labelmap, reference: Labelmap, grid: Geometry) -> dict[str, Any]:
+    """Dice of each label of the fixed scan, by headers alone and registered."""
+    header = from_matrix(np.eye(4), grid)
+    truth = warp_nearest(reference.data, reference.geometry, field=header)
+    before = warp_labels(carried.data, carried.geometry, field=header)
+    rows = {}
+    for value in np.unique(truth[truth > 0]).tolist():
+        name = reference.names.get(value, carried.names.get(value, str(value)))
+        pair = [metrics.dice(a == value, truth == value) for a in (before, warped)]
+        rows[name] = {"before": pair[0], "after": pair[1]}
+    means = {k: float(np.mean([r[k] for r in rows.values()])) if rows else math.nan for k in ("before", "after")}
+    return {"labels": rows, "mean": means}
+
+
+def _teller(observe: Observer | None) -> Callable[[float, str], None]:
+    begin = time.monotonic()
+
+    def tell(share: float, part: str) -> None:
+        if observe is not None:
+            spent = time.monotonic() - begin
+            left = spent * (1 - share) / max(share, 0.02)
+            observe(Status(1, 1, share, spent, left, math.nan, {}, 0.0, part))
+
+    return tell
+
+
+def read_record(folder: Path | str) -> dict[str, Any]:
+    """What `register` said of a folder that it wrote.
+
+    Parameters
+    ----------
+    folder : path
+        Its ``out``.
+
+    Raises
+    ------
+    DataError
+        If there is no readable record.
+    """
+    path = Path(folder) / RECORD
+    try:
+        answer: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not the record of a registration ({error}); run fewscan register first") from None
+    return answer

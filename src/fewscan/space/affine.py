@@ -1,0 +1,215 @@
+"""Rigid and affine maps between worlds: fit by moments, then by optimisation, coarse to fine.
+
+A transform is a ``matrix`` (4, 4) from fixed to moving RAS+ millimetres, so that it pulls back like a field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewscan.errors import GeometryError
+from fewscan.space import kernels, similarity
+from fewscan.space.geometry import Array, Geometry, with_spacing
+from fewscan.space.similarity import Similarity
+from fewscan.space.volume import resample
+
+LEVELS = ((16_000, 80), (120_000, 60))  # voxels of the working grid, and steps
+LEAST_OVERLAP = 0.1  # of the smaller block of space; with less the images do not count as overlapping
+
+
+def centre_mm(image: Tensor, geometry: Geometry) -> Array:
+    """Centre of mass of an image above its lowest value, RAS+ mm.
+
+    Parameters
+    ----------
+    image : (1, X, Y, Z) float
+        Intensities.
+    geometry : Geometry
+        Its grid.
+    """
+    mass = (image[0] - image.min()).double()
+    whole = float(mass.sum())
+    if whole <= 0:
+        middle = (np.array(geometry.shape) - 1) / 2
+    else:
+        sums = [mass.sum(tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+        middle = np.array([float((s * torch.arange(len(s))).sum()) / whole for s in sums])
+    answer: Array = geometry.affine[:3, :3] @ middle + geometry.affine[:3, 3]
+    return answer
+
+
+def shift_matrix(offset: Array) -> Array:
+    """Translation.
+
+    Parameters
+    ----------
+    offset : (3,) float
+        mm.
+    """
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset
+    return matrix
+
+
+def build(parameters: Tensor, centre: Tensor) -> Tensor:
+    """Matrix (4, 4) of rotation, scaling, shear and translation about a point.
+
+    Parameters
+    ----------
+    parameters : (12,) float
+        Three angles in rad, three logarithms of scale, three shears, three translations in mm.
+    centre : (3,) float
+        What stays in place but for the translation, RAS+ mm.
+    """
+    a, s, h, t = parameters[:3], parameters[3:6].exp(), parameters[6:9], parameters[9:]
+    c, d = a.cos(), a.sin()
+    o, z = torch.ones_like(c[0]), torch.zeros_like(c[0])
+    x = torch.stack([o, z, z, z, c[0], -d[0], z, d[0], c[0]]).view(3, 3)
+    y = torch.stack([c[1], z, d[1], z, o, z, -d[1], z, c[1]]).view(3, 3)
+    w = torch.stack([c[2], -d[2], z, d[2], c[2], z, z, z, o]).view(3, 3)
+    shear = torch.stack([o, h[0], h[1], z, o, h[2], z, z, o]).view(3, 3)
+    linear = x @ y @ w @ shear * s
+    top = torch.cat([linear, (t + centre - linear @ centre)[:, None]], 1)
+    return torch.cat([top, top.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
+
+
+def fit(
+    fixed: Tensor,
+    moving: Tensor,
+    *,
+    grids: tuple[Geometry, Geometry],
+    rigid: bool = False,
+    measure: Similarity = similarity.ncc,
+    weight: Tensor | None = None,
+) -> Array:
+    """Matrix from fixed to moving world that makes two images most alike.
+
+    It starts from the headers, from the centres of the two grids or from the centres of mass, whichever is most alike
+    after a coarse fit, and optimises angles, translations and, unless rigid, scales and shears with Adam.
+
+    Parameters
+    ----------
+    fixed, moving : (1, X, Y, Z) float
+        One channel each, with a standard deviation near 1.
+    grids : (Geometry, Geometry)
+        Of the fixed and the moving image.
+    rigid : bool
+        Rotation and translation only.
+    measure : callable
+        Similarity of (1, 1, X, Y, Z) images, the larger the better.
+    weight : (1, X, Y, Z) float, optional
+        On the fixed grid: where to look.
+
+    Raises
+    ------
+    GeometryError
+        If no start brings the two images to an overlap.
+    """
+    middle = [g.affine[:3, :3] @ ((np.array(g.shape) - 1) / 2) + g.affine[:3, 3] for g in grids]
+    mass = [centre_mm(image, grid) for image, grid in zip((fixed, moving), grids, strict=True)]
+    starts = [np.zeros(3), middle[1] - middle[0], mass[1] - mass[0]]
+    apart = [s for i, s in enumerate(starts) if all(np.linalg.norm(s - t) > 2 for t in starts[:i])]
+    pair, about = _Pair(fixed, moving, grids, weight), torch.from_numpy(mass[0])
+    voxels, steps = LEVELS[0]
+    coarse = pair.shrunk(voxels)
+    tried = []
+    for start in apart:
+        parameters = torch.zeros(12, dtype=torch.float64)
+        parameters[9:] = torch.from_numpy(start)
+        tried.append(_optimise(coarse, parameters, about=about, steps=steps, rigid=rigid, measure=measure))
+    value, parameters = max(tried, key=lambda found: found[0])
+    if not np.isfinite(value):
+        raise GeometryError("the two images do not overlap, neither by their headers nor by their centres")
+    for voxels, steps in LEVELS[1:]:
+        fine = pair.shrunk(voxels)
+        _, parameters = _optimise(fine, parameters, about=about, steps=steps, rigid=rigid, measure=measure)
+    return build(parameters, about).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two images, (1, X, Y, Z) each, their grids, and where to look on the first."""
+
+    fixed: Tensor
+    moving: Tensor
+    grids: tuple[Geometry, Geometry]
+    weight: Tensor | None
+
+    def shrunk(self, voxels: int) -> _Pair:
+        """On grids of at most about so many voxels."""
+        fixed, grid = _shrink(self.fixed, self.grids[0], voxels)
+        moving, other = _shrink(self.moving, self.grids[1], voxels)
+        weight = None if self.weight is None else resample(self.weight, grid.shape)
+        return _Pair(fixed, moving, (grid, other), weight)
+
+
+def _optimise(
+    pair: _Pair, parameters: Tensor, *, about: Tensor, steps: int, rigid: bool, measure: Similarity
+) -> tuple[float, Tensor]:
+    """One level: best value (-inf without overlap) and its parameters."""
+    grid, other = pair.grids
+    extent = float(np.linalg.norm(np.array(grid.shape) * grid.spacing)) / 2
+    unit = torch.tensor([1.0] * 9 + [extent] * 3, dtype=torch.float64)  # a rad moves the rim by the extent
+    free = torch.tensor([1.0] * 3 + [0.0 if rigid else 1.0] * 6 + [1.0] * 3, dtype=torch.float64)
+    change = torch.zeros(12, dtype=torch.float64, requires_grad=True)
+    to_moving, from_fixed = torch.from_numpy(np.linalg.inv(other.affine)), torch.from_numpy(np.array(grid.affine))
+    optimiser = torch.optim.Adam([change], lr=1.0, betas=(0.9, 0.99))
+    top = 1.5 * float(np.mean(grid.spacing)) / extent
+    best = -np.inf, parameters
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = top * (1 - step / steps)
+        now = parameters + change * unit * free
+        value = _likeness(pair, _affine_field(to_moving @ build(now, about) @ from_fixed, grid), measure)
+        if value is None:
+            break
+        if float(value.detach()) > best[0]:
+            best = float(value.detach()), now.detach()
+        optimiser.zero_grad()
+        (-value).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return best
+
+
+def _likeness(pair: _Pair, u: Tensor, measure: Similarity) -> Tensor | None:
+    """Similarity where the moving image has voxels; None where it has hardly any."""
+    with torch.no_grad():
+        axes = [torch.arange(n, dtype=u.dtype) for n in u.shape[2:]]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")) + u[0]
+        size = torch.tensor(pair.moving.shape[1:], dtype=u.dtype).view(3, 1, 1, 1)
+        seen = ((places > -0.5) & (places < size - 0.5)).all(0).to(u.dtype)[None, None]
+        whole, other = (np.prod(grid.shape) * grid.voxel_mm3 for grid in pair.grids)
+        if float(seen.mean()) * whole < LEAST_OVERLAP * min(whole, other):
+            return None
+        seen = seen if pair.weight is None else seen * pair.weight[None]
+    return measure(pair.fixed[None], kernels.sample(pair.moving[None], u), weight=seen)
+
+
+def _affine_field(matrix: Tensor, grid: Geometry) -> Tensor:
+    """Displacement (1, 3, X, Y, Z) of a voxel-to-voxel matrix; the gradient flows to the matrix."""
+    axes = [torch.arange(n, dtype=torch.float32) for n in grid.shape]
+    m = matrix.float() - torch.eye(4)
+    rows = [
+        m[i, 0] * axes[0][:, None, None] + m[i, 1] * axes[1][None, :, None] + m[i, 2] * axes[2][None, None, :] + m[i, 3]
+        for i in range(3)
+    ]
+    return torch.stack(rows)[None]
+
+
+def _shrink(image: Tensor, grid: Geometry, voxels: int) -> tuple[Tensor, Geometry]:
+    """Image on a coarser grid of at most about so many voxels, as isotropic as that allows."""
+    if np.prod(grid.shape) <= voxels:
+        return image, grid
+    extent = np.array(grid.shape) * grid.spacing
+    low, high = min(grid.spacing), float(extent.max())
+    for _ in range(40):
+        side = (low + high) / 2
+        count = np.prod(extent / np.maximum(side, grid.spacing))
+        low, high = (side, high) if count > voxels else (low, side)
+    spacing = np.maximum(high, grid.spacing)
+    coarse = with_spacing(grid, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
+    return resample(image, coarse.shape), coarse
