@@ -98,7 +98,7 @@ def registration(model: Model, chosen: Dataset, tests: list[datasets.CaseFiles],
         image, truth = on_grid(case, model, registrar)
         got, raw = [], []
         for other, label in atlases:
-            u = register_images(registrar, image, other)
+            u = register_images(registrar, image, moving=other)
             folds.append(field.folding(u))
             got.append(mean_dice(kernels.vote_labels(label, u[0]), truth))
             raw.append(mean_dice(label, truth))

@@ -246,7 +246,9 @@ def test_files_that_are_not_python_are_listed_as_package_data() -> None:
     )
     assert listed is not None
     found = {path for pattern in re.findall(r'"(.*?)"', listed[1]) for path in SRC.glob(pattern)}
-    rest = {path for path in SRC.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    rest = {
+        path for path in SRC.rglob("*") if path.is_file() and path.suffix != ".py" and path.parent.name != "__pycache__"
+    }
     assert not rest - found
 
 

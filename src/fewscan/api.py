@@ -26,11 +26,10 @@ from fewscan.learn.request import Observer, Request
 from fewscan.methods import joint, segment
 from fewscan.methods import register as register_method
 from fewscan.methods.draft import Fusion
-from fewscan.methods.pairwise import RegisterConfig, Transform
+from fewscan.methods.pairwise import RegisterConfig
 from fewscan.prediction import Inputs, Prediction, predict
 from fewscan.quantity import duration
-from fewscan.registration import register
-from fewscan.space.deformable import DeformConfig
+from fewscan.registration import register, register_config
 
 __all__ = [
     "Model",
@@ -339,40 +338,6 @@ def report(directory: Path | str, out: Path | str) -> Path:
         If there is nothing to report on.
     """
     return write_report(Path(directory), Path(out))
-
-
-def register_config(
-    *,
-    transform: Transform = "deformable",
-    similarity: str = "lncc",
-    spacing_mm: float = 0.0,
-    optimise: int | None = None,
-) -> RegisterConfig:
-    """How to register, in the words of the command line.
-
-    Parameters
-    ----------
-    transform : {"rigid", "affine", "deformable"}
-        The richest map allowed.
-    similarity : {"lncc", "mi", "mind", "mse"}
-        mi and mind compare different modalities.
-    spacing_mm : float
-        Voxel size to deform on; 0 takes the fixed scan's own.
-    optimise : int, optional
-        Steps of optimisation after a network's answer, at half and at full resolution together; the whole pyramid when
-        None.
-
-    Examples
-    --------
-    >>> register_config(optimise=30).deform.steps
-    (20, 10)
-    """
-    if optimise is None:
-        deform = DeformConfig(similarity=similarity)
-    else:
-        fine = optimise // 3
-        deform = DeformConfig(similarity=similarity, shrink=(2, 1), steps=(optimise - fine, fine))
-    return RegisterConfig(transform=transform, spacing_mm=spacing_mm, deform=deform)
 
 
 def draft(

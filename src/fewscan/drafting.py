@@ -93,9 +93,17 @@ def draft(
         write_labelmap(found.label, out / "labels" / f"{case.id}.nii.gz", native=case.image.native)
         sure = (found.sure * 255).clip(0, 255).astype(np.uint8)
         write_image(sure, out / "sure" / f"{case.id}.nii.gz", native=case.image.native)
-        written[case.id] = {"atlases": found.atlases, "sure": float(found.sure[found.label > 0].mean()) if found.label.any() else 0.0}
+        written[case.id] = {
+            "atlases": found.atlases,
+            "sure": float(found.sure[found.label > 0].mean()) if found.label.any() else 0.0,
+        }
         tell(len(judged) + i + 1, case.id)
-    record = {"fusion": fusion, "leave_one_out": _summary(rows), "cases": written, "versions": versions()}
+    record: dict[str, Any] = {
+        "fusion": fusion,
+        "leave_one_out": _summary(rows),
+        "cases": written,
+        "versions": versions(),
+    }
     record |= {"sentence": _sentence(record, out), "use": "research use only", "seconds": time.monotonic() - begin}
     write_json(record, out / RECORD)
     return record
@@ -128,4 +136,3 @@ def _sentence(record: dict[str, Any], out: Path) -> str:
         return head + "With one labelled scan nothing tells how good they are; look at each. For research use only."
     interval = "" if one["low"] is None else f" (95 % interval {one['low']:.3f} to {one['high']:.3f})"
     return head + f"Leave-one-out Dice {one['dice']:.3f}{interval} over {one['n']} scans. For research use only."
-

@@ -44,20 +44,47 @@ Json = Annotated[Path | None, typer.Option("--json", help="Also write the result
 
 
 def examples(*lines: str) -> str:
-    """Help text that shows commands, one on each line."""
+    """Help text that shows commands, one on each line.
+
+    Parameters
+    ----------
+    *lines : str
+        Commands without the program's name.
+    """
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  fewscan {escape(line)}" for line in lines)])
 
 
 def stdout() -> Console:
+    """Where results go."""
     return Console(highlight=False, soft_wrap=True)
 
 
 def maybe(parse: Callable[[str], T], text: str | None) -> T | None:
+    """Parse what was given, if anything was.
+
+    Parameters
+    ----------
+    parse : callable
+        Text to value.
+    text : str, optional
+        Of the option.
+    """
     return None if text is None else parse(text)
 
 
 def pairs(settings: Sequence[str]) -> dict[str, str]:
-    """Split ``key=value`` words."""
+    """Split ``key=value`` words.
+
+    Parameters
+    ----------
+    settings : sequence of str
+        As given by ``--set``.
+
+    Raises
+    ------
+    ConfigError
+        If a word has no key or no value.
+    """
     found = {}
     for word in settings:
         key, sign, value = word.partition("=")
@@ -68,6 +95,18 @@ def pairs(settings: Sequence[str]) -> dict[str, str]:
 
 
 def parse_folds(text: str) -> int | Literal["loo"]:
+    """Number of folds, or one for each patient.
+
+    Parameters
+    ----------
+    text : str
+        Of the option.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
     if text == "loo":
         return "loo"
     if not text.isdecimal() or int(text) < 2:
@@ -76,7 +115,15 @@ def parse_folds(text: str) -> int | Literal["loo"]:
 
 
 def to_json(content: Mapping[str, Any], path: Path | None) -> bool:
-    """Write to the path; true when it is ``-``, so that nothing else must be printed."""
+    """Write to the path; true when it is ``-``, so that nothing else must be printed.
+
+    Parameters
+    ----------
+    content : mapping
+        What JSON can hold.
+    path : Path, optional
+        File, or ``-`` for standard output.
+    """
     if path is None:
         return False
     text = json.dumps(content, indent=1) + "\n"

@@ -22,7 +22,8 @@ from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
 from fewscan.methods import pairwise
 from fewscan.methods import register as learned
-from fewscan.methods.pairwise import RegisterConfig
+from fewscan.methods.pairwise import RegisterConfig, Transform
+from fewscan.space.deformable import DeformConfig
 from fewscan.space.field import from_matrix, warp_labels, warp_nearest
 from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Labelmap, Volume
@@ -100,6 +101,40 @@ def register(
     return report
 
 
+def register_config(
+    *,
+    transform: Transform = "deformable",
+    similarity: str = "lncc",
+    spacing_mm: float = 0.0,
+    optimise: int | None = None,
+) -> RegisterConfig:
+    """How to register, in the words of the command line.
+
+    Parameters
+    ----------
+    transform : {"rigid", "affine", "deformable"}
+        The richest map allowed.
+    similarity : {"lncc", "mi", "mind", "mse"}
+        mi and mind compare different modalities.
+    spacing_mm : float
+        Voxel size to deform on; 0 takes the fixed scan's own.
+    optimise : int, optional
+        Steps of optimisation after a network's answer, at half and at full resolution together; the whole pyramid when
+        None.
+
+    Examples
+    --------
+    >>> register_config(optimise=30).deform.steps
+    (20, 10)
+    """
+    if optimise is None:
+        deform = DeformConfig(similarity=similarity)
+    else:
+        fine = optimise // 3
+        deform = DeformConfig(similarity=similarity, shrink=(2, 1), steps=(optimise - fine, fine))
+    return RegisterConfig(transform=transform, spacing_mm=spacing_mm, deform=deform)
+
+
 def _claim(folder: Path, inputs: list[Path]) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the registration")
@@ -127,7 +162,7 @@ def _looked(mask: Path | str | None, lesion: Path | str | None, grid: Geometry) 
             raise DataError(f"{path}: the mask has no voxel on the fixed scan; draw it there, or leave it out")
         looked &= here if inside else ~here
     if not looked.any():
-        raise DataError("mask and lesion together leave no voxel of the fixed scan to compare; make one of them smaller")
+        raise DataError("mask and lesion together leave no voxel of the fixed scan to compare; make one smaller")
     return looked
 
 

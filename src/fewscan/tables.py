@@ -136,7 +136,8 @@ def registration(report: Mapping[str, Any]) -> Table:
         table.add_row("mean Dice of the labels", f"{_number(mean['before'], 3)} -> {_number(mean['after'], 3)}")
     table.add_row("folding", f"{100 * report['folding']:.3f} % of voxels")
     table.add_row("volume change", "{smallest:.2f} to {largest:.2f}".format(**report["volume_change"]))
-    table.add_row("displacement", "{mean:.1f} mm on average, {largest:.1f} mm at most".format(**report["displacement_mm"]))
+    moved = report["displacement_mm"]
+    table.add_row("displacement", f"{moved['mean']:.1f} mm on average, {moved['largest']:.1f} mm at most")
     table.add_row("time", f"{report['seconds']:.1f} s, {report['kernels']} kernels")
     return table
 

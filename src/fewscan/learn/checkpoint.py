@@ -170,7 +170,7 @@ def save_model(model: Model, folder: Path) -> Model:
         "plan": model.plan.to_dict(),
         "settings": to_dict(model.settings),
         "segments": not isinstance(model.segmenter, networks.Absent),
-        "networks": {name: dict(network.spec) for name, network in model.others.items()},  # type: ignore[call-overload]
+        "networks": {name: network.spec for name, network in model.others.items()},
         "sha256": {weights.name: sha256(weights)},
         "versions": versions(),
         "use": "research use only",
@@ -213,9 +213,7 @@ def load_model(folder: Path) -> Model:
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{folder} is damaged or foreign: {str(error).splitlines()[0][:300]}") from None
     provenance = {k: v for k, v in description.items() if k not in ("plan", "settings", "networks", "segments")}
-    return Model(
-        segmenter=segmenter, plan=plan, settings=settings, provenance=provenance, path=folder, others=others
-    )
+    return Model(segmenter=segmenter, plan=plan, settings=settings, provenance=provenance, path=folder, others=others)
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Limits:
         Wall clock, counted from `started`.
     steps : int, optional
         Steps in total, those before a resume included.
+    until : float
+        Share of the run at which `fit` returns; schedules still run over all of it.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Limits:
 
     seconds: float | None = None
     steps: int | None = None
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
@@ -255,7 +258,6 @@ def fit(
     config: TrainConfig,
     seed: int,
     started: float | None = None,
-    until: float = 1.0,
     observe: Callable[[Status], None] | None = None,
     save: Callable[[State, bool], None] | None = None,
 ) -> State:
@@ -278,8 +280,6 @@ def fit(
         Of every random draw.
     started : float, optional
         ``time.monotonic()`` from which the budget counts; now when None.
-    until : float
-        Share of the run at which to return; schedules still run over all of it.
     observe : callable, optional
         Called with a `Status` after each step.
     save : callable, optional
@@ -302,7 +302,7 @@ def fit(
             while True:
                 seconds = time.monotonic() - begin
                 fraction = limits.fraction(state.step, seconds)
-                if fraction >= until or (cooling and seconds - cooling[0] >= cooling[1]):
+                if fraction >= limits.until or (cooling and seconds - cooling[0] >= cooling[1]):
                     break
                 if stop.is_set() and cooling is None:
                     if save is not None:

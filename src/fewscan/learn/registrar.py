@@ -125,7 +125,7 @@ def registration_grid(extent: Sequence[float], spacing: Sequence[float], *, voxe
     return x, y, z
 
 
-def register_images(registrar: Registrar, fixed: Tensor, moving: Tensor) -> Tensor:
+def register_images(registrar: Registrar, fixed: Tensor, *, moving: Tensor) -> Tensor:
     """Displacement (1, 3, X, Y, Z) between two images on any common grid, in its voxels.
 
     Parameters

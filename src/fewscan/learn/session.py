@@ -5,13 +5,13 @@ A method opens a session, builds its networks and phases from it, calls `Session
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from fewscan.learn.state import State
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_SECONDS = 1.0
 SMALLEST_PATCH_VOXELS = 16_000
+
 
 def make_plan(request: Request) -> Plan:
     """Derive the plan, with a patch that fits the memory allowed.
@@ -60,7 +61,7 @@ def make_plan(request: Request) -> Plan:
                 f"training needs about {estimate_bytes(plan) / 2**30:.1f} GiB even with the smallest patch, "
                 f"{allowed / 2**30:.1f} GiB are allowed; raise --max-memory, or learn fewer labels"
             )
-        settings = dataclasses.replace(settings, train=dataclasses.replace(settings.train, patch_voxels=voxels))
+        settings = replace(settings, train=replace(settings.train, patch_voxels=voxels))
         plan = _derive(request, settings)
     return plan
 
@@ -68,7 +69,8 @@ def make_plan(request: Request) -> Plan:
 def _derive(request: Request, settings: Settings) -> Plan:
     data = request.dataset
     return derive(
-        (load(case, data) for case in data.labelled or data.unlabelled), names=data.names, channels=data.channels, modality=data.modality,
+        (load(case, data) for case in data.labelled or data.unlabelled),
+        names=data.names, channels=data.channels, modality=data.modality,
         settings=settings, gpu=request.hardware.device.type != "cpu",
     )  # fmt: skip
 
@@ -202,8 +204,8 @@ class Session:
                         self.request.observe(status)
 
             fit(
-                phases, state, limits=self._bounds, config=self.settings.train, seed=self.request.seed,
-                started=self._origin + state.seconds, until=until, observe=observe, save=save,
+                phases, state, limits=replace(self._bounds, until=until), config=self.settings.train,
+                seed=self.request.seed, started=self._origin + state.seconds, observe=observe, save=save,
             )  # fmt: skip
         self.interrupted = state.interrupted
         if not self.interrupted:
@@ -341,7 +343,9 @@ def open_session(request: Request, *, unlabelled: bool = False, labels: bool = T
     cache = request.out / "cache"
     cache.mkdir(exist_ok=True)
     try:
-        plan = plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if request.going_on else make_plan(request)
+        plan = (
+            plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if request.going_on else make_plan(request)
+        )
         cases = [*request.dataset.labelled, *(request.dataset.unlabelled if unlabelled else ())]
         voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
         require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual

@@ -136,12 +136,11 @@ def vote_weights(scan: Tensor, atlases: Tensor, *, fusion: Fusion) -> Tensor:
     matrix = matrix + 1e-6 * torch.eye(count)
     solved = torch.linalg.solve(matrix, torch.ones(*shape, count, 1))[..., 0]
     solved = solved.clamp(min=0)
-    return (solved / solved.sum(-1, keepdim=True).clamp(min=1e-9)).permute(3, 0, 1, 2)
+    weights: Tensor = solved / solved.sum(-1, keepdim=True).clamp(min=1e-9)
+    return weights.permute(3, 0, 1, 2)
 
 
-def vote(
-    scan: Tensor, atlases: Sequence[Whole], *, registrar: Registrar, most: int, classes: int
-) -> Tensor:
+def vote(scan: Tensor, atlases: Sequence[Whole], *, registrar: Registrar, most: int, classes: int) -> Tensor:
     """Share of the vote of each class (K, X, Y, Z), from a trained registrar on its own grid.
 
     Parameters
@@ -218,4 +217,3 @@ def _mean(values: Tensor) -> Tensor:
 
 def _unit(data: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(normalise(np.asarray(data), [Scaling(kind="scan")] * len(data)))
-

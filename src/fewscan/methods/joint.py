@@ -1,15 +1,15 @@
 """Joint registration and segmentation: unlabelled scans teach both networks, down to one labelled scan.
 
 Xu & Niethammer: "DeepAtlas: Joint Semi-supervised Learning of Image Registration and Segmentation", MICCAI 2019,
-arXiv 1904.08465; their loss names in brackets. The registrar learns from image similarity (L_i), smoothness (L_r) and the
-overlap of warped and fixed labels (L_a); the segmenter from drawn labels (L_sp) and from warped ones on unlabelled scans
-(L_a). Both are trained apart first, then in turns, one frozen while the other learns. A pair of which both scans are
-labelled trains the registrar's L_a only, a pair of which neither is trains nobody's.
+arXiv 1904.08465; their loss names in brackets. The registrar learns from image similarity (L_i), smoothness (L_r) and
+the overlap of warped and fixed labels (L_a); the segmenter from drawn labels (L_sp) and from warped ones on unlabelled
+scans (L_a). Both are trained apart first, then in turns, one frozen while the other learns. A pair of which both scans
+are labelled trains the registrar's L_a only, a pair of which neither is trains nobody's.
 
 What is ours: the labels that the registrar gives an unlabelled scan are a locally weighted vote of several atlases and
 count only where they and the averaged segmenter are sure together; they are renewed between rounds and cached, so that
-segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled ones. At the end
-the segmenter of before the turns is kept where the evidence speaks against what came of them.
+segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled ones. At the
+end the segmenter of before the turns is kept where the evidence speaks against what came of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -61,13 +61,15 @@ def run(request: Request) -> Model:
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         registrar = register.build(session)
         cases = register.wholes(session, registrar)
-        together = register.phase(session, registrar, cases, steps=config.registrar_steps)
+        together = register.phase(session, registrar, cases=cases, steps=config.registrar_steps)
         state = session.fit([alone, together], until=config.apart)
         before = _kept(state.average_of(alone.train), folder / "apart.safetensors", session)
         for turn in range(config.rounds):
             if session.interrupted or request.dry_run or not session.unlabelled:
                 break
-            labels = _labels(session, state, folder / f"round{turn}.npz", segmenter=alone.train, registrar=registrar, cases=cases)
+            labels = _labels(
+                session, state, folder / f"round{turn}.npz", segmenter=alone.train, registrar=registrar, cases=cases
+            )
             phases = _phases(session, labels, cases=cases, alone=alone, together=together)
             state = session.fit(phases, until=config.apart + (1 - config.apart) * (turn + 1) / config.rounds)
         state = session.fit([alone, together])
@@ -111,7 +113,7 @@ def _labels(
     answer: dict[str, Index] = {}
     for case in session.unlabelled:
         vote = draft.vote(
-            others[case.id].image, atlases, registrar=moving, most=session.settings.joint.atlases,
+            others[case.id].image, atlases, registrar=cast(Registrar, moving), most=session.settings.joint.atlases,
             classes=session.plan.classes,
         )  # fmt: skip
         answer[case.id] = _fused(case, vote, session, predictor)
@@ -148,9 +150,7 @@ def _kept(network: nn.Module, path: Path, session: Session) -> nn.Module:
     return kept
 
 
-def _finish(
-    session: Session, state: State, before: nn.Module, *, segmenter: nn.Module, registrar: Registrar
-) -> Model:
+def _finish(session: Session, state: State, before: nn.Module, *, segmenter: nn.Module, registrar: Registrar) -> Model:
     """Keep the better segmenter by evidence that needs no further label."""
     after, verdict = state.average_of(segmenter), {}
     if session.unlabelled and not session.request.dry_run and not session.interrupted:
@@ -214,8 +214,6 @@ def _fit(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
 
 def _dice(a: Tensor, b: Tensor) -> float:
     """Mean over the labels that occur in either map; 1 when none does."""
-    values = sorted(set(a.unique().tolist()) | set(b.unique().tolist()) - {0})
-    scores = [
-        2 * float(((a == k) & (b == k)).sum()) / float((a == k).sum() + (b == k).sum()) for k in values if k > 0
-    ]
+    values = sorted(set(np.unique(a.numpy()).tolist()) | set(np.unique(b.numpy()).tolist()))
+    scores = [2 * float(((a == k) & (b == k)).sum()) / float((a == k).sum() + (b == k).sum()) for k in values if k > 0]
     return float(np.mean(scores)) if scores else 1.0

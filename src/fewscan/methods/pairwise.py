@@ -87,7 +87,7 @@ def register(
     *,
     config: RegisterConfig | None = None,
     weight: NDArray[np.bool_] | None = None,
-    start: Callable[[Tensor, Tensor, Geometry], Tensor] | None = None,
+    start: Callable[[Tensor, Tensor], Tensor] | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> Registration:
@@ -102,7 +102,7 @@ def register(
     weight : (X, Y, Z) bool, optional
         On the fixed grid: where likeness counts. A lesion that the moving scan lacks is left out here.
     start : callable, optional
-        Fixed, affinely aligned moving image and their grid to a first displacement: a trained network's answer.
+        Fixed and affinely aligned moving image to a first displacement in their voxels: a trained network's answer.
     device : torch.device, optional
         Where the deformable part runs; the CPU when None.
     progress : callable, optional
@@ -141,7 +141,7 @@ def register(
     u = torch.zeros(1, 3, *grid.shape)
     if config.transform == "deformable":
         place = device or torch.device("cpu")
-        first = None if start is None else start(target, aligned, grid).to(place)
+        first = None if start is None else start(target, aligned).to(place)
         u = deform(
             target[None].to(place), aligned[None].to(place), config=config.deform, start=first,
             weight=None if mask is None else mask.to(place),

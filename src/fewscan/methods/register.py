@@ -2,8 +2,8 @@
 
 The objective is the registration half of Xu & Niethammer 2019 (DeepAtlas, MICCAI, arXiv 1904.08465, eq. 2): image term,
 smoothness and, where labels are known, anatomy. Ours: local correlation instead of global, a stationary velocity whose
-flow cannot fold (Dalca et al. 2018, arXiv 1805.04605), and inverse consistency as an option (GradICON, Tian et al. 2023,
-arXiv 2206.05897). Instance optimisation at use time is `space.deformable.deform` from the network's answer.
+flow cannot fold (Dalca et al. 2018, arXiv 1805.04605), and inverse consistency as an option (GradICON, Tian et al.
+2023, arXiv 2206.05897). Instance optimisation at use time is `space.deformable.deform` from the network's answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fewscan.errors import DataError, ModelError
@@ -26,7 +25,6 @@ from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.space import field, kernels
 from fewscan.space.deformable import overlap
-from fewscan.space.geometry import Geometry
 
 VOXELS = {"cpu": 250_000, "gpu": 2_000_000}
 
@@ -64,7 +62,9 @@ def wholes(session: Session, registrar: Registrar) -> list[Whole]:
     return [whole(c, registrar.shape, folder=folder, classes=session.plan.classes) for c in cases]
 
 
-def phase(session: Session, registrar: Registrar, cases: Sequence[Whole], *, steps: int = 1, anatomy: bool = True) -> Phase:
+def phase(
+    session: Session, registrar: Registrar, *, cases: Sequence[Whole], steps: int = 1, anatomy: bool = True
+) -> Phase:
     """Training of a registrar on pairs of whole scans.
 
     Parameters
@@ -114,7 +114,13 @@ def phase(session: Session, registrar: Registrar, cases: Sequence[Whole], *, ste
         return terms
 
     return Phase(
-        name="register", objective=objective, weights=weights, batches=batches, train=registrar, steps=steps, lr=config.lr
+        name="register",
+        objective=objective,
+        weights=weights,
+        batches=batches,
+        train=registrar,
+        steps=steps,
+        lr=config.lr,
     )
 
 
@@ -149,12 +155,12 @@ def run(request: Request) -> Model:
     """
     with open_session(request, unlabelled=True, labels=False) as session:
         registrar = build(session)
-        register = phase(session, registrar, wholes(session, registrar), anatomy=bool(session.labelled))
+        register = phase(session, registrar, cases=wholes(session, registrar), anatomy=bool(session.labelled))
         state = session.fit([register])
         return session.finish(Absent(), others={"registrar": state.average_of(registrar)})
 
 
-def starter(model: Model) -> Callable[[Tensor, Tensor, Geometry], Tensor]:
+def starter(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
     """A model's first guess for `pairwise.register`.
 
     Parameters
@@ -171,9 +177,10 @@ def starter(model: Model) -> Callable[[Tensor, Tensor, Geometry], Tensor]:
     if not isinstance(registrar, Registrar):
         raise ModelError(f"{model.path} holds no registration network; train one with --method register or joint")
 
-    def start(fixed: Tensor, moving: Tensor, grid: Geometry) -> Tensor:
+    def start(fixed: Tensor, moving: Tensor) -> Tensor:
         if len(fixed) != registrar.spec["channels"]:
-            raise ModelError(f"the model registers {registrar.spec['channels']} channel(s), the scans have {len(fixed)}")
-        return register_images(registrar, fixed, moving)
+            wanted = registrar.spec["channels"]
+            raise ModelError(f"the model registers {wanted} channel(s), the scans have {len(fixed)}")
+        return register_images(registrar, fixed, moving=moving)
 
     return start
