@@ -241,3 +241,18 @@ def test_a_place_that_is_no_number_reads_and_writes_inside_the_image(value: floa
     assert image.grad is not None
     torch.testing.assert_close(out.detach(), torch.ones(1, 1, 3, 3, 3))
     assert float(image.grad.sum()) == pytest.approx(27)
+
+
+def test_the_adaptive_step_is_the_same_on_both_paths_and_never_too_long(monkeypatch):
+    torch.manual_seed(0)
+    grads = [torch.randn(2, 3, 7, 6, 5) for _ in range(3)]
+    answers = []
+    for _ in range(2):
+        moments = torch.zeros(2, 3, 7, 6, 5), torch.zeros(2, 1, 7, 6, 5)
+        for i, grad in enumerate(grads, 1):
+            delta = kernels.adaptive_step(grad, moments, step=i, floor=0.5, longest=0.4)
+            assert float(delta.square().sum(1).sqrt().max()) <= 0.4 + 1e-6
+        answers.append(delta)
+        monkeypatch.setattr(kernels, "compiled", None)
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)
+    assert float((answers[0] * grads[-1]).sum()) > 0

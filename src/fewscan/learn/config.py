@@ -192,6 +192,8 @@ class JointConfig:
         Share of segmentation patches from pseudo-labelled scans.
     atlases : int
         Labelled scans that vote on each unlabelled one, the most similar first.
+    scans : int
+        Most unlabelled scans that get pseudo-labels in a round; which ones changes from round to round.
     agree : bool
         Pseudo-labels only where the warped atlases and the segmenter agree; else those of the atlases alone.
     teach : {"both", "segmenter", "registrar"}
@@ -203,6 +205,7 @@ class JointConfig:
     registrar_steps: int = 4
     unlabelled: float = 0.5
     atlases: int = 5
+    scans: int = 64
     agree: bool = True
     teach: str = "both"
 
@@ -212,6 +215,7 @@ class JointConfig:
         _check("joint.registrar_steps", self.registrar_steps, 1, 100)
         _check("joint.unlabelled", self.unlabelled, 0, 1)
         _check("joint.atlases", self.atlases, 1, 100)
+        _check("joint.scans", self.scans, 1, 100_000)
         if self.teach not in ("both", "segmenter", "registrar"):
             raise ConfigError(f"joint.teach must be both, segmenter or registrar, got {self.teach!r}")
 

@@ -83,12 +83,12 @@ def _phases(
     config, plan = session.settings.joint, session.plan
     if config.teach != "segmenter":
         for case in cases:
-            if not case.labelled:
+            if not case.labelled and case.id in labels:
                 shape = (case.image.shape[1], case.image.shape[2], case.image.shape[3])
                 case.label = resample_index(labels[case.id], shape, classes=plan.classes)
     if config.teach == "registrar":
         return [alone, together]
-    taught = [labelled_as(case, labels[case.id]) for case in session.unlabelled]
+    taught = [labelled_as(case, labels[case.id]) for case in session.unlabelled if case.id in labels]
     useful = [case for case in taught if any(case.counts[1:])]
     if not useful or config.unlabelled == 0:
         return [alone, together]
@@ -101,26 +101,29 @@ def _phases(
 def _labels(
     session: Session, state: State, path: Path, *, segmenter: nn.Module, registrar: Registrar, cases: Sequence[Whole]
 ) -> dict[str, Index]:
-    """Pseudo-labels of every unlabelled scan on the plan's grid, -1 where unsure; read back when a run goes on."""
+    """Pseudo-labels of unlabelled scans on the plan's grid, -1 where unsure; read back when a run goes on."""
+    unlabelled = session.unlabelled
     if session.request.going_on and path.is_file():
         with np.load(path, allow_pickle=False) as stored:
-            return {case.id: stored[f"{i}"] for i, case in enumerate(session.unlabelled)}
-    session.request.say(f"labelling {len(session.unlabelled)} unlabelled scan(s) by atlases and segmenter")
+            return {unlabelled[int(i)].id: stored[i] for i in stored.files}
+    most = session.settings.joint.scans
+    order = np.random.default_rng([session.request.seed, state.step]).permutation(len(unlabelled))[:most]
+    session.request.say(f"labelling {len(order)} unlabelled scan(s) by atlases and segmenter")
     atlases = [case for case in cases if case.labelled]
     others = {case.id: case for case in cases if not case.labelled}
     moving, still = state.average_of(registrar).eval(), state.average_of(segmenter).eval()
     predictor = infer.network_predictor(still, session.hardware)
     answer: dict[str, Index] = {}
-    for case in session.unlabelled:
+    for i in sorted(order.tolist()):
+        case = unlabelled[i]
         vote = draft.vote(
             others[case.id].image, atlases, registrar=cast(Registrar, moving), most=session.settings.joint.atlases,
             classes=session.plan.classes,
         )  # fmt: skip
         answer[case.id] = _fused(case, vote, session, predictor)
-    with atomic(path) as temporary:
-        named = {f"{i}": answer[case.id] for i, case in enumerate(session.unlabelled)}
-        with Path(temporary).open("wb") as file:
-            np.savez_compressed(file, **named)  # type: ignore[arg-type]
+    with atomic(path) as temporary, Path(temporary).open("wb") as file:
+        named = {f"{i}": answer[case.id] for i, case in enumerate(unlabelled) if case.id in answer}
+        np.savez_compressed(file, **named)  # type: ignore[arg-type]
     return answer
 
 

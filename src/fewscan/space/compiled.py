@@ -341,6 +341,40 @@ def _vote_labels(label, u, out, low, high):  # (I, J, K) int, (3, X, Y, Z), (X, 
                 out[x, y, z] = names[best]
 
 
+@_compile
+def _moments(grad, first, second, keep_first, keep_second, low, high):  # (3, X, Y, Z) x 2, (X, Y, Z)
+    """Running means of a vector field and of its squared length; returns the sum of the latter."""
+    ny, nz = second.shape[1], second.shape[2]
+    total = 0.0
+    for x in range(low, high):
+        for y in range(ny):
+            for z in range(nz):
+                a, b, c = grad[0, x, y, z], grad[1, x, y, z], grad[2, x, y, z]
+                first[0, x, y, z] = keep_first * first[0, x, y, z] + (1 - keep_first) * a
+                first[1, x, y, z] = keep_first * first[1, x, y, z] + (1 - keep_first) * b
+                first[2, x, y, z] = keep_first * first[2, x, y, z] + (1 - keep_first) * c
+                square = keep_second * second[x, y, z] + (1 - keep_second) * (a * a + b * b + c * c)
+                second[x, y, z] = square
+                total += square
+    return total
+
+
+@_compile
+def _stride(first, second, delta, up_first, up_second, floor, low, high):  # (3, X, Y, Z), (X, Y, Z), (3, X, Y, Z)
+    """First moment over the root of the second; returns the largest squared length."""
+    ny, nz = second.shape[1], second.shape[2]
+    longest = 0.0
+    for x in range(low, high):
+        for y in range(ny):
+            for z in range(nz):
+                scale = up_first / (np.sqrt(up_second * second[x, y, z]) + floor)
+                a, b, c = scale * first[0, x, y, z], scale * first[1, x, y, z], scale * first[2, x, y, z]
+                delta[0, x, y, z], delta[1, x, y, z], delta[2, x, y, z] = a, b, c
+                longest = max(longest, a * a + b * b + c * c)
+    return longest
+
+
 sample, sample_grad_u, sample_grad_image = _sample, _sample_grad_u, _sample_grad_image
 lncc_planes, lncc_finish, box_planes, lncc_gradient = _lncc_planes, _lncc_finish, _box_planes, _lncc_gradient
 smooth_planes, smooth_across, vote_labels = _smooth_planes, _smooth_across, _vote_labels
+moments, stride = _moments, _stride

@@ -23,7 +23,6 @@ from fewscan.space.volume import resample
 
 SMALLEST_AXIS = 12  # voxels; an axis is not shrunk below
 PLATEAU = 10  # steps without progress after which a level ends
-DECAY = 0.9, 0.99
 
 Progress = Callable[[float], None]
 
@@ -160,8 +159,7 @@ def _level(
 ) -> Tensor:
     """Steps on one grid."""
     measure = SIMILARITIES[config.similarity]
-    first = torch.zeros_like(u)
-    second = torch.zeros_like(u[:, :1])
+    moments = torch.zeros_like(u).contiguous(), torch.zeros_like(u[:, :1]).contiguous()
     best, since = -float("inf"), 0
     for step in range(1, steps + 1):
         u = u.detach().requires_grad_(True)
@@ -171,13 +169,7 @@ def _level(
         (grad,) = torch.autograd.grad(gain, u)
         with torch.no_grad():
             grad = kernels.gaussian(grad, config.smooth_gradient)
-            first.lerp_(grad, 1 - DECAY[0])
-            second.lerp_((grad * grad).sum(1, keepdim=True), 1 - DECAY[1])
-            mean, square = first / (1 - DECAY[0] ** step), second / (1 - DECAY[1] ** step)
-            length = square.sqrt()
-            delta = mean / (length + config.floor * square.mean((2, 3, 4), keepdim=True).sqrt() + 1e-12)
-            longest = (delta * delta).sum(1, keepdim=True).amax((2, 3, 4), keepdim=True).sqrt()
-            delta = delta * (config.step_voxels / longest.clamp(min=1.0))
+            delta = kernels.adaptive_step(grad, moments, step=step, floor=config.floor, longest=config.step_voxels)
             u = kernels.gaussian(field.compose(u.detach(), delta), config.smooth_field)
         value = float(gain.detach())
         since = 0 if value > best + 1e-4 * abs(best) else since + 1

@@ -25,6 +25,8 @@ try:
 except ImportError:  # no numba for this Python yet: the torch path, which `path` reports
     compiled = None  # type: ignore[assignment]
 
+KEEP = (0.9, 0.99)  # shares of the running means that a step keeps
+TINY = 1e-12
 LNCC_EPS = 1e-5  # of the product of two variances; images have a standard deviation near 1
 _log = logging.getLogger(__name__)
 
@@ -322,6 +324,40 @@ def gaussian_torch(field: Tensor, sigma: float) -> Tensor:
         size[axis] = len(taps)
         flat = F.conv3d(F.pad(flat, pad, mode="replicate"), taps.view(1, 1, *size))
     return flat.reshape(field.shape)
+
+
+def adaptive_step(grad: Tensor, moments: tuple[Tensor, Tensor], *, step: int, floor: float, longest: float) -> Tensor:
+    """Displacement uphill: the running mean of the gradient over the running length of it, none above ``longest``.
+
+    Parameters
+    ----------
+    grad : (B, 3, X, Y, Z) float
+        Gradient of what should grow.
+    moments : pair of (B, 3, X, Y, Z) and (B, 1, X, Y, Z) float
+        Running means of the gradient and of its squared length, zero at first; changed in place.
+    step : int
+        Number of this step, from 1.
+    floor : float
+        Share of the root mean square length that is added to every voxel's.
+    longest : float
+        Largest length, voxels.
+    """
+    first, second = moments
+    up = 1 / (1 - KEEP[0] ** step), 1 / (1 - KEEP[1] ** step)
+    if _compilable(grad, first, second) and first.is_contiguous() and second.is_contiguous():
+        delta = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        for g, m, s, d in zip(grad, first, second[:, 0], delta, strict=True):
+            total = sum(_in_slabs(compiled.moments, g.shape[1], _plain(g), m.numpy(), s.numpy(), *KEEP))
+            root = floor * math.sqrt(up[1] * total / s.numel()) + TINY
+            most = max(_in_slabs(compiled.stride, g.shape[1], m.numpy(), s.numpy(), d.numpy(), *up, root))
+            d.mul_(longest / max(math.sqrt(most), 1.0))
+        return delta
+    first.lerp_(grad, 1 - KEEP[0])
+    second.lerp_((grad * grad).sum(1, keepdim=True), 1 - KEEP[1])
+    square = second * up[1]
+    delta = first * up[0] / (square.sqrt() + floor * square.mean((2, 3, 4), keepdim=True).sqrt() + TINY)
+    most = (delta * delta).sum(1, keepdim=True).amax((2, 3, 4), keepdim=True).sqrt()
+    return delta * (longest / most.clamp(min=1.0))
 
 
 def vote_labels(label: np.ndarray[Any, Any], u: Tensor) -> np.ndarray[Any, Any]:

@@ -1,0 +1,115 @@
+"""Joint training: both networks come out, one labelled case is enough, a killed run goes on, the guard guards."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from phantom import SMALL, write_dataset
+from torch import nn
+
+from fewscan import api
+from fewscan.learn.registrar import Registrar
+from fewscan.methods import joint
+
+TINY = SMALL | {"pair.widths": "8,8,8"}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_one_labelled_case_teaches_both_networks(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=2)
+    settings = TINY | {"joint.apart": "0.3"}
+    model = api.train(data, tmp_path / "model", steps=150, settings=settings, device="cpu", seed=1)
+    assert model.provenance["method"] == "joint"
+    loaded = api.load(tmp_path / "model")
+    assert isinstance(loaded.others["registrar"], Registrar)
+    assert loaded.provenance["guard"]["kept"] in ("apart", "joint")
+    assert {"segment", "register"} <= {row["phase"] for row in rows(tmp_path / "model")}
+    api.predict(loaded, data / "images" / "case_01.nii.gz", tmp_path / "out", device="cpu")
+    again = api.register_config(similarity="lncc", optimise=3)
+    images = sorted((data / "images").iterdir())
+    report = api.register(images[0], images[1], tmp_path / "reg", model=loaded, config=again, device="cpu")
+    assert report["folding"] < 0.01
+
+
+def test_a_run_in_two_parts_equals_one_in_a_single_part(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
+    whole = api.train(data, tmp_path / "whole", steps=70, settings=settings, device="cpu", method="joint")
+
+    def stop(event):
+        if not isinstance(event, str) and event.step >= 40:
+            raise KeyboardInterrupt
+
+    import fewscan.learn.session as sessions
+
+    before, sessions.SAVE_EVERY_SECONDS = sessions.SAVE_EVERY_SECONDS, 0.0
+    log, sessions.LOG_EVERY_SECONDS = sessions.LOG_EVERY_SECONDS, 0.0
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            api.train(data, tmp_path / "parts", steps=70, settings=settings, device="cpu", method="joint", observe=stop)
+    finally:
+        sessions.SAVE_EVERY_SECONDS, sessions.LOG_EVERY_SECONDS = before, log
+    parts = api.train(data, tmp_path / "parts", resume=True, settings=settings, device="cpu", method="joint")
+    for a, b in zip(whole.segmenter.parameters(), parts.segmenter.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.others["registrar"].parameters(), parts.others["registrar"].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("teach", ["segmenter", "registrar"])
+def test_help_can_go_one_way_only(tmp_path, teach):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    settings = TINY | {"joint.teach": teach, "joint.apart": "0.3", "joint.rounds": "1"}
+    api.train(data, tmp_path / "model", steps=60, settings=settings, device="cpu", method="joint")
+
+
+def test_without_unlabelled_scans_auto_segments_and_joint_still_runs(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=2)
+    plain = api.train(data, tmp_path / "auto", steps=3, settings=TINY, device="cpu")
+    assert plain.provenance["method"] == "segment"
+    both = api.train(data, tmp_path / "joint", steps=20, settings=TINY, device="cpu", method="joint")
+    assert "registrar" in both.others
+
+
+class Constant(nn.Module):
+    """Answers with one class everywhere."""
+
+    def __init__(self, classes, k):
+        super().__init__()
+        self.classes, self.k = classes, k
+
+    def forward(self, x):
+        out = torch.zeros(len(x), self.classes, *x.shape[2:])
+        out[:, self.k] = 5
+        return out
+
+
+def test_the_guard_keeps_the_earlier_segmenter_when_the_later_one_collapsed(tmp_path, monkeypatch):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    seen = {}
+    real = joint.guard
+
+    def broken(session, *, before, after, most=8):
+        seen.update(real(session, before=before, after=Constant(session.plan.classes, 0), most=most))
+        return dict(seen)
+
+    monkeypatch.setattr(joint, "guard", broken)
+    settings = TINY | {"joint.apart": "0.9", "joint.rounds": "1"}
+    model = api.train(data, tmp_path / "model", steps=130, settings=settings, device="cpu", method="joint")
+    assert seen["kept"] == "apart"
+    assert model.provenance["guard"]["kept"] == "apart"
+    assert "guard: kept the segmenter of apart training" in seen["reason"]
+
+
+def test_dice_of_label_maps_counts_what_occurs_in_either():
+    a = torch.zeros(4, 4, 4, dtype=torch.int64)
+    b = a.clone()
+    assert joint._dice(a, b) == 1.0
+    a[0], b[1] = 1, 1
+    assert joint._dice(a, b) == 0.0
+    assert joint._dice(a, a) == 1.0
+    assert np.isclose(joint._dice(torch.where(a > 0, 2, 0), a), 0.0)
