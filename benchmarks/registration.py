@@ -43,7 +43,10 @@ from fewscan.data.dataset import CaseFiles
 from fewscan.data.io import read_image, read_labels, write_labelmap
 from fewscan.judge.metrics import score
 from fewscan.judge.statistics import bootstrap_interval, paired_test
+from fewscan.learn.checkpoint import Model, load_model
 from fewscan.methods import pairwise
+from fewscan.methods import register as learned
+from fewscan.registration import register_config
 from fewscan.space import field as fields
 from fewscan.space.geometry import Geometry, check_same
 from fewscan.space.volume import Labelmap, Volume
@@ -51,6 +54,7 @@ from fewscan.space.volume import Labelmap, Volume
 RESULT = "registration.json"
 PAIRS, PAIRS_OF = 10, {"hippocampus_msd": 60}
 OURS = ("unregistered", "affine", "fewscan")
+LEARNED = ("learned", "learned_optimised")  # with --model: the network alone, and 30 steps from its answer
 PEERS = {
     "ants_syn": "antspyx",
     "greedy": "picsl-greedy",
@@ -88,8 +92,8 @@ def draw(ids: Sequence[str], count: int, seed: int) -> list[tuple[str, str]]:
     return [(ids[k // others], ids[k % others + (k % others >= k // others)]) for k in order.tolist()]
 
 
-def ours(system: str, pair: Pair, out: Path) -> Found:
-    """One run of fewscan, or of the headers alone."""
+def ours(system: str, pair: Pair, out: Path, *, model: Model | None = None) -> Found:
+    """One run of fewscan, with a model's network if there is one, or of the headers alone."""
     begin = time.perf_counter()
     fixed, moving = (read_image(case.images[0]) for case in (pair.fixed, pair.moving))
     drawn = read_labels(_label(pair.moving))
@@ -99,12 +103,21 @@ def ours(system: str, pair: Pair, out: Path) -> Found:
         field = fields.from_matrix(np.eye(4), fixed.geometry)
         warped = fields.warp_labels(drawn.data, drawn.geometry, field=field)
     else:
-        transform = "affine" if system == "affine" else "deformable"
-        found = pairwise.register(fixed, moving, config=pairwise.RegisterConfig(transform=transform))
+        found = pairwise.register(
+            fixed, moving, config=config_of(system), start=None if model is None else learned.starter(model),
+            scaling=None if model is None else model.plan.scaling,
+        )  # fmt: skip
         registered, folding = time.perf_counter(), found.report["folding"]
         warped = pairwise.apply_labels(found, drawn)
     write_labelmap(warped, out, native=fixed.native)
     return {"seconds": time.perf_counter() - begin, "register_seconds": registered - start, "folding": folding}
+
+
+def config_of(system: str) -> pairwise.RegisterConfig:
+    """How fewscan registers as this system."""
+    if system in LEARNED:
+        return register_config(optimise=30 if system == "learned_optimised" else 0)
+    return pairwise.RegisterConfig(transform="affine" if system == "affine" else "deformable")
 
 
 def peer(system: str, pair: Pair, out: Path, *, python: Path) -> Found:
@@ -230,7 +243,9 @@ def misses(found: Mapping[str, Found]) -> list[str]:
     return wrong
 
 
-def measured(system: str, pairs: Sequence[Pair], folder: Path, *, python: Path | None) -> list[Found]:
+def measured(
+    system: str, pairs: Sequence[Pair], folder: Path, *, python: Path | None, model: Model | None
+) -> list[Found]:
     """Every pair, from the work folder where it is there; without a peer's interpreter by fewscan."""
     if python is None:
         warm_up()
@@ -238,7 +253,7 @@ def measured(system: str, pairs: Sequence[Pair], folder: Path, *, python: Path |
     def measure(pair: Pair) -> Found:
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "labels.nii.gz"
-            run = ours(system, pair, out) if python is None else peer(system, pair, out, python=python)
+            run = ours(system, pair, out, model=model) if python is None else peer(system, pair, out, python=python)
             found = run | judge(out, pair.fixed)
         print(f"{system:14}{pair.name:44} Dice {found['dice']:.4f}, {found['seconds']:.2f} s", flush=True)
         return found
@@ -263,10 +278,11 @@ def main() -> None:
         code = f"{package}-{versions[package]}" if package else hashed
         with rows(args.result, key | {"system": system}, code=code) as row:
             if row is not None:
-                found = measured(system, pairs, args.work / name / f"{system}-{code}", python=python)
+                network = load_model(args.model) if system in LEARNED else None
+                found = measured(system, pairs, args.work / name / f"{system}-{code}", python=python, model=network)
                 row.update(figures(pairs, found) | {"versions": versions})
     there = {row["key"]["system"]: row for row in load(RESULTS / args.result) if row["key"].items() >= key.items()}
-    ordered = {system: there[system] for system in [*OURS, *PEERS] if system in there}
+    ordered = {system: there[system] for system in [*OURS, *LEARNED, *PEERS] if system in there}
     print(table(ordered))
     if wrong := misses(ordered):
         raise SystemExit(f"{name}: {'; '.join(wrong)}")
@@ -277,14 +293,23 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer", type=Path, help="python of the environment that holds the peers")
+    parser.add_argument("--model", type=Path, help="model with a registration network, trained on other scans")
     parser.add_argument("--pairs", type=_count, help="a number or all; 60 of hippocampus_msd and else 10 if left out")
-    parser.add_argument("--system", action="append", choices=[*OURS, *PEERS], help="only this one; may be repeated")
+    parser.add_argument(
+        "--system", action="append", choices=[*OURS, *LEARNED, *PEERS], help="only this one; may be repeated"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("work/registration"), help="folder that keeps finished pairs")
     parser.add_argument("--result", type=Path, default=Path(RESULT), help="file of rows; a bare name lies in results")
     args = parser.parse_args()
     if args.system is None:
-        args.system = [*OURS, *(p for p in PEERS if args.peer is not None and p not in ONLY_WHEN_ASKED)]
+        args.system = [
+            *OURS,
+            *(LEARNED if args.model else ()),
+            *(p for p in PEERS if args.peer is not None and p not in ONLY_WHEN_ASKED),
+        ]
+    if args.model is None and any(system in LEARNED for system in args.system):
+        parser.error("give --model, a folder that fewscan train --method register or joint left")
     if args.peer is None and any(system in PEERS for system in args.system):
         parser.error("give --peer, the python of an environment made from benchmarks/peers/classical.txt")
     return args

@@ -40,11 +40,12 @@ def run(pair, out, **more):
     )  # fmt: skip
 
 
-def test_it_leaves_the_four_files_on_the_fixed_grid(pair, tmp_path):
+def test_it_leaves_its_files_on_the_fixed_grid(pair, tmp_path):
     seen = []
     report = run(pair, tmp_path / "out", observe=seen.append)
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {*registration.FILES, registration.RECORD}
+    assert {p.name for p in out.iterdir()} == {*registration.FILES, registration.RECORD, registration.PICTURES}
+    assert all((out / name).is_file() for name in report["pictures"])
     fixed, warped = read_image(pair["fixed"]), read_image(out / "warped.nii.gz")
     np.testing.assert_allclose(warped.geometry.affine, fixed.geometry.affine, atol=1e-5)
     assert warped.data.dtype == np.int16
@@ -66,13 +67,19 @@ def test_the_field_on_disk_warps_as_the_registration_did(pair, tmp_path):
 
 def test_a_second_run_replaces_its_own_files_and_nobody_elses(pair, tmp_path):
     run(pair, tmp_path / "out")
+    mine = tmp_path / "out" / "pictures" / "mine.png"
+    mine.write_text("precious")
+    with_labels = (tmp_path / "out" / "pictures" / "lines.json").read_text()
     api.register(pair["fixed"], pair["moving"], tmp_path / "out", config=QUICK, device="cpu")
     assert not (tmp_path / "out" / "warped_labels.nii.gz").exists()
+    assert mine.read_text() == "precious"
+    assert "warped_labels" in with_labels
+    assert "warped_labels" not in (tmp_path / "out" / "pictures" / "lines.json").read_text()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "warped.nii.gz").write_text("precious")
     with pytest.raises(ConfigError, match="not written by fewscan register"):
         run(pair, tmp_path / "mine")
-    with pytest.raises(ConfigError, match="where the scans are"):
+    with pytest.raises(ConfigError, match="might be overwritten"):
         run(pair, tmp_path)
     assert (tmp_path / "mine" / "warped.nii.gz").read_text() == "precious"
 

@@ -232,6 +232,8 @@ def train(
     found = dataset_of(data)
     if method == "auto":  # what is in the data decides: unlabelled scans are worth a registration network
         method = "joint" if found.labelled and found.unlabelled else "segment"
+        if resume or extend is not None:
+            method = str(checkpoint.stored_identity(Path(out)).get("method", method))
     if budget is None and steps is None and ((not resume and extend is None) or dry_run):
         budget = DEFAULT_BUDGET
     budget, extend = _seconds(budget), _seconds(extend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from fewscan.methods.pairwise import RegisterConfig
 from fewscan.space.volume import IGNORE, Case
 
 RECORD = "draft.json"
+MOST_JUDGED = 8  # labelled cases that are drafted from the others
 
 
 def draft(
@@ -70,42 +72,53 @@ def draft(
         raise ConfigError(f"{out} exists and was not written by fewscan draft; give another -o")
     place, begin = pick(device).device, time.monotonic()
     atlases = [load(case, data) for case in data.labelled]
-    judged = list(atlases) if len(atlases) > 1 else []
+    judged = [case for case in atlases if any(_patient(a) != _patient(case) for a in atlases)][:MOST_JUDGED]
     total = len(judged) + len(data.unlabelled)
+    record = _begin(out, fusion)
 
     def tell(done: int, note: str) -> None:
         if observe is not None:
             spent = time.monotonic() - begin
             left = spent / max(done, 1) * (total - done)
-            observe(Status(done, total, done / total, spent, left, math.nan, {}, 0.0, note))
+            observe(Status(done + 1, total, done / total, spent, left, math.nan, {}, 0.0, note))
 
-    rows: dict[str, dict[str, float]] = {}
-    for case in judged:
-        others = [atlas for atlas in atlases if _patient(atlas) != _patient(case)]
-        if others:
-            found = drafts.draft(case.image, others, config=config, fusion=fusion, device=place)
-            rows[case.id] = _scores(found.label, case)
-        tell(len(rows), f"leave one out: {case.id}")
-    written = {}
     for i, files in enumerate(data.unlabelled):
+        tell(i, files.id)
         case = load(files, data)
         found = drafts.draft(case.image, atlases, config=config, fusion=fusion, device=place)
         write_labelmap(found.label, out / "labels" / f"{case.id}.nii.gz", native=case.image.native)
         sure = (found.sure * 255).clip(0, 255).astype(np.uint8)
         write_image(sure, out / "sure" / f"{case.id}.nii.gz", native=case.image.native)
-        written[case.id] = {
-            "atlases": found.atlases,
-            "sure": float(found.sure[found.label > 0].mean()) if found.label.any() else 0.0,
-        }
-        tell(len(judged) + i + 1, case.id)
-    record: dict[str, Any] = {
-        "fusion": fusion,
-        "leave_one_out": _summary(rows),
-        "cases": written,
-        "versions": versions(),
-    }
-    record |= {"sentence": _sentence(record, out), "use": "research use only", "seconds": time.monotonic() - begin}
+        share = float(found.sure[found.label > 0].mean()) if found.label.any() else 0.0
+        record["cases"][case.id] = {"atlases": found.atlases, "sure": share}
+        write_json(record, out / RECORD)
+    rows: dict[str, dict[str, float]] = {}
+    for i, case in enumerate(judged):
+        tell(len(data.unlabelled) + i, f"leave one out: {case.id}")
+        others = [atlas for atlas in atlases if _patient(atlas) != _patient(case)]
+        found = drafts.draft(case.image, others, config=config, fusion=fusion, device=place)
+        rows[case.id] = _scores(found.label, case)
+    patients = {case.id: str(_patient(case)) for case in judged}
+    record |= {"leave_one_out": _summary(rows, patients), "seconds": time.monotonic() - begin}
+    record["sentence"] = _sentence(record, out)
     write_json(record, out / RECORD)
+    return record
+
+
+def _begin(out: Path, fusion: Fusion) -> dict[str, Any]:
+    """A fresh record on disk, so that the folder is known as ours; drafts of an earlier call go."""
+    path = out / RECORD
+    if path.is_file():
+        try:
+            earlier = list(json.loads(path.read_text())["cases"])
+        except (ValueError, KeyError, TypeError):
+            earlier = []
+        for kind in ("labels", "sure"):
+            for case in (str(name) for name in earlier if Path(str(name)).name == str(name)):
+                (out / kind / f"{case}.nii.gz").unlink(missing_ok=True)
+    record = {"fusion": fusion, "leave_one_out": _summary({}, {}), "cases": {}, "versions": versions(),
+              "use": "research use only"}  # fmt: skip
+    write_json(record, path)
     return record
 
 
@@ -121,11 +134,12 @@ def _scores(label: np.ndarray[Any, Any], case: Case) -> dict[str, float]:
     return {n: dice((label == v) & looked, truth == v) for v, n in names.items()}
 
 
-def _summary(rows: dict[str, dict[str, float]]) -> dict[str, Any]:
-    means = [float(np.mean(list(row.values()))) for row in rows.values() if row]
+def _summary(rows: dict[str, dict[str, float]], patients: dict[str, str]) -> dict[str, Any]:
+    scored = {case: float(np.mean(list(row.values()))) for case, row in rows.items() if row}
+    means = list(scored.values())
     if not means:
         return {"n": 0, "dice": None, "low": None, "high": None, "cases": rows}
-    low, high = bootstrap_interval(means) if len(means) > 1 else (None, None)
+    low, high = (None if math.isnan(v) else v for v in bootstrap_interval(means, groups=[patients[c] for c in scored]))
     return {"n": len(means), "dice": float(np.mean(means)), "low": low, "high": high, "cases": rows}
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fewscan.data.fields import write_field
 from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
+from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
 from fewscan.learn.checkpoint import Model, versions, write_json
@@ -30,6 +31,7 @@ from fewscan.space.volume import Labelmap, Volume
 
 RECORD = "registration.json"
 FILES = ("warped.nii.gz", "warped_labels.nii.gz", "field.nii.gz")
+PICTURES = "pictures"
 
 
 def register(
@@ -53,7 +55,7 @@ def register(
     fixed, moving : path
         Scans; DICOM folders too.
     out : path
-        Folder to write: the files of `FILES` and `RECORD`.
+        Folder to write: the files of `FILES` and `RECORD`, and a folder `PICTURES`.
     moving_labels : path, optional
         Label map in the moving scan's world, to bring along.
     fixed_labels : path, optional
@@ -77,25 +79,42 @@ def register(
     FewscanError
         If a file cannot be used, the scans do not overlap, or the folder holds something else.
     """
-    folder = _claim(Path(out), [Path(p) for p in (fixed, moving)])
+    named = (fixed, moving, moving_labels, fixed_labels, fixed_mask, fixed_lesion)
+    folder, own = _claim(Path(out), [Path(path) for path in named if path is not None])
+    if fixed_labels is not None and moving_labels is None:
+        raise ConfigError("fixed labels alone cannot judge anything; give the moving scan's labels too")
+    if model is not None and config is not None and config.transform != "deformable":
+        raise ConfigError(
+            f"a network's answer is deformable, {config.transform} was asked for; leave out one of the two"
+        )
     still, other = read_image(Path(fixed)), read_image(Path(moving))
     carried = None if moving_labels is None else read_labels(Path(moving_labels))
     reference = None if fixed_labels is None else read_labels(Path(fixed_labels))
     looked = _looked(fixed_mask, fixed_lesion, still.geometry)
-    start = None if model is None else learned.starter(model)
     found = pairwise.register(
-        still, other, config=config, weight=looked, start=start, device=pick(device).device, progress=_teller(observe)
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+        still, other, config=config, weight=looked, start=None if model is None else learned.starter(model),
+        scaling=None if model is None else model.plan.scaling, device=pick(device).device, progress=_teller(observe),
+    )  # fmt: skip
     report = found.report | {"fixed": Path(fixed).name, "moving": Path(moving).name, "versions": versions()}
-    write_image(_like(pairwise.apply(found, other), other), folder / FILES[0], native=still.native)
+    warped = None
     if carried is not None:
         warped = pairwise.apply_labels(found, carried)
         _check_reach(warped, carried, Path(str(moving_labels)))
-        write_labelmap(warped, folder / FILES[1], native=still.native)
         if reference is not None:
             report["dice"] = _dice(warped, carried, reference, still.geometry)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in own:  # an earlier answer must not be taken for a part of this one
+        path.unlink(missing_ok=True)
+    write_json({"use": "research use only"}, folder / RECORD)  # from here on the folder is ours, whatever happens
+    write_image(_like(pairwise.apply(found, other), other), folder / FILES[0], native=still.native)
+    if warped is not None:
+        write_labelmap(warped, folder / FILES[1], native=still.native)
     write_field(found.field, folder / FILES[2], native=still.native)
+    scene = warps.Scene(
+        fixed=still, moving=other, field=found.field, matrix=found.matrix, labels=carried, warped_labels=warped,
+        reference=reference,
+    )  # fmt: skip
+    report["pictures"] = [f"{PICTURES}/{name}" for name in warps.write_pictures(scene, folder / PICTURES)]
     report["use"] = "research use only"
     write_json(report, folder / RECORD)
     return report
@@ -135,17 +154,20 @@ def register_config(
     return RegisterConfig(transform=transform, spacing_mm=spacing_mm, deform=deform)
 
 
-def _claim(folder: Path, inputs: list[Path]) -> Path:
+def _claim(folder: Path, inputs: list[Path]) -> tuple[Path, list[Path]]:
+    """The folder, and what an earlier registration left in it; refuses where anything else is in the way."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the registration")
-    if any(folder.resolve() == path.resolve().parent for path in inputs):
-        raise ConfigError(f"{folder} is where the scans are, and their files might be overwritten; give another -o")
-    there = [name for name in FILES if (folder / name).exists()]
+    for path in inputs:
+        if folder.resolve() in (path.resolve(), path.resolve().parent, path.resolve().parent.parent):
+            raise ConfigError(f"{path} lies in {folder}, where it might be overwritten; give another -o")
+    if (folder / PICTURES).exists() and not (folder / PICTURES).is_dir():
+        raise ConfigError(f"{folder / PICTURES} is a file where pictures are to lie; give another -o")
+    own = [folder / name for name in (*FILES, *(f"{PICTURES}/{name}" for name in warps.FILES))]
+    there = [path for path in own if path.exists()]
     if there and not (folder / RECORD).is_file():
-        raise ConfigError(f"{folder / there[0]} exists and was not written by fewscan register; give another -o")
-    for name in (*there, RECORD):  # an earlier answer must not be taken for a part of this one
-        (folder / name).unlink(missing_ok=True)
-    return folder
+        raise ConfigError(f"{there[0]} exists and was not written by fewscan register; give another -o")
+    return folder, there
 
 
 def _looked(mask: Path | str | None, lesion: Path | str | None, grid: Geometry) -> NDArray[np.bool_] | None:
@@ -189,7 +211,7 @@ def _dice(warped: NDArray[np.uint16], carried: Labelmap, reference: Labelmap, gr
         name = reference.names.get(value, carried.names.get(value, str(value)))
         pair = [metrics.dice(a == value, truth == value) for a in (before, warped)]
         rows[name] = {"before": pair[0], "after": pair[1]}
-    means = {k: float(np.mean([r[k] for r in rows.values()])) if rows else math.nan for k in ("before", "after")}
+    means = {k: float(np.mean([r[k] for r in rows.values()])) if rows else None for k in ("before", "after")}
     return {"labels": rows, "mean": means}
 
 

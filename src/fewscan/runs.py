@@ -79,7 +79,9 @@ def crossval(
             observe(
                 f"fold {i + 1} of {len(split)}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out"
             )
-        chosen = datasets.select(found, labelled=train_ids, unlabelled=[c.id for c in found.unlabelled])
+        tested = {files[c].patient for c in test_ids}  # their other scans stay out, with or without labels
+        others = [c.id for c in found.unlabelled if c.patient not in tested]
+        chosen = datasets.select(found, labelled=train_ids, unlabelled=others)
         model = _fold_model(
             chosen, folder / "model", budget=budget, steps=steps, seed=seed, device=device, settings=settings,
             method=method, observe=observe,

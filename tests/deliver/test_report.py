@@ -76,6 +76,10 @@ def run(tmp_path):
         "cases": [{"id": "case_0", "spacing": [1.0, 1.0, 2.0]}],
     }
     (tmp_path / "check.json").write_text(json.dumps(check))
+    dice = {"labels": {EVIL: {"before": 0.5, "after": 0.75}}, "mean": {"before": 0.5, "after": 0.75}}
+    (tmp_path / "registration.json").write_text(json.dumps({"fixed": EVIL, "dice": dice}))
+    drafted = {"fusion": EVIL, "cases": {EVIL: {"sure": 0.9, "atlases": {EVIL: {"voted": False, "folding": 0.02}}}}}
+    (tmp_path / "draft.json").write_text(json.dumps(drafted))
     return tmp_path
 
 
@@ -122,6 +126,8 @@ def test_paths_of_this_machine_are_not_shown(run):
         ("model", ["training", "model"]),
         ("evaluation.json", ["figures", "pictures", "structures", "scans"]),
         ("predictions/predictions.json", ["predictions"]),
+        ("registration.json", ["registration"]),
+        ("draft.json", ["drafts"]),
     ],
 )
 def test_a_part_appears_only_with_its_file(run, tmp_path_factory, kept, parts):
@@ -183,6 +189,8 @@ def test_scans_of_several_channels_and_references_with_an_ignore_value_have_pict
         ("model/history.jsonl", '{"step": 1, "loss": "x", "seconds": 1}\n{}'),
         ("model/history.jsonl", '{"step": 1, "loss": 0.5}\n{}'),
         ("model/history.jsonl", "\udcff"),
+        ("registration.json", "[]"),
+        ("draft.json", "3"),
     ],
 )
 def test_damaged_files_are_refused_by_name(run, name, content):

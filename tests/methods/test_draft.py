@@ -66,3 +66,24 @@ def test_atlases_that_fold_are_dropped(monkeypatch):
 def test_no_atlas_is_refused():
     with pytest.raises(DataError, match="no labelled case"):
         drafts.draft(case(0).image, [], config=QUICK, device=CPU)
+
+
+def test_what_nobody_looked_at_never_wins_and_undrawn_labels_are_no_background():
+    target, other = case(0), case(5)
+    sparse = other.label.data.copy()
+    sparse[..., ::2] = 65535
+    blank = Case("sparse", other.image, Labelmap(sparse, other.image.geometry, {1: "a", 2: "b"}))
+    found = drafts.draft(target.image, [blank], config=QUICK, device=CPU)
+    assert set(np.unique(found.label)) <= {0, 1, 2}
+    only_ball = Case("c6", case(6).image, Labelmap(np.where(case(6).label.data == 1, 1, 0).astype(np.uint16),
+                     case(6).image.geometry, {1: "a", 2: "b"}), frozenset({1}))  # fmt: skip
+    both = drafts.draft(target.image, [other, only_ball], config=QUICK, device=CPU, fusion="majority")
+    truth = target.label.data
+    assert dice(both.label == 2, truth == 2) > 0.5
+
+
+def test_many_atlases_are_narrowed_to_the_most_alike():
+    pool = [case(seed) for seed in range(1, 12)]
+    chosen = drafts.nearest(pool[4].image, pool, most=3)
+    assert len(chosen) == 3
+    assert chosen[0] is pool[4]

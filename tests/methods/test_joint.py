@@ -93,7 +93,7 @@ def test_the_guard_keeps_the_earlier_segmenter_when_the_later_one_collapsed(tmp_
     seen = {}
     real = joint.guard
 
-    def broken(session, *, before, after, most=8):
+    def broken(session, *, before, after, most=3):
         seen.update(real(session, before=before, after=Constant(session.plan.classes, 0), most=most))
         return dict(seen)
 
@@ -113,3 +113,26 @@ def test_dice_of_label_maps_counts_what_occurs_in_either():
     assert joint._dice(a, b) == 0.0
     assert joint._dice(a, a) == 1.0
     assert np.isclose(joint._dice(torch.where(a > 0, 2, 0), a), 0.0)
+
+
+def test_pseudo_labels_count_only_where_both_are_sure():
+    vote = torch.tensor([[0.0, 0.0, 0.9, 0.0], [1.0, 1.0, 0.1, 0.0]]).view(2, 4, 1, 1)
+    belief = torch.tensor([[0.1, 0.7, 0.9, 0.9], [0.9, 0.3, 0.1, 0.1]]).view(2, 4, 1, 1)
+    assert joint._fused(vote, belief, agree=True).ravel().tolist() == [1, -1, 0, -1]
+    assert joint._fused(vote, belief, agree=False).ravel().tolist() == [1, 1, 0, -1]
+
+
+def test_nothing_of_the_unlabelled_scans_stays_in_the_model(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    settings = TINY | {"joint.apart": "0.4", "joint.rounds": "3"}
+    api.train(data, tmp_path / "model", steps=60, settings=settings, device="cpu", method="joint")
+    assert not (tmp_path / "model" / "pseudo").exists()
+    assert not (tmp_path / "model" / "cache").exists()
+
+
+def test_auto_goes_on_with_the_method_that_began(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    api.train(data, tmp_path / "model", steps=6, settings=TINY, device="cpu", method="segment")
+    model = api.train(data, tmp_path / "model", steps=9, resume=True, settings=TINY, device="cpu")
+    assert model.provenance["method"] == "segment"
+    assert model.provenance["steps"] == 9

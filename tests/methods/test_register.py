@@ -84,7 +84,7 @@ def make_pairs(**labelled):
     for i, own in enumerate((True, False, False)):
         image = torch.from_numpy(rng.normal(size=(1, 8, 8, 8)).astype(np.float32))
         label = rng.integers(0, 3, (8, 8, 8)).astype(np.int16) if own or i in labelled.get("pseudo", ()) else None
-        cases.append(Whole(f"c{i}", image, label, own))
+        cases.append(Whole(f"c{i}", image, label, own, np.ones(3, bool)))
     return cases
 
 
@@ -95,12 +95,13 @@ def pair_batches(cases, tmp_path, labelled=0.5):
 
     @dataclass
     class Plan:
-        spacing = (1.0, 1.0, 1.0)
         mirror = False
         pairs = ()
         classes = 3
 
-    return PairBatches(cases, Plan(), config=AugmentConfig(), labelled=labelled, device=torch.device("cpu"))
+    return PairBatches(
+        cases, Plan(), config=AugmentConfig(), labelled=labelled, spacing=(1.0, 1.0, 1.0), device=torch.device("cpu")
+    )
 
 
 def test_pairs_compare_labels_only_where_both_are_known_and_one_was_drawn(tmp_path):
@@ -143,3 +144,28 @@ def test_images_on_any_grid_are_registered_in_their_own_voxels():
     assert u.shape == (1, 3, 20, 9, 5)
     assert field.folding(u) == 0
     assert kernels.sample(torch.randn(1, 1, 20, 9, 5), u).shape == (1, 1, 20, 9, 5)
+
+
+def test_labels_that_were_not_looked_for_are_not_compared(tmp_path):
+    cases = make_pairs(pseudo=(1,))
+    cases[0].drawn = np.array([True, True, False])
+    batches = pair_batches(cases, tmp_path, labelled=1.0)
+    for step in range(20):
+        pair = batches(torch.Generator().manual_seed(step))
+        assert pair.moving_label.shape[1] <= 1
+
+
+def test_unknown_voxels_of_either_scan_do_not_count_as_background():
+    from fewscan.learn.pairs import Pair
+
+    label = torch.zeros(1, 1, 6, 6, 6)
+    label[..., 2:4, :, :] = 1
+    seen = torch.ones(1, 1, 6, 6, 6)
+    seen[..., 3:, :, :] = 0
+    half = label * seen
+    image = torch.randn(1, 1, 6, 6, 6)
+    u = torch.zeros(1, 3, 6, 6, 6)
+    sparse = Pair(image, image, half, label, seen, torch.ones_like(seen), ("a", "b"))
+    assert float(register.anatomy_term(sparse, u)) < 1e-6
+    blind = sparse._replace(moving_seen=torch.ones_like(seen))
+    assert float(register.anatomy_term(blind, u)) > 0.2

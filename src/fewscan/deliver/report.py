@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fewscan.data.io import atomic
-from fewscan.deliver import sections
+from fewscan.deliver import drafted, learning, registered, sections, verdict
 from fewscan.deliver.pictures import read_history
 from fewscan.deliver.sections import Run
-from fewscan.deliver.verdict import headline, remarks
 from fewscan.errors import DataError
 from fewscan.judge.results import read_evaluation
 
 SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("Registration", registered.registration),
+    ("Drafts", drafted.drafts),
     ("Figures", sections.figures),
     ("Pictures", sections.overlays),
     ("Structures", sections.labels),
     ("Scans", sections.cases),
     ("Data", sections.data_check),
-    ("Training", sections.training),
+    ("Training", learning.training),
     ("Predictions", sections.predictions),
     ("Model", sections.provenance),
 )
@@ -36,8 +38,8 @@ def write_report(directory: Path, out: Path) -> Path:
     Parameters
     ----------
     directory : Path
-        Folder that holds any of ``check.json``, ``model/`` (or the model's own files), ``evaluation.json`` and
-        ``predictions/predictions.json``.
+        Folder that holds any of ``check.json``, ``model/`` (or the model's own files), ``evaluation.json``,
+        ``predictions/predictions.json``, ``registration.json`` and ``draft.json``.
     out : Path
         HTML file to write.
 
@@ -50,13 +52,14 @@ def write_report(directory: Path, out: Path) -> Path:
     parts = [(title, body) for title, section in SECTIONS if (body := section(run))]
     links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
     main = "".join(f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{body}</section>' for title, body in parts)
-    points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(run.evaluation, run.check, model=run.model))
+    headline, remarks = _said(run)
+    points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
     page = _asset("report.html")
     for key, value in {
         "title": escape(directory.resolve().name or "run"),
         "style": _asset("report.css"),
         "script": _asset("report.js"),
-        "verdict": escape(headline(run.evaluation, trained=run.model is not None)),
+        "verdict": escape(headline),
         "remarks": points,
         "links": links,
         "sections": main,
@@ -93,13 +96,26 @@ def read_run(directory: Path) -> Run:
         evaluation=read_evaluation(evaluation) if evaluation.is_file() else None,
         predictions=_predictions(directory / "predictions" / "predictions.json")
         or _predictions(directory / "predictions.json"),
+        registration=_mapping(directory / "registration.json"),
+        draft=_mapping(directory / "draft.json"),
     )
-    if all(found is None for found in (run.check, run.model, run.history, run.evaluation, run.predictions)):
+    if all(getattr(run, part.name) is None for part in fields(run) if part.name != "directory"):
         raise DataError(
-            f"{directory}: nothing to report; it should hold check.json, model/, evaluation.json or "
-            "predictions/predictions.json, as `fewscan demo` leaves them"
+            f"{directory}: nothing to report; it should hold check.json, model/, evaluation.json, "
+            "predictions/predictions.json, registration.json or draft.json, as fewscan's verbs leave them"
         )
     return run
+
+
+def _said(run: Run) -> tuple[str, list[str]]:
+    """Headline and remarks; what was measured on predictions counts most, then what the folder is about."""
+    if run.evaluation is None and run.registration is not None:
+        return verdict.registered(run.registration)
+    if run.evaluation is None and run.draft is not None:
+        return verdict.drafted(run.draft)
+    segments = (run.model or {}).get("segments") is not False
+    headline = verdict.headline(run.evaluation, trained=run.model is not None, segments=segments)
+    return headline, verdict.remarks(run.evaluation, run.check, model=run.model)
 
 
 def _mapping(path: Path) -> dict[str, Any] | None:

@@ -47,6 +47,10 @@ class Run:
         ``evaluation.json``.
     predictions : sequence of mapping, optional
         ``predictions/predictions.json``.
+    registration : mapping, optional
+        ``registration.json``.
+    draft : mapping, optional
+        ``draft.json``.
     """
 
     directory: Path
@@ -55,6 +59,8 @@ class Run:
     history: Sequence[Mapping[str, Any]] | None = None
     evaluation: Evaluation | None = None
     predictions: Sequence[Mapping[str, Any]] | None = None
+    registration: Mapping[str, Any] | None = None
+    draft: Mapping[str, Any] | None = None
 
 
 def figures(run: Run) -> str:
@@ -73,12 +79,29 @@ def figures(run: Run) -> str:
         low, high = (number(row[end], digits, percent=percent) for end in ("low", "high"))
         between = f"{low} to {high}" if math.isfinite(row["low"]) else "no interval"
         value = number(row["mean"], digits, percent=percent)
-        tiles.append(
-            f"<li><h3>{escape(title)}</h3><p class='value'>{value}</p><p class='between'>{between}</p>"
-            f"<p class='meaning'>{escape(meaning)}</p></li>"
-        )
+        tiles.append(tile(title, value, between=between, meaning=meaning))
     rules = markup.fold("How these numbers are defined", markup.facts(RULES))
     return f'<ul class="figures">{"".join(tiles)}</ul>{rules}'
+
+
+def tile(title: str, value: str, *, between: str, meaning: str) -> str:
+    """One large figure, an item of a list of class ``figures``.
+
+    Parameters
+    ----------
+    title : str
+        Its name.
+    value : str
+        The figure.
+    between : str
+        Its interval, or what to compare it with.
+    meaning : str
+        In a few words.
+    """
+    return (
+        f"<li><h3>{escape(title)}</h3><p class='value'>{escape(value)}</p><p class='between'>{escape(between)}</p>"
+        f"<p class='meaning'>{escape(meaning)}</p></li>"
+    )
 
 
 def overlays(run: Run) -> str:
@@ -170,30 +193,6 @@ def data_check(run: Run) -> str:
     heads = [column.replace("_", " ") for column in columns]
     scans = markup.fold(f"All {len(rows)} scans", markup.table(heads, body, caption="Scans as read")) if rows else ""
     return said + markup.facts(dataset) + scans
-
-
-def training(run: Run) -> str:
-    """The curve, and how long it took.
-
-    Parameters
-    ----------
-    run : Run
-        Shown when it has a history.
-    """
-    history = [h for h in run.history or () if math.isfinite(h.get("loss", math.nan))]
-    if not history:
-        return ""
-    loss, seconds = [h["loss"] for h in history], [h["seconds"] for h in history]
-    unit, name = (60.0, "minutes") if seconds[-1] >= 180 else (1.0, "seconds")
-    middle = pictures.smoothed(loss)
-    drawn = charts.curve([s / unit for s in seconds], loss, middle=middle, labels=(name, "loss"))
-    facts = {
-        "steps": history[-1].get("step", len(history)),
-        "time": markup.duration(seconds[-1]),
-        "loss at the end": f"{middle[1][-1]:.3g}",
-        "steps per second": f"{history[-1].get('step', len(history)) / max(seconds[-1], 1e-9):.3g}",
-    }
-    return drawn + markup.facts(facts)
 
 
 def predictions(run: Run) -> str:

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewscan.deliver.markup import number
+from fewscan.deliver.records import dropped, figure, folding, part, parts
 from fewscan.judge.results import Evaluation
 
 WORDS = ((0.9, "closely"), (0.8, "well"), (0.7, "roughly"), (0.0, "in part only"))
 """Mean Dice from which predicted and reference outlines are said to agree so."""
 
+EXTREME = 5.0
+"""Local change of volume beyond which a registration is doubted."""
+
 FEW = " So few scans make even that interval too narrow."
 
 
-def headline(evaluation: Evaluation | None, *, trained: bool) -> str:
+def headline(evaluation: Evaluation | None, *, trained: bool, segments: bool = True) -> str:
     """The one sentence to take away.
 
     Parameters
@@ -24,9 +28,13 @@ def headline(evaluation: Evaluation | None, *, trained: bool) -> str:
         None when nothing was judged.
     trained : bool
         Whether there is a model.
+    segments : bool
+        Whether it has a segmenter, or registers only.
     """
     dice = math.nan if evaluation is None else evaluation.spread("dice")["mean"]
     if evaluation is None or math.isnan(dice):
+        if trained and not segments:
+            return "A registration network was trained. How well it registers has not been measured yet."
         if trained:
             return "A model was trained. How good it is has not been measured yet."
         return "What the data look like. Nothing was trained or measured yet."
@@ -60,8 +68,98 @@ def remarks(
     counts = [_count(n, severity) for severity in ("error", "warning") if (n := severities.count(severity))]
     if counts:
         found.append(f"The data check found {' and '.join(counts)}; see Data.")
-    if evaluation is None:
+    if part(model or {}, "guard").get("kept") == "apart":
+        found.append("Unlabelled scans taught the segmenter nothing good: the one from before was kept; see Training.")
+    if evaluation is None and (model or {}).get("segments") is False:
+        found.append("To measure it, run `fewscan register` with --model on two labelled scans.")
+    elif evaluation is None:
         found.append("To measure it, predict scans that have a reference and run `fewscan evaluate`.")
+    return found
+
+
+def registered(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Headline and remarks of a registration.
+
+    Parameters
+    ----------
+    record : mapping
+        Content of ``registration.json``.
+    """
+    likeness, dice = part(record, "similarity"), part(part(record, "dice"), "mean")
+    pairs = {
+        "mean Dice": (figure(dice, "before"), figure(dice, "after")),
+        "likeness": (figure(likeness, "before"), figure(likeness, "after")),
+    }
+    told = [_changed(name, *pair) for name, pair in pairs.items() if all(map(math.isfinite, pair))]
+    share = figure(record, "folding")
+    if math.isfinite(share):
+        told.append("nothing folds" if share == 0 else f"{folding(share)} of the voxels fold")
+    said = ", ".join([*told[:-1], f"and {told[-1]}"]) if told[2:] else " and ".join(told) or "two scans were registered"
+    found = []
+    if pairs["likeness"][1] <= pairs["likeness"][0]:
+        found.append("The scans did not become more alike: do not use this registration.")
+    found += _overlaps(record)
+    if share > 0:
+        found.append("Where the map folds it turns space inside out: trust neither labels nor volumes there.")
+    change = part(record, "volume_change")
+    small, large = figure(change, "smallest"), figure(change, "largest")
+    if small < 1 / EXTREME or large > EXTREME:
+        found.append(
+            f"Volumes change more than anatomy explains in places, by factors of {number(small, 3)} to "
+            f"{number(large, 1)}: look at the map of volumes, and compare with a smoother registration."
+        )
+    return said[0].upper() + said[1:] + ".", found
+
+
+def drafted(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Headline and remarks of drafted labels.
+
+    Parameters
+    ----------
+    record : mapping
+        Content of ``draft.json``.
+    """
+    cases, judged = parts(record, "cases"), part(record, "leave_one_out")
+    dice, low, high = (figure(judged, key) for key in ("dice", "low", "high"))
+    count = figure(judged, "n")
+    said = f"Labels were drafted for {_count(len(cases), 'scan')}"
+    found = ["Correct the drafts before you train on them."] if cases else []
+    if not math.isfinite(dice):
+        found.append("A figure takes a second labelled scan, of another patient; until then look at each draft.")
+        return f"{said}. Nothing tells yet how good they are.", found
+    if math.isfinite(low):
+        found.append(
+            f"On {count:.0f} labelled scans the mean Dice is uncertain: 95 % interval {number(low)} to {number(high)}."
+            + (FEW if count < 10 else "")
+        )
+    else:
+        found.append("Too few labelled scans to say how far this carries: an interval needs at least 3 patients.")
+    if len(cases) > 1:
+        least = min(cases, key=lambda name: figure(cases[name], "sure"))
+        sure = number(figure(cases[least], "sure"), 0, percent=True)
+        found.append(f"Look first at {least}: the vote was least sure there, {sure} on average.")
+    if gone := sum(bool(dropped(case)) for case in cases.values()):
+        found.append(f"On {_count(gone, 'scan')} an atlas folded and had no vote; see Drafts.")
+    return f"{said}. Labelled ones, drafted the same way, reach Dice {number(dice)}.", found
+
+
+def _changed(name: str, before: float, after: float) -> str:
+    how = "rises" if after > before else "falls" if after < before else "stays"
+    return f"{name} {how} from {number(before)} to {number(after)}"
+
+
+def _overlaps(record: Mapping[str, Any]) -> list[str]:
+    """What the overlap of structures says of a registration."""
+    labels = {name: figure(row, "after") for name, row in parts(part(record, "dice"), "labels").items()}
+    if not labels:
+        return ["Likeness alone can deceive. Labels of both scans would show whether structures meet."]
+    weakest = min(labels, key=lambda name: labels[name])
+    found = [f"Look first at {weakest}: Dice {number(labels[weakest])}."] if len(labels) > 1 else []
+    before = {name: figure(row, "before") for name, row in parts(part(record, "dice"), "labels").items()}
+    worse = [name for name in labels if labels[name] < before[name]]
+    if worse:
+        overlap = "overlaps" if len(worse) == 1 else "overlap"
+        found.append(f"{_count(len(worse), 'structure')} {overlap} less than before: {', '.join(worse[:5])}.")
     return found
 
 

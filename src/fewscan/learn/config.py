@@ -187,13 +187,17 @@ class JointConfig:
     rounds : int
         Times the unlabelled scans get new pseudo-labels in what is left.
     registrar_steps : int
-        Registration steps for every ten of segmentation.
+        Registration steps for every ten of segmentation on drawn labels.
     unlabelled : float
         Share of segmentation patches from pseudo-labelled scans.
     atlases : int
         Labelled scans that vote on each unlabelled one, the most similar first.
     scans : int
         Most unlabelled scans that get pseudo-labels in a round; which ones changes from round to round.
+    pool : int
+        Most unlabelled scans that a run uses at all, drawn by the seed.
+    refine : int
+        Steps by which the registrar's answer is optimised before an atlas votes.
     agree : bool
         Pseudo-labels only where the warped atlases and the segmenter agree; else those of the atlases alone.
     teach : {"both", "segmenter", "registrar"}
@@ -202,10 +206,12 @@ class JointConfig:
 
     apart: float = 0.4
     rounds: int = 2
-    registrar_steps: int = 4
+    registrar_steps: int = 6
     unlabelled: float = 0.5
-    atlases: int = 5
+    atlases: int = 3
     scans: int = 64
+    pool: int = 200
+    refine: int = 20
     agree: bool = True
     teach: str = "both"
 
@@ -216,6 +222,8 @@ class JointConfig:
         _check("joint.unlabelled", self.unlabelled, 0, 1)
         _check("joint.atlases", self.atlases, 1, 100)
         _check("joint.scans", self.scans, 1, 100_000)
+        _check("joint.pool", self.pool, 1, 100_000)
+        _check("joint.refine", self.refine, 0, 1000)
         if self.teach not in ("both", "segmenter", "registrar"):
             raise ConfigError(f"joint.teach must be both, segmenter or registrar, got {self.teach!r}")
 

@@ -31,8 +31,8 @@ class Pair(NamedTuple):
         Images on the registration grid.
     moving_label, fixed_label : (B, K, X, Y, Z) float
         One-hot maps of the labels that this step compares, foreground only; K is 0 where it compares none.
-    seen : (B, 1, X, Y, Z) float
-        1 where the labels of the fixed scan are known.
+    moving_seen, fixed_seen : (B, 1, X, Y, Z) float
+        1 where the labels of that scan are known.
     ids : tuple of str
         Moving and fixed case.
     """
@@ -41,7 +41,8 @@ class Pair(NamedTuple):
     fixed: Tensor
     moving_label: Tensor
     fixed_label: Tensor
-    seen: Tensor
+    moving_seen: Tensor
+    fixed_seen: Tensor
     ids: tuple[str, ...]
 
 
@@ -59,12 +60,15 @@ class Whole:
         Class indices, -1 where unknown; a pseudo-label for an unlabelled case, once there is one.
     labelled : bool
         Whether a person drew the label.
+    drawn : (K,) bool
+        Classes that were looked for.
     """
 
     id: str
     image: Tensor
     label: NDArray[np.int16] | None
     labelled: bool
+    drawn: NDArray[np.bool_]
 
 
 def whole(case: Prepared, shape: Shape, *, folder: Path, classes: int) -> Whole:
@@ -85,7 +89,7 @@ def whole(case: Prepared, shape: Shape, *, folder: Path, classes: int) -> Whole:
     np.save(path, resample(torch.from_numpy(np.array(case.image)), shape).numpy())
     label = None if case.label is None else resample_index(np.array(case.label), shape, classes=classes)
     image = torch.from_numpy(np.load(path, mmap_mode="c"))
-    return Whole(case.id, image, label, case.label is not None)
+    return Whole(case.id, image, label, case.label is not None, case.drawn)
 
 
 class PairBatches:
@@ -96,19 +100,29 @@ class PairBatches:
     cases : sequence of Whole
         Labelled and unlabelled; their pseudo-labels may appear while training runs.
     plan : Plan
-        Classes, mirroring, spacing.
+        Classes, mirroring.
     config : AugmentConfig
         Spatial strengths; images keep their intensities.
     labelled : float
-        Share of pairs whose moving scan is a labelled one.
+        Share of pairs whose moving scan is a labelled one; the fixed one then has known labels in half of them.
+    spacing : (3,) float
+        Of the registration grid, mm.
     device : torch.device
         Where the pair is made.
     """
 
     def __init__(
-        self, cases: Sequence[Whole], plan: Plan, *, config: AugmentConfig, labelled: float, device: torch.device
+        self,
+        cases: Sequence[Whole],
+        plan: Plan,
+        *,
+        config: AugmentConfig,
+        labelled: float,
+        spacing: Sequence[float],
+        device: torch.device,
     ) -> None:
         self.cases, self.plan, self.config, self.device = list(cases), plan, config, device
+        self.spacing = spacing
         self.labelled, self.atlases = labelled, [i for i, c in enumerate(cases) if c.labelled]
 
     def __call__(self, rng: Generator) -> Pair:
@@ -117,6 +131,9 @@ class PairBatches:
         pool = self.atlases if from_atlas else list(range(len(self.cases)))
         i = pool[int(torch.randint(len(pool), (1,), generator=rng))]
         others = [k for k in range(len(self.cases)) if k != i] or [i]
+        known = [k for k in others if self.cases[k].label is not None]
+        if from_atlas and known and float(torch.rand(1, generator=rng)) < 0.5:
+            others = known
         j = others[int(torch.randint(len(others), (1,), generator=rng))]
         moving, fixed = self.cases[i], self.cases[j]
         channels = len(moving.image)
@@ -125,24 +142,24 @@ class PairBatches:
         compared = self._compared(moving, fixed, rng)
         labels = torch.stack([_as_float(c.label, shape) for c in (moving, fixed)])[None].to(self.device)
         params = augment.sample(
-            self.config, rng, batch=1, shape=shape, spacing=self.plan.spacing,
+            self.config, rng, batch=1, shape=shape, spacing=self.spacing,
             mirror=self.plan.mirror and self.config.mirror == "auto",
         )  # fmt: skip
         images, labels = augment.spatial(params, images, labels=labels, shape=shape, nearest=True)
         number = labels.long() - 1  # beyond the border 0, which is "unknown"
         if bool(params.mirror[0]) and self.plan.pairs:
-            number = _swapped(number, self.plan)
+            number, compared = _swapped(number, self.plan), _swapped(torch.tensor(compared), self.plan).tolist()
         one = torch.tensor(compared, device=self.device).view(1, -1, 1, 1, 1)
         return Pair(
             images[:, :channels], images[:, channels:], (number[:, :1] == one).float(), (number[:, 1:] == one).float(),
-            (number[:, 1:] >= 0).float(), (moving.id, fixed.id),
+            (number[:, :1] >= 0).float(), (number[:, 1:] >= 0).float(), (moving.id, fixed.id),
         )  # fmt: skip
 
     def _compared(self, moving: Whole, fixed: Whole, rng: Generator) -> list[int]:
         """Classes to compare: none unless both have labels and a person drew at least one of the two."""
         if moving.label is None or fixed.label is None or not (moving.labelled or fixed.labelled):
             return []
-        there = [int(k) for k in np.unique(moving.label) if k > 0]
+        there = [int(k) for k in np.unique(moving.label) if k > 0 and moving.drawn[k] and fixed.drawn[k]]
         order = torch.randperm(len(there), generator=rng).tolist()
         return sorted(there[k] for k in order[:MOST_CHANNELS])
 
@@ -156,4 +173,4 @@ def _swapped(number: Tensor, plan: Plan) -> Tensor:
     table = list(range(-1, plan.classes))
     for a, b in plan.pairs:
         table[a + 1], table[b + 1] = b, a
-    return torch.tensor(table, device=number.device)[number + 1]
+    return torch.tensor(table, device=number.device)[number.long() + 1]

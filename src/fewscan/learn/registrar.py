@@ -117,7 +117,7 @@ def registration_grid(extent: Sequence[float], spacing: Sequence[float], *, voxe
     size = np.array(extent, dtype=float)
     mm = np.array(spacing, dtype=float)
     while np.prod(size) > voxels:  # the finest axes first, towards voxels that are cubic
-        finest = mm <= mm.min() * 1.001
+        finest = (size > 1) & (mm <= mm[size > 1].min() * 1.001)
         size, mm = np.where(finest, size / 1.01, size), np.where(finest, mm * 1.01, mm)
     _, _, strides = shape_network(size, mm, voxels=1 << 40, levels=levels)
     factor = np.maximum(np.prod(np.array(strides), axis=0), np.where(size >= 4, 2, 1))

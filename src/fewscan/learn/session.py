@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,6 +34,7 @@ from fewscan.learn.state import State
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_SECONDS = 1.0
 SMALLEST_PATCH_VOXELS = 16_000
+COMPLETE = 0.97  # share of a run that counts as all of it: a method may keep the last moments for judging
 
 
 def make_plan(request: Request) -> Plan:
@@ -222,13 +224,19 @@ class Session:
         self._origin = request.started - state.seconds
         spent = time.monotonic() - request.started
         whole = self._bounds.seconds
-        if whole is not None and state.seconds + spent >= whole and not request.dry_run:
+        unfinished = whole is not None and state.seconds < 0.95 * whole  # else only `finish` is left to do
+        if whole is not None and unfinished and state.seconds + spent >= whole and not request.dry_run:
             raise ResourceError(f"reading and preparing the scans took {spent:.0f} s, all of the budget; give more")
         per_step = self.measure(phases)
         request.say(self._plan_line(phases, self._bounds, state, per_step))
         if not request.dry_run:
             trim_history(folder / "history.jsonl", state.step)
         return state
+
+    @property
+    def bounds(self) -> Limits:
+        """What ends the run; known once `fit` was called."""
+        return self._bounds
 
     def fraction(self) -> float:
         """Share of the run that is done, 0 before the first call of `fit`."""
@@ -248,7 +256,7 @@ class Session:
         if budget is None and steps is None:
             budget, steps = stored.get("budget"), stored.get("steps")
         limits = Limits(seconds=budget, steps=steps)
-        if limits.fraction(state.step, state.seconds) >= 1 and (request.out / "model.json").is_file():
+        if limits.fraction(state.step, state.seconds) >= COMPLETE and (request.out / "model.json").is_file():
             raise ConfigError(
                 f"{request.out} is complete ({state.step} steps, {state.seconds:.0f} s); "
                 "give a longer --budget or --steps with --resume, or --extend 10m"
@@ -320,15 +328,15 @@ class Session:
 
 
 @contextmanager
-def open_session(request: Request, *, unlabelled: bool = False, labels: bool = True) -> Iterator[Session]:
+def open_session(request: Request, *, unlabelled: int = 0, labels: bool = True) -> Iterator[Session]:
     """Prepare folder, plan and cache; the cache goes when the session ends.
 
     Parameters
     ----------
     request : Request
         What was asked.
-    unlabelled : bool
-        Whether the method uses scans without labels.
+    unlabelled : int
+        Most scans without labels that the method uses, drawn by the seed where there are more.
     labels : bool
         Whether it needs any with.
 
@@ -346,7 +354,9 @@ def open_session(request: Request, *, unlabelled: bool = False, labels: bool = T
         plan = (
             plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if request.going_on else make_plan(request)
         )
-        cases = [*request.dataset.labelled, *(request.dataset.unlabelled if unlabelled else ())]
+        others = request.dataset.unlabelled
+        drawn = np.random.default_rng(request.seed).permutation(len(others))[:unlabelled]
+        cases = [*request.dataset.labelled, *(others[i] for i in sorted(drawn.tolist()))]
         voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
         require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual
         prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]

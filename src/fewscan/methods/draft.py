@@ -27,8 +27,13 @@ from fewscan.learn.registrar import Registrar
 from fewscan.methods import pairwise
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.space import kernels
-from fewscan.space.volume import Case, Volume, resample
+from fewscan.space.deformable import DeformConfig, deform
+from fewscan.space.similarity import ncc
+from fewscan.space.volume import IGNORE, Case, Volume, resample
 
+MOST_ATLASES = 8  # that are registered to one scan
+MOST_CLASSES = 9  # background included, up to which the segmenter's belief takes part in the optimisation
+SLAB_VALUES = 20_000_000  # of the matrices of joint fusion held at a time
 MOST_FOLDING = 0.01  # share of folded voxels from which an atlas is dropped
 PATCH = 2  # half width of the window in which deformed atlas and scan are compared
 SHARPNESS = 2.0  # of locally weighted voting: weight = mean squared difference to the power of minus this
@@ -67,7 +72,7 @@ def draft(
     scan : Volume
         Without labels.
     atlases : sequence of Case
-        Labelled.
+        Labelled; where there are more than `MOST_ATLASES`, those most like the scan.
     config : RegisterConfig
         Of each registration.
     fusion : {"local", "joint", "majority"}
@@ -83,28 +88,69 @@ def draft(
     if not atlases:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
     record: dict[str, dict[str, float | bool]] = {}
-    images, labels = [], []
-    for atlas in atlases:
+    images, labels, voters = [], [], []
+    for atlas in nearest(scan, atlases):
         assert atlas.label is not None
         found = pairwise.register(scan, atlas.image, config=config, device=device)
         folding, likeness = found.report["folding"], found.report["similarity"]["after"]
         fine = folding <= MOST_FOLDING
         record[atlas.id] = {"similarity": likeness, "folding": folding, "voted": fine}
         if fine:
-            images.append(_unit(pairwise.apply(found, atlas.image)[:1]))
+            images.append(_unit(pairwise.apply(found, atlas.image)[:1])[0])
             labels.append(pairwise.apply_labels(found, atlas.label))
+            voters.append(atlas)
     if not images:
-        raise DataError(f"all {len(atlases)} atlases fold on this scan; is it of the same body part as they are?")
-    weights = vote_weights(_unit(scan.data[:1]), torch.cat(images), fusion=fusion)
-    values = sorted({int(v) for label in labels for v in np.unique(label)} | {0})
-    best = torch.full(scan.geometry.shape, -1.0)
-    winner = torch.zeros(scan.geometry.shape, dtype=torch.int32)
+        raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
+    target = _unit(scan.data[:1])
+    label = np.zeros(scan.geometry.shape, np.uint16)
+    sure = np.zeros(scan.geometry.shape, np.float32)
+    step = max(1, SLAB_VALUES // (int(np.prod(scan.geometry.shape[1:])) * len(images) ** 2))
+    for low in range(0, len(label), step):  # planes at a time, with the neighbours that their windows see
+        high, first, last = min(low + step, len(label)), max(0, low - PATCH), min(len(label), low + step + PATCH)
+        pieces = torch.stack([image[first:last] for image in images])
+        weights = vote_weights(target[:, first:last], pieces, fusion=fusion)[:, low - first : high - first]
+        label[low:high], sure[low:high] = _count(weights, [one[low:high] for one in labels], voters)
+    return Draft(label, sure, record)
+
+
+def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) -> Sequence[Case]:
+    """The atlases most like a scan, by the correlation of thumbnails over the same share of each block.
+
+    Parameters
+    ----------
+    scan : Volume
+        To be labelled.
+    atlases : sequence of Case
+        All there are.
+    most : int
+        How many to keep.
+    """
+    if len(atlases) <= most:
+        return atlases
+    small = (24, 24, 24)
+    fixed = resample(_unit(scan.data[:1]), small)[None]
+    alike = [float(ncc(fixed, resample(_unit(atlas.image.data[:1]), small)[None])) for atlas in atlases]
+    return [atlases[i] for i in np.argsort(alike)[::-1][:most]]
+
+
+def _count(
+    weights: Tensor, labels: Sequence[NDArray[np.uint16]], voters: Sequence[Case]
+) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Winner and its share at each voxel; an atlas votes where it was looked at, and on labels it was asked for."""
+    looked = torch.stack([w * torch.from_numpy(label != IGNORE) for w, label in zip(weights, labels, strict=True)])
+    values = sorted({int(v) for label in labels for v in np.unique(label)} - {0, IGNORE})
+    best, total = torch.zeros(weights.shape[1:]), torch.zeros(weights.shape[1:])
+    winner = torch.zeros(weights.shape[1:], dtype=torch.int32)
     for value in values:  # one label at a time, so that many do not need much memory
-        share = sum(w * torch.from_numpy(label == value) for w, label in zip(weights, labels, strict=True))
-        assert isinstance(share, Tensor)
+        asked = [i for i, atlas in enumerate(voters) if atlas.drawn is None or value in atlas.drawn]
+        yes = sum((looked[i] * torch.from_numpy(labels[i] == value) for i in asked), torch.zeros_like(best))
+        share = yes / sum((looked[i] for i in asked), torch.full_like(best, 1e-9))
         winner = torch.where(share > best, torch.full_like(winner, value), winner)
-        best = torch.maximum(best, share)
-    return Draft(winner.numpy().astype(np.uint16), best.numpy(), record)
+        best, total = torch.maximum(best, share), total + share
+    background = (1 - total).clamp(min=0)
+    winner = torch.where(background >= best, torch.zeros_like(winner), winner)
+    sure = torch.maximum(best, background) * (looked.sum(0) > 0)
+    return winner.numpy().astype(np.uint16), sure.numpy()
 
 
 def vote_weights(scan: Tensor, atlases: Tensor, *, fusion: Fusion) -> Tensor:
@@ -140,8 +186,16 @@ def vote_weights(scan: Tensor, atlases: Tensor, *, fusion: Fusion) -> Tensor:
     return weights.permute(3, 0, 1, 2)
 
 
-def vote(scan: Tensor, atlases: Sequence[Whole], *, registrar: Registrar, most: int, classes: int) -> Tensor:
-    """Share of the vote of each class (K, X, Y, Z), from a trained registrar on its own grid.
+def vote(
+    scan: Tensor,
+    atlases: Sequence[Whole],
+    *,
+    registrar: Registrar,
+    most: int,
+    refine: int = 0,
+    belief: Tensor | None = None,
+) -> Tensor:
+    """Share of the vote of each class (K, X, Y, Z), from a trained registrar on its own grid; all 0 where none looked.
 
     Parameters
     ----------
@@ -152,35 +206,63 @@ def vote(scan: Tensor, atlases: Sequence[Whole], *, registrar: Registrar, most: 
     registrar : Registrar
         Trained.
     most : int
-        Atlases that vote: those most like the scan after registration.
-    classes : int
-        Background included.
+        Atlases that vote: those most like the scan, as they lie, of which there may be many.
+    refine : int
+        Steps by which the registrar's answer is optimised.
+    belief : (K, X, Y, Z) float, optional
+        What the segmenter thinks of the scan, for the optimisation to agree with.
     """
     device = next(registrar.parameters()).device
     fixed = scan[None].to(device)
-    rows: list[tuple[float, Tensor, Tensor, Whole]] = []
     with torch.no_grad():
-        for atlas in atlases:
-            moving = atlas.image[None].to(device)
-            u = registrar(moving, fixed)
-            warped = kernels.sample(moving, u)
-            rows.append((float(kernels.lncc(fixed, warped)), u, warped[:, 0], atlas))
-        chosen = sorted(rows, key=lambda row: -row[0])[:most]
-        weights = vote_weights(fixed[0, :1], torch.cat([row[2] for row in chosen]), fusion="local")
-        total = torch.zeros(classes, *scan.shape[1:], device=device)
-        for weight, (_, u, _, atlas) in zip(weights, chosen, strict=True):
-            assert atlas.label is not None
-            total += weight * _soft(atlas.label, u, classes)
-    return (total / total.sum(0).clamp(min=1e-6)).cpu()
+        alike = [float(ncc(fixed, atlas.image[None].to(device))) for atlas in atlases]
+        chosen = [atlases[i] for i in np.argsort(alike)[::-1][:most]]
+        moving = torch.cat([atlas.image[None] for atlas in chosen]).to(device)
+        fixed = fixed.expand(len(chosen), -1, -1, -1, -1)
+        u = registrar(moving, fixed)
+    if refine > 0:
+        config = DeformConfig(shrink=(2, 1), steps=(refine * 3 // 4, refine - refine * 3 // 4))
+        masks = None if belief is None else _beliefs(chosen, belief, device)
+        u = deform(fixed.contiguous(), moving, config=config, start=u, masks=masks)
+    with torch.no_grad():
+        weights = vote_weights(scan[:1].to(device), kernels.sample(moving, u)[:, 0], fusion="local")
+        return _tally(chosen, u, weights).cpu()
 
 
-def _soft(label: NDArray[np.int16], u: Tensor, classes: int) -> Tensor:
-    """Warped one-hot labels (K, X, Y, Z); where nobody looked all are 0."""
-    index = torch.from_numpy(label.astype(np.int64))
-    return torch.cat([kernels.sample((index == k).float()[None, None].to(u.device), u)[0] for k in range(classes)])
+def _beliefs(chosen: Sequence[Whole], belief: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Foreground of the segmenter's belief and of the atlases' labels, class by class where there are few."""
+    if len(belief) > MOST_CLASSES:
+        return None
+    ours = torch.stack([_one_hot(atlas, range(1, len(belief))) for atlas in chosen]).to(device)
+    return belief[None, 1:].expand(len(chosen), -1, -1, -1, -1).to(device), ours
 
 
-def resize_vote(share: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _tally(chosen: Sequence[Whole], u: Tensor, weights: Tensor) -> Tensor:
+    """Shares of the classes; an atlas has a voice where it was looked at, on the classes that were looked for."""
+    classes = len(chosen[0].drawn)
+    yes = torch.zeros(classes, *u.shape[2:], device=u.device)
+    heard = torch.full_like(yes, 1e-6)
+    for i, atlas in enumerate(chosen):
+        assert atlas.label is not None
+        seen = torch.from_numpy((atlas.label >= 0).astype(np.float32))[None, None].to(u.device)
+        voice = weights[i] * kernels.sample(seen, u[i : i + 1])[0, 0]
+        for k in range(1, classes):
+            if atlas.drawn[k]:
+                heard[k] += voice
+                mask = torch.from_numpy((atlas.label == k).astype(np.float32))[None, None].to(u.device)
+                yes[k] += weights[i] * kernels.sample(mask, u[i : i + 1])[0, 0]
+        heard[0] += voice
+    share = yes / heard
+    share[0] = (1 - share[1:].sum(0)).clamp(min=0)
+    return share / share.sum(0) * (heard[0] > 0.01)
+
+
+def _one_hot(atlas: Whole, classes: Sequence[int] | range) -> Tensor:
+    assert atlas.label is not None
+    return torch.stack([torch.from_numpy((atlas.label == k).astype(np.float32)) for k in classes])
+
+
+def resize_vote(share: Tensor, shape: Sequence[int]) -> Tensor:
     """Shares of the vote on another number of voxels over the same block of space.
 
     Parameters
@@ -190,7 +272,8 @@ def resize_vote(share: Tensor, shape: tuple[int, int, int]) -> Tensor:
     shape : (X, Y, Z) int
         Wanted shape.
     """
-    return resample(share, shape)
+    x, y, z = shape
+    return resample(share, (x, y, z))
 
 
 def disturbed(image: Tensor, config: AugmentConfig, *, spacing: Sequence[float]) -> Tensor:

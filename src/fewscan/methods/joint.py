@@ -16,11 +16,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
+import threading
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -30,7 +34,7 @@ from fewscan.data.io import atomic
 from fewscan.learn import infer
 from fewscan.learn.batches import Prepared, labelled_as, resample_index
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.engine import Phase
+from fewscan.learn.engine import Phase, stop_on_signals
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar
 from fewscan.learn.request import Request
@@ -38,9 +42,35 @@ from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import draft, register, segment
 
-SEGMENTER_STEPS = 10  # in a row, of each kind
-SURE = 0.65  # mean probability of atlases and segmenter from which a pseudo-label counts
+SEGMENTER_STEPS = 10  # in a row, on drawn labels
+SURE, HEARD = 0.65, 0.4  # least mean of both, and least of the segmenter, from which a pseudo-label counts
+LABELLING = 0.08  # most of a budget that the labelling of one round may take
+LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
+GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
+WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
 Index = NDArray[np.int16]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Both:
+    """Two networks, their phases apart, the scans they share, and the user's wish to stop."""
+
+    session: Session
+    alone: Phase
+    together: Phase
+    registrar: Registrar
+    cases: Sequence[Whole]
+    stop: threading.Event
+
+    @property
+    def folder(self) -> Path:
+        """Where a run that goes on finds what it had between its parts."""
+        return self.session.request.out / "pseudo"
+
+    def tag(self, name: str) -> Path:
+        """File of this run: one with other limits must not find it."""
+        bounds = self.session.bounds
+        return self.folder / f"{name}-{bounds.seconds or bounds.steps:g}"
 
 
 def run(request: Request) -> Model:
@@ -56,114 +86,140 @@ def run(request: Request) -> Model:
     DataError
         If nothing is labelled, or there is one scan only.
     """
-    with open_session(request, unlabelled=True) as session:
-        config, folder = session.settings.joint, request.out / "pseudo"
-        alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
+    with open_session(request, unlabelled=request.settings.joint.pool) as session, stop_on_signals() as stop:
+        config = session.settings.joint
         registrar = register.build(session)
         cases = register.wholes(session, registrar)
+        alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         together = register.phase(session, registrar, cases=cases, steps=config.registrar_steps)
+        both = _Both(session, alone, together, registrar, cases, stop)
         state = session.fit([alone, together], until=config.apart)
-        before = _kept(state.average_of(alone.train), folder / "apart.safetensors", session)
+        before = _kept(both, state)
         for turn in range(config.rounds):
-            if session.interrupted or request.dry_run or not session.unlabelled:
-                break
-            labels = _labels(
-                session, state, folder / f"round{turn}.npz", segmenter=alone.train, registrar=registrar, cases=cases
-            )
-            phases = _phases(session, labels, cases=cases, alone=alone, together=together)
-            state = session.fit(phases, until=config.apart + (1 - config.apart) * (turn + 1) / config.rounds)
-        state = session.fit([alone, together])
-        return _finish(session, state, before, segmenter=alone.train, registrar=registrar)
+            until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
+            if session.unlabelled and not request.dry_run and session.fraction() < until and not session.interrupted:
+                labels = _labels(both, state, turn)
+                session.interrupted |= stop.is_set()
+                state = session.fit(_phases(both, labels), until=min(until, LAST))
+        state = session.fit([alone], until=GUARD if session.bounds.seconds is not None else 1.0)
+        return _finish(both, state, before)
 
 
-def _phases(
-    session: Session, labels: Mapping[str, Index], *, cases: Sequence[Whole], alone: Phase, together: Phase
-) -> list[Phase]:
+def _phases(both: _Both, labels: Mapping[str, Index]) -> list[Phase]:
     """Turns of one round: drawn labels, pseudo-labels, registration."""
-    config, plan = session.settings.joint, session.plan
+    session, config = both.session, both.session.settings.joint
+    drawn = np.logical_or.reduce([case.drawn for case in session.labelled])
     if config.teach != "segmenter":
-        for case in cases:
+        for case in both.cases:
             if not case.labelled and case.id in labels:
                 shape = (case.image.shape[1], case.image.shape[2], case.image.shape[3])
-                case.label = resample_index(labels[case.id], shape, classes=plan.classes)
+                case.label = resample_index(labels[case.id], shape, classes=session.plan.classes)
+                case.drawn = drawn
     if config.teach == "registrar":
-        return [alone, together]
-    taught = [labelled_as(case, labels[case.id]) for case in session.unlabelled if case.id in labels]
+        return [both.alone, both.together]
+    taught = [
+        dataclasses.replace(labelled_as(case, labels[case.id]), drawn=drawn)
+        for case in session.unlabelled
+        if case.id in labels
+    ]
     useful = [case for case in taught if any(case.counts[1:])]
-    if not useful or config.unlabelled == 0:
-        return [alone, together]
-    share = config.unlabelled / max(1e-6, 1 - config.unlabelled)
-    steps = max(1, round(SEGMENTER_STEPS * min(share, 4)))
-    anatomy = segment.phase(session, cases=useful, segmenter=alone.train, name="anatomy")
-    return [alone, dataclasses.replace(anatomy, steps=steps), together]
+    share = config.unlabelled * len(useful) / (len(useful) + len(session.labelled))  # few scans must not be repeated
+    steps = round(SEGMENTER_STEPS * share / max(0.2, 1 - share))
+    if steps < 1:
+        return [both.alone, both.together]
+    anatomy = segment.phase(session, cases=useful, segmenter=both.alone.train, name="anatomy")
+    return [both.alone, dataclasses.replace(anatomy, steps=steps), both.together]
 
 
-def _labels(
-    session: Session, state: State, path: Path, *, segmenter: nn.Module, registrar: Registrar, cases: Sequence[Whole]
-) -> dict[str, Index]:
+def _labels(both: _Both, state: State, turn: int) -> dict[str, Index]:
     """Pseudo-labels of unlabelled scans on the plan's grid, -1 where unsure; read back when a run goes on."""
-    unlabelled = session.unlabelled
+    session, config = both.session, both.session.settings.joint
+    path, unlabelled = both.tag(f"round{turn}"), session.unlabelled
     if session.request.going_on and path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            return {unlabelled[int(i)].id: stored[i] for i in stored.files}
-    most = session.settings.joint.scans
-    order = np.random.default_rng([session.request.seed, state.step]).permutation(len(unlabelled))[:most]
-    session.request.say(f"labelling {len(order)} unlabelled scan(s) by atlases and segmenter")
-    atlases = [case for case in cases if case.labelled]
-    others = {case.id: case for case in cases if not case.labelled}
-    moving, still = state.average_of(registrar).eval(), state.average_of(segmenter).eval()
-    predictor = infer.network_predictor(still, session.hardware)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {unlabelled[int(i)].id: stored[i] for i in stored.files}
+        except (ValueError, OSError, zipfile.BadZipFile, IndexError):
+            session.request.say(f"{path} is damaged; its scans are labelled again")
+    order = np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))[: config.scans]
+    session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
+    atlases = [case for case in both.cases if case.labelled]
+    others = {case.id: case.image for case in both.cases if not case.labelled}
+    moving = cast(Registrar, state.average_of(both.registrar).eval())
+    predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
     answer: dict[str, Index] = {}
-    for i in sorted(order.tolist()):
+    begin, allowed = session.fraction(), LABELLING if session.bounds.seconds is not None else 1.0
+    for i in order.tolist():
+        if both.stop.is_set() or session.fraction() - begin > allowed:
+            break
         case = unlabelled[i]
+        belief = _belief(case, session, predictor)
         vote = draft.vote(
-            others[case.id].image, atlases, registrar=cast(Registrar, moving), most=session.settings.joint.atlases,
-            classes=session.plan.classes,
+            others[case.id], atlases, registrar=moving, most=config.atlases, refine=config.refine,
+            belief=draft.resize_vote(belief, moving.shape) if config.agree else None,
         )  # fmt: skip
-        answer[case.id] = _fused(case, vote, session, predictor)
+        answer[case.id] = _fused(draft.resize_vote(vote, case.image.shape[1:]), belief, agree=config.agree)
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
         named = {f"{i}": answer[case.id] for i, case in enumerate(unlabelled) if case.id in answer}
-        np.savez_compressed(file, **named)  # type: ignore[arg-type]
+        np.savez(file, **named)  # type: ignore[arg-type]
     return answer
 
 
-def _fused(case: Prepared, vote: Tensor, session: Session, predictor: infer.Predictor) -> Index:
-    """Where atlases and segmenter are sure together; the atlases alone if so configured."""
-    image = torch.from_numpy(np.array(case.image))
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    probs = draft.resize_vote(vote, shape)
-    if session.settings.joint.agree:
-        probs = (probs + infer.probabilities(image, session.plan, predictor=predictor)) / 2
-        top, index = probs.max(0)
-        index = torch.where(top >= SURE, index, torch.full_like(index, -1))
+def _belief(case: Prepared, session: Session, predictor: infer.Predictor) -> Tensor:
+    """The segmenter's probabilities, without the weights that its loss gave small classes."""
+    probs = infer.probabilities(torch.from_numpy(np.array(case.image)), session.plan, predictor=predictor)
+    if session.plan.weights:
+        probs = probs / torch.tensor(session.plan.weights).view(-1, 1, 1, 1)
+        probs = probs / probs.sum(0)
+    return probs
+
+
+def _fused(vote: Tensor, belief: Tensor, *, agree: bool) -> Index:
+    """Where atlases and segmenter are sure together, else -1; the atlases alone unless they must agree."""
+    heard = vote.sum(0) > 0.5
+    if agree:
+        top, index = ((vote + belief) / 2).max(0)
+        mine = belief.gather(0, index[None])[0]
+        keep = heard & (top >= SURE) & (mine >= HEARD)
     else:
-        index = probs.argmax(0)
-    return index.to(torch.int16).numpy()
+        index, keep = vote.argmax(0), heard
+    return torch.where(keep, index, torch.full_like(index, -1)).to(torch.int16).numpy()
 
 
-def _kept(network: nn.Module, path: Path, session: Session) -> nn.Module:
+def _kept(both: _Both, state: State) -> nn.Module:
     """The segmenter as it was trained apart; on disk, because a run that goes on needs it again."""
-    kept = copy.deepcopy(network)
-    if session.request.going_on and path.is_file():
-        kept.load_state_dict(safetensors.torch.load_file(path))
-    elif not session.request.dry_run:
-        path.parent.mkdir(exist_ok=True)
-        with atomic(path) as temporary:
-            safetensors.torch.save_file({k: v.contiguous() for k, v in kept.state_dict().items()}, temporary)
+    kept = copy.deepcopy(state.average_of(both.alone.train))
+    if both.session.request.dry_run or both.session.interrupted:
+        return kept
+    path = both.tag("apart")
+    if both.session.request.going_on and path.is_file():
+        try:
+            kept.load_state_dict(safetensors.torch.load_file(path))
+            return kept
+        except (safetensors.SafetensorError, RuntimeError, OSError):
+            both.session.request.say(f"{path} is damaged; the guard compares with the segmenter as it is now")
+    path.parent.mkdir(exist_ok=True)
+    with atomic(path) as temporary:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in kept.state_dict().items()}, temporary)
     return kept
 
 
-def _finish(session: Session, state: State, before: nn.Module, *, segmenter: nn.Module, registrar: Registrar) -> Model:
+def _finish(both: _Both, state: State, before: nn.Module) -> Model:
     """Keep the better segmenter by evidence that needs no further label."""
-    after, verdict = state.average_of(segmenter), {}
-    if session.unlabelled and not session.request.dry_run and not session.interrupted:
+    session = both.session
+    after, verdict = state.average_of(both.alone.train), {}
+    if session.unlabelled and not session.request.dry_run and not session.interrupted and not both.stop.is_set():
         verdict = guard(session, before=before, after=after)
         session.request.say(verdict["reason"])
     kept = before if verdict.get("kept") == "apart" else after
-    return session.finish(kept, others={"registrar": state.average_of(registrar)}, record={"guard": verdict})
+    others = {"registrar": state.average_of(both.registrar)}
+    model = session.finish(kept, others=others, record={"guard": verdict})
+    if not session.interrupted:  # label maps of other people's scans must not travel with the model
+        shutil.rmtree(both.folder, ignore_errors=True)
+    return model
 
 
-def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 8) -> dict[str, Any]:
+def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 3) -> dict[str, Any]:
     """Whether what joint training made of the segmenter may be kept.
 
     Two signs without a further label: Dice between the answers to an unlabelled scan and to the same scan with other
@@ -194,9 +250,6 @@ def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 
     return {"kept": kept, "reason": reason, **rows}
 
 
-WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice
-
-
 def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tensor:
     return infer.probabilities(image, session.plan, predictor=predictor).argmax(0)
 
@@ -212,7 +265,8 @@ def _fit(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
     assert case.label is not None
     truth = torch.from_numpy(np.array(case.label))
     found = _answer(torch.from_numpy(np.array(case.image)), session, predictor)
-    return _dice(torch.where(truth < 0, 0, found), truth.clamp(min=0))
+    asked = torch.from_numpy(case.drawn)
+    return _dice(torch.where((truth < 0) | ~asked[found], 0, found), truth.clamp(min=0))
 
 
 def _dice(a: Tensor, b: Tensor) -> float:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,6 +88,7 @@ def register(
     config: RegisterConfig | None = None,
     weight: NDArray[np.bool_] | None = None,
     start: Callable[[Tensor, Tensor], Tensor] | None = None,
+    scaling: Sequence[Scaling] | None = None,
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> Registration:
@@ -103,6 +104,9 @@ def register(
         On the fixed grid: where likeness counts. A lesion that the moving scan lacks is left out here.
     start : callable, optional
         Fixed and affinely aligned moving image to a first displacement in their voxels: a trained network's answer.
+    scaling : sequence of Scaling, optional
+        How intensities are normalised, one per channel: as the network that gives the start learnt them; by each
+        scan's own numbers when None.
     device : torch.device, optional
         Where the deformable part runs; the CPU when None.
     progress : callable, optional
@@ -124,7 +128,7 @@ def register(
     if weight is not None and not weight.any():
         raise DataError("the mask of where likeness counts is empty; leave it out, or draw it on the fixed scan")
     grid = working_grid(fixed.geometry, config.spacing_mm)
-    still, other = _unit(fixed, "fixed"), _unit(moving, "moving")
+    still, other = _unit(fixed, "fixed", scaling), _unit(moving, "moving", scaling)
     looked = None if weight is None else torch.from_numpy(weight.astype(np.float32))[None]
     name = config.deform.similarity
     tell(0.0, "affine")
@@ -216,12 +220,12 @@ def apply_labels(found: Registration, label: Labelmap) -> NDArray[np.uint16]:
     return fields.warp_labels(label.data, label.geometry, field=found.field)
 
 
-def _unit(volume: Volume, role: str) -> Tensor:
+def _unit(volume: Volume, role: str, scaling: Sequence[Scaling] | None) -> Tensor:
     """Channels with mean 0 and deviation 1."""
     for name, channel in zip(volume.channels, volume.data, strict=True):
         if channel.min() == channel.max():
             raise DataError(f"the {role} scan is constant in channel {name!r}: nothing to register; give another file")
-    return torch.from_numpy(normalise(volume.data, [Scaling(kind="scan")] * len(volume.data)))
+    return torch.from_numpy(normalise(volume.data, scaling or [Scaling(kind="scan")] * len(volume.data)))
 
 
 def _onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:

@@ -9,6 +9,7 @@ flow cannot fold (Dalca et al. 2018, arXiv 1805.04605), and inverse consistency 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,21 @@ def build(session: Session) -> Registrar:
     return build_registrar(
         channels=len(session.plan.channels), shape=shape, widths=pair.widths, seed=seed
     ).to(device)  # fmt: skip
+
+
+def spacing(session: Session, registrar: Registrar) -> list[float]:
+    """Voxel size of the registrar's grid for a median scan, mm.
+
+    Parameters
+    ----------
+    session : Session
+        Prepared cases.
+    registrar : Registrar
+        Whose grid.
+    """
+    extent = np.median([c.image.shape[1:] for c in (*session.labelled, *session.unlabelled)], 0)
+    size: list[float] = (extent * np.array(session.plan.spacing) / np.array(registrar.shape)).tolist()
+    return size
 
 
 def wholes(session: Session, registrar: Registrar) -> list[Whole]:
@@ -88,9 +104,12 @@ def phase(
     if len(cases) < 2:
         raise DataError("registration needs at least two scans; add another one, with or without labels")
     config, hardware = session.settings.pair, session.hardware
+    augment = session.settings.augment
+    half = {name: getattr(augment, name) / 2 for name in ("rotate_deg", "scale", "shift", "elastic")}
     batches = PairBatches(
-        cases, session.plan, config=session.settings.augment, labelled=config.labelled, device=hardware.device
-    )
+        cases, session.plan, config=replace(augment, **half), labelled=config.labelled,
+        spacing=spacing(session, registrar), device=hardware.device,
+    )  # fmt: skip
     weights = {"similarity": 1.0, "smoothness": config.smoothness}
     weights |= {"anatomy": config.anatomy} if anatomy else {}
     weights |= {"inverse": config.inverse} if config.inverse > 0 else {}
@@ -136,8 +155,8 @@ def anatomy_term(batch: Pair, u: Tensor) -> Tensor:
     """
     if batch.moving_label.shape[1] == 0:
         return u.sum() * 0
-    warped = kernels.sample(batch.moving_label, u) * batch.seen
-    return 1 - overlap(batch.fixed_label, warped)
+    both = batch.fixed_seen * kernels.sample(batch.moving_seen, u.detach())
+    return 1 - overlap(batch.fixed_label * both, kernels.sample(batch.moving_label, u) * both)
 
 
 def run(request: Request) -> Model:
@@ -153,7 +172,7 @@ def run(request: Request) -> Model:
     DataError
         If there are fewer than two scans.
     """
-    with open_session(request, unlabelled=True, labels=False) as session:
+    with open_session(request, unlabelled=request.settings.joint.pool, labels=False) as session:
         registrar = build(session)
         register = phase(session, registrar, cases=wholes(session, registrar), anatomy=bool(session.labelled))
         state = session.fit([register])

@@ -1,0 +1,96 @@
+"""What JSON records say, whatever their state: numbers and parts that may be missing, and figures in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fewscan.deliver.markup import ABSENT, number
+
+
+def figure(found: Mapping[str, Any], key: str) -> float:
+    """A number; NaN where there is none.
+
+    Parameters
+    ----------
+    found : mapping
+        From JSON.
+    key : str
+        Its name.
+
+    Examples
+    --------
+    >>> figure({"dice": 0.5}, "dice"), figure({"dice": None}, "dice")
+    (0.5, nan)
+    """
+    value = found.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def part(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A mapping; an empty one where there is none.
+
+    Parameters
+    ----------
+    found : mapping
+        From JSON.
+    key : str
+        Its name.
+    """
+    value = found.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def parts(found: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """The mappings inside a mapping, by name.
+
+    Parameters
+    ----------
+    found : mapping
+        From JSON.
+    key : str
+        Its name.
+    """
+    return {str(name): row for name, row in part(found, key).items() if isinstance(row, Mapping)}
+
+
+def folding(share: float) -> str:
+    """Share of folded voxels in words.
+
+    Parameters
+    ----------
+    share : float
+        0 to 1; NaN when unknown.
+
+    Examples
+    --------
+    >>> folding(0), folding(0.00001), folding(0.0213)
+    ('none', 'under 0.01 %', '2.13 %')
+    """
+    if not math.isfinite(share):
+        return ABSENT
+    return "none" if share == 0 else "under 0.01 %" if share < 1e-4 else number(share, 2, percent=True)
+
+
+def dropped(case: Mapping[str, Any]) -> dict[str, float]:
+    """Atlases that had no vote on a drafted case, and the share of their voxels that folded.
+
+    Parameters
+    ----------
+    case : mapping
+        One of a draft record's ``cases``.
+    """
+    return {name: figure(row, "folding") for name, row in parts(case, "atlases").items() if row.get("voted") is False}
+
+
+def mean(row: Mapping[str, Any]) -> float:
+    """Mean of the numbers in a row; NaN without any.
+
+    Parameters
+    ----------
+    row : mapping
+        From JSON.
+    """
+    known = [value for key in row if math.isfinite(value := figure(row, key))]
+    return sum(known) / len(known) if known else math.nan
