@@ -17,5 +17,5 @@ def trained(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("trained")
     data = write_dataset(root / "data", labelled=3, unlabelled=1)
-    model = api.train(data, root / "model", steps=60, settings=SMALL, device="cpu")
+    model = api.train(data, root / "model", steps=60, settings=SMALL, device="cpu", method="segment")
     return data, model
