@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from test_report import EVIL, Structure, page_of
@@ -52,10 +53,17 @@ GUARD = {
 }
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene") / "pictures"
+    write_pictures(scene(), folder)
+    return folder
+
+
 @pytest.fixture
-def registration(tmp_path):
-    names = write_pictures(scene(), tmp_path / "pictures")
-    record = RECORD | {"pictures": [f"pictures/{name}" for name in names]}
+def registration(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    record = RECORD | {"pictures": [f"pictures/{path.name}" for path in pictures.iterdir()]}
     (tmp_path / "registration.json").write_text(json.dumps(record))
     return tmp_path
 

@@ -110,8 +110,8 @@ class _Cut:
     def centres(self, axis: int) -> Array:
         """Of the voxels along an axis, in display order, in units of the frame."""
         n, size = self.whole.shape[axis], self.whole.spacing[axis]
-        centres: Array = ((np.arange(n) + 0.5) * size + (self.side - n * size) / 2) * UNITS / self.side
-        return centres
+        mm = (np.arange(n, dtype=np.float64) + 0.5) * size + (self.side - n * size) / 2
+        return mm * (UNITS / self.side)
 
     def framed(self, shown: NDArray[Any], *, way: Image.Resampling) -> NDArray[np.float32]:
         """Values of a shown slice on the pixels of the frame, NaN beside it."""
@@ -242,7 +242,7 @@ def _save(picture: Image.Image, path: Path) -> None:
     while True:
         buffer = io.BytesIO()
         way = Image.Resampling.NEAREST if picture.mode == "P" else Image.Resampling.BICUBIC
-        picture.resize((pixels, pixels), way).save(buffer, "PNG", optimize=True)
+        picture.resize((pixels, pixels), way).save(buffer, "PNG")
         if buffer.tell() <= MOST_BYTES:
             break
         pixels = round(pixels * 0.85)

@@ -200,6 +200,8 @@ class JointConfig:
         Steps by which the registrar's answer is optimised before an atlas votes.
     agree : bool
         Pseudo-labels only where the warped atlases and the segmenter agree; else those of the atlases alone.
+    warped : bool
+        Also learn from labelled scans in the shape of unlabelled ones.
     teach : {"both", "segmenter", "registrar"}
         Which network the other one helps; "both" is the method, the others are its one-way ablations.
     """
@@ -213,6 +215,7 @@ class JointConfig:
     pool: int = 200
     refine: int = 20
     agree: bool = True
+    warped: bool = True
     teach: str = "both"
 
     def __post_init__(self) -> None:

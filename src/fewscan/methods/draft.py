@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,24 @@ JOINT_BETA = 2.0
 JOINT_ALPHA = 0.1
 
 Fusion = Literal["local", "joint", "majority"]
+
+
+class Vote(NamedTuple):
+    """What trained atlases say of one scan; see `vote`.
+
+    Parameters
+    ----------
+    share : (K, X, Y, Z) float
+        Of each class; all 0 where no atlas was looked at.
+    atlas : Whole
+        The one most like the scan.
+    u : (1, 3, X, Y, Z) float
+        Its displacement, voxels of the registrar's grid.
+    """
+
+    share: Tensor
+    atlas: Whole
+    u: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +212,8 @@ def vote(
     most: int,
     refine: int = 0,
     belief: Tensor | None = None,
-) -> Tensor:
-    """Share of the vote of each class (K, X, Y, Z), from a trained registrar on its own grid; all 0 where none looked.
+) -> Vote:
+    """Vote of labelled scans on the classes of another one, through a trained registrar and on its grid.
 
     Parameters
     ----------
@@ -226,7 +244,7 @@ def vote(
         u = deform(fixed.contiguous(), moving, config=config, start=u, masks=masks)
     with torch.no_grad():
         weights = vote_weights(scan[:1].to(device), kernels.sample(moving, u)[:, 0], fusion="local")
-        return _tally(chosen, u, weights).cpu()
+        return Vote(_tally(chosen, u, weights).cpu(), chosen[0], u[:1].cpu())
 
 
 def _beliefs(chosen: Sequence[Whole], belief: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:

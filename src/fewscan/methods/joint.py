@@ -8,7 +8,8 @@ are labelled trains the registrar's L_a only, a pair of which neither is trains 
 
 What is ours: the labels that the registrar gives an unlabelled scan are a locally weighted vote of several atlases and
 count only where they and the averaged segmenter are sure together; they are renewed between rounds and cached, so that
-segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled ones. At the
+segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled ones. Beside
+each stands the nearest labelled scan in its shape, whose labels are exact (Zhao et al. 2019, arXiv 1902.09383). At the
 end the segmenter of before the turns is kept where the evidence speaks against what came of them.
 """
 
@@ -21,7 +22,7 @@ import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import safetensors
@@ -41,6 +42,8 @@ from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import draft, register, segment
+from fewscan.space import field, kernels
+from fewscan.space.volume import resample
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
 SURE, HEARD = 0.65, 0.4  # least mean of both, and least of the segmenter, from which a pseudo-label counts
@@ -48,7 +51,15 @@ LABELLING = 0.08  # most of a budget that the labelling of one round may take
 LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
 GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
+WARPED_VALUES = 50_000_000  # of warped scans held at a time
 Index = NDArray[np.int16]
+
+
+class _Made(NamedTuple):
+    """What a round teaches the segmenter with: pseudo-labels by case, and labelled scans in the shape of others."""
+
+    labels: Mapping[str, Index]
+    warped: Sequence[Prepared]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,10 +116,11 @@ def run(request: Request) -> Model:
         return _finish(both, state, before)
 
 
-def _phases(both: _Both, labels: Mapping[str, Index]) -> list[Phase]:
+def _phases(both: _Both, made: _Made) -> list[Phase]:
     """Turns of one round: drawn labels, pseudo-labels, registration."""
     session, config = both.session, both.session.settings.joint
     drawn = np.logical_or.reduce([case.drawn for case in session.labelled])
+    labels, warped = made
     if config.teach != "segmenter":
         for case in both.cases:
             if not case.labelled and case.id in labels:
@@ -127,19 +139,18 @@ def _phases(both: _Both, labels: Mapping[str, Index]) -> list[Phase]:
     steps = round(SEGMENTER_STEPS * share / max(0.2, 1 - share))
     if steps < 1:
         return [both.alone, both.together]
-    anatomy = segment.phase(session, cases=useful, segmenter=both.alone.train, name="anatomy")
+    anatomy = segment.phase(session, cases=[*useful, *warped], segmenter=both.alone.train, name="anatomy")
     return [both.alone, dataclasses.replace(anatomy, steps=steps), both.together]
 
 
-def _labels(both: _Both, state: State, turn: int) -> dict[str, Index]:
-    """Pseudo-labels of unlabelled scans on the plan's grid, -1 where unsure; read back when a run goes on."""
+def _labels(both: _Both, state: State, turn: int) -> _Made:
+    """Pseudo-labels and warped labelled scans of a round; read back when a run goes on."""
     session, config = both.session, both.session.settings.joint
     path, unlabelled = both.tag(f"round{turn}"), session.unlabelled
     if session.request.going_on and path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {unlabelled[int(i)].id: stored[i] for i in stored.files}
-        except (ValueError, OSError, zipfile.BadZipFile, IndexError):
+            return _read(path, both)
+        except (ValueError, OSError, KeyError, IndexError, zipfile.BadZipFile):
             session.request.say(f"{path} is damaged; its scans are labelled again")
     order = np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))[: config.scans]
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
@@ -148,6 +159,7 @@ def _labels(both: _Both, state: State, turn: int) -> dict[str, Index]:
     moving = cast(Registrar, state.average_of(both.registrar).eval())
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
     answer: dict[str, Index] = {}
+    warped: list[Prepared] = []
     begin, allowed = session.fraction(), LABELLING if session.bounds.seconds is not None else 1.0
     for i in order.tolist():
         if both.stop.is_set() or session.fraction() - begin > allowed:
@@ -158,11 +170,41 @@ def _labels(both: _Both, state: State, turn: int) -> dict[str, Index]:
             others[case.id], atlases, registrar=moving, most=config.atlases, refine=config.refine,
             belief=draft.resize_vote(belief, moving.shape) if config.agree else None,
         )  # fmt: skip
-        answer[case.id] = _fused(draft.resize_vote(vote, case.image.shape[1:]), belief, agree=config.agree)
+        answer[case.id] = _fused(draft.resize_vote(vote.share, case.image.shape[1:]), belief, agree=config.agree)
+        if config.warped and sum(one.image.size for one in warped) < WARPED_VALUES:
+            warped.append(_warped(case, vote, both))
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
-        named = {f"{i}": answer[case.id] for i, case in enumerate(unlabelled) if case.id in answer}
+        named: dict[str, NDArray[Any]] = {f"label {name}": label for name, label in answer.items()}
+        for i, one in enumerate(warped):
+            assert one.label is not None
+            named |= {f"warped {i} image {one.id}": one.image, f"warped {i} label {one.id}": one.label}
         np.savez(file, **named)  # type: ignore[arg-type]
-    return answer
+    return _Made(answer, warped)
+
+
+def _read(path: Path, both: _Both) -> _Made:
+    """What `_labels` wrote."""
+    cases = {case.id: case for case in both.session.labelled}
+    with np.load(path, allow_pickle=False) as stored:
+        labels = {name[6:]: stored[name] for name in stored.files if name.startswith("label ")}
+        images = [name for name in stored.files if name.startswith("warped ") and " image " in name]
+        warped = []
+        for name in images:
+            atlas = cases[name.split(" image ", 1)[1]]
+            label = stored[name.replace(" image ", " label ", 1)]
+            warped.append(labelled_as(dataclasses.replace(atlas, image=stored[name]), label))
+    return _Made(labels, warped)
+
+
+def _warped(case: Prepared, vote: draft.Vote, both: _Both) -> Prepared:
+    """The nearest labelled scan in the shape of an unlabelled one: exact labels on an anatomy that exists."""
+    atlas = next(one for one in both.session.labelled if one.id == vote.atlas.id)
+    shape = (case.image.shape[1], case.image.shape[2], case.image.shape[3])
+    u = field.resize(vote.u, shape)
+    image = kernels.sample(resample(torch.from_numpy(np.array(atlas.image)), shape)[None], u)[0].numpy()
+    index = resample_index(np.array(atlas.label), shape, classes=both.session.plan.classes)
+    label = kernels.vote_labels(index + 1, u[0]).astype(np.int16) - 1  # 0 there is beyond the grid: not looked at
+    return labelled_as(dataclasses.replace(atlas, image=image), label)
 
 
 def _belief(case: Prepared, session: Session, predictor: infer.Predictor) -> Tensor:
