@@ -244,7 +244,7 @@ def misses(found: Mapping[str, Found]) -> list[str]:
 
 
 def measured(
-    system: str, pairs: Sequence[Pair], folder: Path, *, python: Path | None, model: Model | None
+    system: str, pairs: Sequence[Pair], folder: Path, *, python: Path | None, model: Model | None = None
 ) -> list[Found]:
     """Every pair, from the work folder where it is there; without a peer's interpreter by fewscan."""
     if python is None:

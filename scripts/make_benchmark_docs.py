@@ -88,7 +88,8 @@ def _registration(rows: list[Row]) -> list[str]:
         if "fewscan" not in found or not peers:
             continue
         ours, best = found["fewscan"], max(peers, key=lambda name: peers[name]["dice"])
-        text = f"{data}: fewscan {100 * (ours['dice'] - peers[best]['dice']):+.1f} Dice points beside {best}, the best peer"
+        points = 100 * (ours["dice"] - peers[best]["dice"])
+        text = f"{data}: fewscan {points:+.1f} Dice points beside {best}, the best peer"
         if "ants_syn" in peers:
             text += f"; {peers['ants_syn']['seconds'] / ours['seconds']:.1f} times as fast as ANTs SyN"
         lines.append(text + ".")
@@ -113,8 +114,8 @@ def _joint(rows: list[Row]) -> list[str]:
                 same = [name for name in ours if name in theirs]
                 paired = paired_test([ours[n] for n in same], [theirs[n] for n in same])
                 lines.append(
-                    f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} alone over {paired.n} scans, "
-                    f"p = {paired.p:.2g}."
+                    f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} alone over "
+                    f"{paired.n} scans, p = {paired.p:.2g}."
                 )
     return [*lines, ""]
 

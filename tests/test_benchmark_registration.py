@@ -52,7 +52,7 @@ def test_all_pairs_are_every_two_different_cases_once() -> None:
 def test_an_interrupted_row_goes_on_with_the_next_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, seen = pairs_of("a", "b"), []
 
-    def ours(system: str, pair: Any, out: Path) -> dict[str, float]:
+    def ours(system: str, pair: Any, out: Path, *, model: Any = None) -> dict[str, float]:
         seen.append(pair.name)
         if len(seen) == 2:
             raise KeyboardInterrupt

@@ -100,7 +100,7 @@ def draft(
         rows[case.id] = _scores(found.label, case)
     patients = {case.id: str(_patient(case)) for case in judged}
     record |= {"leave_one_out": _summary(rows, patients), "seconds": time.monotonic() - begin}
-    record["sentence"] = _sentence(record, out)
+    record["sentence"] = _sentence(record)
     write_json(record, out / RECORD)
     return record
 
@@ -143,9 +143,9 @@ def _summary(rows: dict[str, dict[str, float]], patients: dict[str, str]) -> dic
     return {"n": len(means), "dice": float(np.mean(means)), "low": low, "high": high, "cases": rows}
 
 
-def _sentence(record: dict[str, Any], out: Path) -> str:
+def _sentence(record: dict[str, Any]) -> str:
     one, count = record["leave_one_out"], len(record["cases"])
-    head = f"{count} scan(s) drafted into {out / 'labels'}; correct them before you train on them. "
+    head = f"{count} scan(s) drafted into labels/; correct them before you train on them. "
     if not one["n"]:
         return head + "With one labelled scan nothing tells how good they are; look at each. For research use only."
     interval = "" if one["low"] is None else f" (95 % interval {one['low']:.3f} to {one['high']:.3f})"

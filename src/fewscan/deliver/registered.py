@@ -86,7 +86,7 @@ class _Pictures:
         good = isinstance(data, str) and data and PATH.fullmatch(data)
         return f'<path class="{kind}" d="{data}"/>' if good else ""
 
-    def drawn(self, plane: tuple[str, int, str, str], kind: str, paths: str = "") -> str:
+    def drawn(self, plane: tuple[str, int, str, str], kind: str, *, paths: str) -> str:
         """One picture with its lines."""
         name, _, left, top = plane
         side, length = self.lines.get(name, {}).get("side_mm"), warps.UNITS
@@ -201,7 +201,7 @@ def _planes(shown: _Pictures, kind: str, lines: Mapping[str, str]) -> str:
     drawn = []
     for plane in PLANES:
         paths = "".join(shown.path(plane[0], name, kind=style) for name, style in lines.items())
-        drawn.append(shown.drawn(plane, kind, paths))
+        drawn.append(shown.drawn(plane, kind, paths=paths))
     return f'<div class="planes">{"".join(drawn)}</div>'
 
 

@@ -105,8 +105,8 @@ def registered(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     small, large = figure(change, "smallest"), figure(change, "largest")
     if small < 1 / EXTREME or large > EXTREME:
         found.append(
-            f"Volumes change more than anatomy explains in places, by factors of {number(small, 3)} to "
-            f"{number(large, 1)}: look at the map of volumes, and compare with a smoother registration."
+            f"Volumes change more than {EXTREME:.0f}-fold in places, by factors of {number(small, 3)} to "
+            f"{number(large, 1)}: look at the map of volumes, and doubt what was measured there."
         )
     return said[0].upper() + said[1:] + ".", found
 

@@ -153,7 +153,7 @@ def derive(
         single.append(_single_components(index, len(ordered) + 1))
         counts.append(np.bincount(index[index >= 0], minlength=len(ordered) + 1))
     if not spacings:
-        raise DataError("no case to learn from; put a label map beside at least one image")
+        raise DataError("no labelled case to learn from; put a label map beside at least one image")
     spacing = np.median(spacings, 0)
     kind = "gpu" if gpu else "cpu"
     voxels = settings.train.patch_voxels or (CROWDED_VOXELS if len(ordered) > MANY_LABELS else PATCH_VOXELS)[kind]

@@ -58,10 +58,10 @@ class DeformConfig:
 
     similarity: str = "lncc"
     shrink: tuple[int, ...] = (4, 2, 1)
-    steps: tuple[int, ...] = (100, 60, 20)
+    steps: tuple[int, ...] = (100, 60, 8)
     step_voxels: float = 0.5
-    smooth_gradient: float = 1.5
-    smooth_field: float = 0.5
+    smooth_gradient: float = 1.0
+    smooth_field: float = 0.7
     floor: float = 0.5
     anatomy: float = 1.0
 

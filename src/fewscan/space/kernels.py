@@ -78,9 +78,8 @@ def _in_slabs(kernel: Callable[..., Any], length: int, *args: Any) -> list[Any]:
 
 def _compilable(*tensors: Tensor) -> bool:
     kind = tensors[0].dtype
-    return kind in (torch.float32, torch.float64) and all(
-        t.dtype == kind and path(t.device) == "compiled" for t in tensors
-    )
+    alike = all(t.dtype == kind and path(t.device) == "compiled" for t in tensors)
+    return alike and kind in (torch.float32, torch.float64)
 
 
 def _plain(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -299,8 +298,8 @@ def gaussian(field: Tensor, sigma: float) -> Tensor:
 
 
 def _taps(sigma: float) -> Tensor:
-    radius = max(1, math.ceil(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    reach = max(1, math.ceil(3 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
     return taps / taps.sum()
 
 
@@ -318,9 +317,8 @@ def gaussian_torch(field: Tensor, sigma: float) -> Tensor:
     radius = len(taps) // 2
     flat = field.reshape(-1, 1, *field.shape[2:])
     for axis in range(3):
-        pad = [0] * 6
+        pad, size = [0] * 6, [1, 1, 1]
         pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
-        size = [1, 1, 1]
         size[axis] = len(taps)
         flat = F.conv3d(F.pad(flat, pad, mode="replicate"), taps.view(1, 1, *size))
     return flat.reshape(field.shape)
@@ -370,12 +368,11 @@ def vote_labels(label: np.ndarray[Any, Any], u: Tensor) -> np.ndarray[Any, Any]:
     u : (3, X, Y, Z) float
         Displacement on the CPU, voxels of the label map's grid.
     """
-    out = np.empty(tuple(u.shape[1:]), label.dtype)
+    out = np.zeros(tuple(u.shape[1:]), label.dtype)
     if compiled is not None:
         _in_slabs(compiled.vote_labels, u.shape[1], np.ascontiguousarray(label), _plain(u.float()), out)
         return out
     best = torch.zeros(u.shape[1:])
-    out[:] = 0
     for value in np.unique(label):
         share = sample_torch(torch.from_numpy((label == value).astype(np.float32))[None, None], u[None].float())[0, 0]
         out[(share > best + 1e-6).numpy()] = value
