@@ -213,7 +213,7 @@ def train(
     settings : mapping of str to str, optional
         Dotted names and values that replace those of the preset.
     method : {"auto", "segment", "register", "joint"}
-        Published method; auto takes joint where there are unlabelled scans beside labelled ones, else segment.
+        Published method; auto is segment, or when a run goes on the method that began it.
     dry_run : bool
         Stop after the plan: nothing is trained or written.
     observe : callable, optional
@@ -230,9 +230,9 @@ def train(
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
-    if method == "auto":  # what is in the data decides: unlabelled scans are worth a registration network
-        method = "joint" if found.labelled and found.unlabelled else "segment"
-        if resume or extend is not None:
+    if method == "auto":  # joint takes over where there are unlabelled scans once benchmarks/joint.py bears it out
+        method = "segment"
+        if (resume or extend is not None) and (Path(out) / "state.safetensors").is_file():
             method = str(checkpoint.stored_identity(Path(out)).get("method", method))
     if budget is None and steps is None and ((not resume and extend is None) or dry_run):
         budget = DEFAULT_BUDGET

@@ -22,7 +22,7 @@ def rows(folder):
 def test_one_labelled_case_teaches_both_networks(tmp_path):
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=2)
     settings = TINY | {"joint.apart": "0.3"}
-    model = api.train(data, tmp_path / "model", steps=150, settings=settings, device="cpu", seed=1)
+    model = api.train(data, tmp_path / "model", steps=150, settings=settings, device="cpu", seed=1, method="joint")
     assert model.provenance["method"] == "joint"
     loaded = api.load(tmp_path / "model")
     assert isinstance(loaded.others["registrar"], Registrar)
@@ -132,7 +132,7 @@ def test_nothing_of_the_unlabelled_scans_stays_in_the_model(tmp_path):
 
 def test_auto_goes_on_with_the_method_that_began(tmp_path):
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
-    api.train(data, tmp_path / "model", steps=6, settings=TINY, device="cpu", method="segment")
+    api.train(data, tmp_path / "model", steps=6, settings=TINY, device="cpu", method="joint")
     model = api.train(data, tmp_path / "model", steps=9, resume=True, settings=TINY, device="cpu")
-    assert model.provenance["method"] == "segment"
+    assert model.provenance["method"] == "joint"
     assert model.provenance["steps"] == 9
