@@ -81,7 +81,7 @@ def test_a_lesion_that_one_scan_lacks_hardly_pulls_when_it_has_no_weight(similar
     fixed[0, 0, lesion] = 6.0
     weight = 1 - lesion.float()[None, None]
     masked, plain = (deform(fixed, MOVING, config=config, weight=w)[0].norm(dim=0)[lesion] for w in (weight, None))
-    assert float(masked.mean()) < 0.4 * float(plain.mean())
+    assert float(masked.mean()) < 0.5 * float(plain.mean())
 
 
 def test_what_lies_far_from_all_weight_is_left_alone() -> None:
