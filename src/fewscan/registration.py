@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -225,24 +224,3 @@ def _teller(observe: Observer | None) -> Callable[[float, str], None]:
             observe(Status(1, 1, share, spent, left, math.nan, {}, 0.0, part))
 
     return tell
-
-
-def read_record(folder: Path | str) -> dict[str, Any]:
-    """What `register` said of a folder that it wrote.
-
-    Parameters
-    ----------
-    folder : path
-        Its ``out``.
-
-    Raises
-    ------
-    DataError
-        If there is no readable record.
-    """
-    path = Path(folder) / RECORD
-    try:
-        answer: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the record of a registration ({error}); run fewscan register first") from None
-    return answer

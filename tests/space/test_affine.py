@@ -59,8 +59,14 @@ def test_inverted_contrast_is_matched_by_mutual_information() -> None:
     assert miss_mm(found, wanted) < 1.0
 
 
+def shifted_by(offset: list[float]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset
+    return matrix
+
+
 def test_scans_that_lie_far_apart_are_started_from_their_centres() -> None:
-    far = affine.shift_matrix(np.array([300.0, -200.0, 500.0]))
+    far = shifted_by([300.0, -200.0, 500.0])
     distant = Geometry(MOVING.shape, far @ MOVING.affine)
     wanted = far @ rigid_map()
     image = unit(moved(MOVING, rigid_map()))
@@ -75,7 +81,7 @@ def test_a_scan_of_a_small_part_of_the_other_is_no_lack_of_overlap() -> None:
 
 
 def test_only_what_has_weight_is_matched() -> None:
-    wanted = affine.shift_matrix(np.array([3.0, 0.0, 0.0]))
+    wanted = shifted_by([3.0, 0.0, 0.0])
     still, other = blobs(world(FIXED)), moved(FIXED, wanted)
     near = (slice(None), slice(None, 9), slice(None))
     still[near] += 6 * blobs(world(FIXED), seed=5)[near]  # stays where it was, and is brighter than all else

@@ -16,7 +16,7 @@ import torch
 from isal import igzip
 from numpy.typing import NDArray
 
-from fewscan.data.formats import peek
+from fewscan.data.formats import VECTOR, peek, write_nifti
 from fewscan.data.headers import LPS_TO_RAS, affine_of, suffix_of
 from fewscan.data.io import atomic, read_raw
 from fewscan.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ from fewscan.space.geometry import Geometry, check_same, from_ras, largest_gap_m
 
 MARK = "fewscan RAS mm"
 """Intent name by which our own files are known."""
-DISPLACEMENT, VECTOR = 1006, 1007  # NIfTI intents; the standard puts the former in RAS+, and ITK reads it so
+DISPLACEMENT = 1006  # NIfTI intents; the standard puts the former in RAS+, and ITK reads it so
 SAME = 0.01  # of a voxel: grids that lie no further apart are one
 
 Convention = Literal["fewscan", "itk"]
@@ -67,7 +67,7 @@ def write_field(field: Field, path: Path, *, convention: Convention = "fewscan",
         if suffix == ".h5":
             _write_transform(data, part, native=native, path=path)
         else:
-            _write_vectors(data, part, native=native, mark=MARK if convention == "fewscan" else "")
+            write_nifti(data.astype(np.float32), part, native=native, intent=MARK if convention == "fewscan" else "")
 
 
 def read_field(path: Path, *, fixed: Geometry, convention: Literal["auto", "fewscan", "itk"] = "auto") -> Field:
@@ -137,28 +137,6 @@ def _check_overlap(still: Field, own: Geometry, path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ NIfTI
-
-
-def _write_vectors(data: NDArray[Any], path: Path, *, native: Geometry, mark: str) -> None:
-    """(3, X, Y, Z) in the order of ``native`` to (X, Y, Z, 1, 3)."""
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.float32)
-    header.set_data_shape((*native.shape, 1, 3))
-    header.set_xyzt_units("mm")
-    header.set_intent(VECTOR, name=mark)
-    header.set_sform(native.affine, code=1)
-    header.set_qform(native.affine, code=1)
-    if not np.allclose(header.get_qform(), native.affine, atol=1e-3):  # a qform cannot hold shear
-        header.set_qform(native.affine, code=0)
-    header["magic"], header["vox_offset"] = b"n+1", 352
-    with path.open("wb") as file:
-        packed = path.name.lower().endswith(".gz")
-        stream = igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
-        stream.write(header.binaryblock + b"\0\0\0\0")
-        for component in data:
-            stream.write(component.astype(np.float32).tobytes(order="F"))
-        if packed:
-            stream.close()
 
 
 def _read_vectors(path: Path, convention: str) -> tuple[NDArray[Any], Geometry]:

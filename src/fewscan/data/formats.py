@@ -1,6 +1,6 @@
-"""Parsers of NIfTI-1 and -2, NRRD and MetaImage headers.
+"""Parsers of NIfTI-1 and -2, NRRD and MetaImage headers, and the writer of NIfTI-1.
 
-Only header bytes are read, and by code of our own where a library's parser may crash on damaged ones.
+Of what is read only header bytes are looked at, by code of our own where a library's parser may crash on damaged ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -36,6 +36,7 @@ from fewscan.errors import DataError, GeometryError
 from fewscan.space.geometry import Geometry, largest_gap_mm
 
 HEADER_BYTES = 2**20
+VECTOR = 1007  # NIfTI intent of a vector in each voxel
 
 
 def peek(path: Path, *, trust_sform: bool = False) -> Header:
@@ -283,3 +284,40 @@ def _meta_space(fields: dict[str, str], axes: int) -> tuple[NDArray[np.float64],
         turn[:axes, :axes] = np.reshape(numbers(turns[0], axes**2), (axes, axes)).T  # one row per voxel axis on disk
     affine = affine_of(LPS_TO_RAS @ turn[:3, :3] @ np.diag(spacing[:3]), LPS_TO_RAS @ origin[:3])
     return affine, () if turns else ("no TransformMatrix, so left and right are only assumed",)
+
+
+def write_nifti(data: NDArray[Any], path: Path, *, native: Geometry, intent: str | None = None) -> None:
+    """Write voxels as they are, in NIfTI's order: one volume after the other.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) or (C, X, Y, Z) number
+        In the axis order of ``native``.
+    path : Path
+        Name in .nii or .nii.gz; not renamed into place, see `fewscan.data.io.atomic`.
+    native : Geometry
+        Grid of the file.
+    intent : str, optional
+        Given, the channels are vector components, along the fifth axis, under this intent name.
+    """
+    volumes = data if data.ndim == 4 else data[None]
+    header = nib.Nifti1Header()
+    header.set_data_dtype(data.dtype)
+    header.set_data_shape((*native.shape, *((1,) if intent is not None else ()), *data.shape[:-3]))
+    if intent is not None:
+        header.set_intent(VECTOR, name=intent)
+    header.set_xyzt_units("mm")
+    header.set_sform(native.affine, code=1)
+    header.set_qform(native.affine, code=1)
+    if not np.allclose(header.get_qform(), native.affine, atol=1e-3):  # a qform cannot hold shear
+        header.set_qform(native.affine, code=0)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with path.open("wb") as file:
+        packed = path.name.lower().endswith(".gz")
+        stream = igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
+        stream.write(header.binaryblock + b"\0\0\0\0")
+        for volume in volumes:
+            for index in range(volume.shape[-1]):  # the last axis is the slowest in the file
+                stream.write(volume[..., index].tobytes(order="F"))
+        if packed:
+            stream.close()

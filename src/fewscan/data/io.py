@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from fewscan.data import dicom
-from fewscan.data.formats import peek
+from fewscan.data.formats import peek, write_nifti
 from fewscan.data.headers import LPS_TO_RAS, UNREADABLE, Header, scaled, suffix_of, with_channels
 from fewscan.errors import DataError, ResourceError
 from fewscan.space.geometry import Geometry, check_same, from_ras, to_ras
@@ -349,31 +348,9 @@ def _write(data: NDArray[Any], path: Path, native: Geometry) -> None:
         raise DataError(f"{path}: cannot be written in this format; end its name in .nii.gz, .nii, .nrrd or .mha")
     with atomic(path) as part:
         if suffix in (".nii", ".nii.gz"):
-            _write_nifti(data, part, native)
+            write_nifti(data, part, native=native)
         else:
             _write_itk(data, part, native)
-
-
-def _write_nifti(data: NDArray[Any], path: Path, native: Geometry) -> None:
-    if data.ndim == 4:
-        data = np.moveaxis(data, 0, -1)
-    header = nib.Nifti1Header()
-    header.set_data_dtype(data.dtype)
-    header.set_data_shape(data.shape)
-    header.set_xyzt_units("mm")
-    header.set_sform(native.affine, code=1)
-    header.set_qform(native.affine, code=1)
-    if not np.allclose(header.get_qform(), native.affine, atol=1e-3):  # a qform cannot hold shear
-        header.set_qform(native.affine, code=0)
-    header["magic"], header["vox_offset"] = b"n+1", 352
-    with path.open("wb") as file:
-        packed = path.name.endswith(".gz")
-        stream = igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
-        stream.write(header.binaryblock + b"\0\0\0\0")
-        for index in range(data.shape[-1]):  # the last axis is the slowest in the file
-            stream.write(data[..., index].tobytes(order="F"))
-        if packed:
-            stream.close()
 
 
 def _write_itk(data: NDArray[Any], path: Path, native: Geometry) -> None:

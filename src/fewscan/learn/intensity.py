@@ -61,7 +61,7 @@ def scan_statistics(data: NDArray[Any], scaling: Sequence[Scaling]) -> list[Scal
 
 
 def normalise(
-    data: NDArray[Any], scaling: Sequence[Scaling], *, statistics: Sequence[Scaling] | None = None
+    data: NDArray[Any], scaling: Sequence[Scaling] | None = None, *, statistics: Sequence[Scaling] | None = None
 ) -> NDArray[np.float32]:
     """Intensities to mean 0 and deviation 1.
 
@@ -69,12 +69,13 @@ def normalise(
     ----------
     data : (C, X, Y, Z) number
         Raw intensities, or a piece of a scan if the statistics of the whole are given.
-    scaling : sequence of Scaling
-        Of the plan.
+    scaling : sequence of Scaling, optional
+        Of the plan; by the scan's own numbers when None.
     statistics : sequence of Scaling, optional
         From `scan_statistics`.
     """
     out = data.astype(np.float32)
+    scaling = scaling or [Scaling(kind="scan")] * len(data)
     for channel, s in zip(out, statistics or scan_statistics(data, scaling), strict=True):
         np.clip(channel, s.low, s.high, out=channel)
         channel -= s.mean

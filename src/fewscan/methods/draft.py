@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.errors import DataError
-from fewscan.learn import augment
-from fewscan.learn.config import AugmentConfig
-from fewscan.learn.intensity import Scaling, normalise
+from fewscan.learn.intensity import normalise
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar
 from fewscan.methods import pairwise
@@ -29,7 +26,7 @@ from fewscan.methods.pairwise import RegisterConfig
 from fewscan.space import kernels
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.similarity import ncc
-from fewscan.space.volume import IGNORE, Case, Volume, resample
+from fewscan.space.volume import IGNORE, Case, Volume, one_hot, resample
 
 MOST_ATLASES = 8  # that are registered to one scan
 MOST_CLASSES = 9  # background included, up to which the segmenter's belief takes part in the optimisation
@@ -188,13 +185,13 @@ def vote_weights(scan: Tensor, atlases: Tensor, *, fusion: Fusion) -> Tensor:
         return torch.full_like(atlases, 1 / count)
     difference = (atlases - scan).abs()
     if fusion == "local":
-        raw = _mean(difference.square()).clamp(min=1e-4) ** -SHARPNESS
+        raw = _window(difference.square()).clamp(min=1e-4) ** -SHARPNESS
         return raw / raw.sum(0)
     shape = scan.shape[1:]
     matrix = torch.empty(*shape, count, count)
     for i in range(count):
         for j in range(i, count):
-            matrix[..., i, j] = matrix[..., j, i] = _mean((difference[i] * difference[j])[None])[0]
+            matrix[..., i, j] = matrix[..., j, i] = _window((difference[i] * difference[j])[None])[0]
     matrix = matrix**JOINT_BETA  # chance that two atlases err together (Wang et al., eq. 11)
     matrix = matrix + JOINT_ALPHA * matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(count)
     matrix = matrix + 1e-6 * torch.eye(count)
@@ -251,7 +248,8 @@ def _beliefs(chosen: Sequence[Whole], belief: Tensor, device: torch.device) -> t
     """Foreground of the segmenter's belief and of the atlases' labels, class by class where there are few."""
     if len(belief) > MOST_CLASSES:
         return None
-    ours = torch.stack([_one_hot(atlas, range(1, len(belief))) for atlas in chosen]).to(device)
+    index = torch.stack([torch.from_numpy(np.asarray(atlas.label)) for atlas in chosen])
+    ours = one_hot(index.to(device), len(belief))[:, 1:]
     return belief[None, 1:].expand(len(chosen), -1, -1, -1, -1).to(device), ours
 
 
@@ -275,46 +273,9 @@ def _tally(chosen: Sequence[Whole], u: Tensor, weights: Tensor) -> Tensor:
     return share / share.sum(0) * (heard[0] > 0.01)
 
 
-def _one_hot(atlas: Whole, classes: Sequence[int] | range) -> Tensor:
-    assert atlas.label is not None
-    return torch.stack([torch.from_numpy((atlas.label == k).astype(np.float32)) for k in classes])
+def _unit(data: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(normalise(data))
 
 
-def resize_vote(share: Tensor, shape: Sequence[int]) -> Tensor:
-    """Shares of the vote on another number of voxels over the same block of space.
-
-    Parameters
-    ----------
-    share : (K, X, Y, Z) float
-        From `vote`.
-    shape : (X, Y, Z) int
-        Wanted shape.
-    """
-    x, y, z = shape
-    return resample(share, (x, y, z))
-
-
-def disturbed(image: Tensor, config: AugmentConfig, *, spacing: Sequence[float]) -> Tensor:
-    """The same scan with other contrast, shading and noise, always the same way.
-
-    Parameters
-    ----------
-    image : (C, X, Y, Z) float
-        Normalised.
-    config : AugmentConfig
-        Strengths.
-    spacing : (3,) float
-        mm.
-    """
-    rng = torch.Generator().manual_seed(0)
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    params = augment.sample(config, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
-    return augment.intensity(params, image[None])[0]
-
-
-def _mean(values: Tensor) -> Tensor:
-    return F.avg_pool3d(values[:, None], 2 * PATCH + 1, 1, PATCH, count_include_pad=False)[:, 0]
-
-
-def _unit(data: NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(normalise(np.asarray(data), [Scaling(kind="scan")] * len(data)))
+def _window(values: Tensor) -> Tensor:
+    return kernels.window_mean(values[:, None], radius=PATCH)[:, 0]

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewscan.data.io import atomic
-from fewscan.learn import infer
+from fewscan.judge.metrics import dice
+from fewscan.learn import augment, infer
 from fewscan.learn.batches import Prepared, labelled_as, resample_index
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Phase, stop_on_signals
@@ -43,6 +44,7 @@ from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import draft, register, segment
 from fewscan.space import field, kernels
+from fewscan.space.geometry import Shape
 from fewscan.space.volume import resample
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
@@ -124,8 +126,7 @@ def _phases(both: _Both, made: _Made) -> list[Phase]:
     if config.teach != "segmenter":
         for case in both.cases:
             if not case.labelled and case.id in labels:
-                shape = (case.image.shape[1], case.image.shape[2], case.image.shape[3])
-                case.label = resample_index(labels[case.id], shape, classes=session.plan.classes)
+                case.label = resample_index(labels[case.id], _shape(case.image), classes=session.plan.classes)
                 case.drawn = drawn
     if config.teach == "registrar":
         return [both.alone, both.together]
@@ -168,9 +169,9 @@ def _labels(both: _Both, state: State, turn: int) -> _Made:
         belief = _belief(case, session, predictor)
         vote = draft.vote(
             others[case.id], atlases, registrar=moving, most=config.atlases, refine=config.refine,
-            belief=draft.resize_vote(belief, moving.shape) if config.agree else None,
+            belief=resample(belief, moving.shape) if config.agree else None,
         )  # fmt: skip
-        answer[case.id] = _fused(draft.resize_vote(vote.share, case.image.shape[1:]), belief, agree=config.agree)
+        answer[case.id] = _fused(resample(vote.share, _shape(case.image)), belief, agree=config.agree)
         if config.warped and sum(one.image.size for one in warped) < WARPED_VALUES:
             warped.append(_warped(case, vote, both))
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
@@ -199,7 +200,7 @@ def _read(path: Path, both: _Both) -> _Made:
 def _warped(case: Prepared, vote: draft.Vote, both: _Both) -> Prepared:
     """The nearest labelled scan in the shape of an unlabelled one: exact labels on an anatomy that exists."""
     atlas = next(one for one in both.session.labelled if one.id == vote.atlas.id)
-    shape = (case.image.shape[1], case.image.shape[2], case.image.shape[3])
+    shape = _shape(case.image)
     u = field.resize(vote.u, shape)
     image = kernels.sample(resample(torch.from_numpy(np.array(atlas.image)), shape)[None], u)[0].numpy()
     index = resample_index(np.array(atlas.label), shape, classes=both.session.plan.classes)
@@ -299,7 +300,9 @@ def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tens
 def _consistency(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
     """Dice between the answers to a scan and to a disturbed copy of it."""
     image = torch.from_numpy(np.array(case.image))
-    other = draft.disturbed(image, session.settings.augment, spacing=session.plan.spacing)
+    rng, shape, spacing = torch.Generator().manual_seed(0), _shape(image), session.plan.spacing
+    params = augment.sample(session.settings.augment, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
+    other = augment.intensity(params, image[None])[0]
     return _dice(_answer(image, session, predictor), _answer(other, session, predictor))
 
 
@@ -313,6 +316,11 @@ def _fit(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
 
 def _dice(a: Tensor, b: Tensor) -> float:
     """Mean over the labels that occur in either map; 1 when none does."""
-    values = sorted(set(np.unique(a.numpy()).tolist()) | set(np.unique(b.numpy()).tolist()))
-    scores = [2 * float(((a == k) & (b == k)).sum()) / float((a == k).sum() + (b == k).sum()) for k in values if k > 0]
+    one, other = a.numpy(), b.numpy()
+    scores = [dice(one == k, other == k) for k in np.union1d(one, other) if k > 0]
     return float(np.mean(scores)) if scores else 1.0
+
+
+def _shape(image: Tensor | NDArray[Any]) -> Shape:
+    """Of (C, X, Y, Z)."""
+    return int(image.shape[1]), int(image.shape[2]), int(image.shape[3])

@@ -21,7 +21,7 @@ from fewscan.space import affine, kernels
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.field import Field
-from fewscan.space.geometry import Array, Geometry, with_spacing
+from fewscan.space.geometry import Array, Geometry, with_at_most, with_spacing
 from fewscan.space.similarity import SIMILARITIES, counted, features, mi, ncc
 from fewscan.space.volume import Labelmap, Volume, resample
 
@@ -183,14 +183,7 @@ def working_grid(fixed: Geometry, spacing_mm: float) -> Geometry:
     if spacing_mm > 0:
         x, y, z = (max(s, spacing_mm) for s in fixed.spacing)
         return with_spacing(fixed, (x, y, z))
-    excess = np.prod(fixed.shape) / MOST_VOXELS
-    if excess <= 1:
-        return fixed
-    side = min(fixed.spacing)
-    while np.prod(np.array(fixed.shape) * fixed.spacing / np.maximum(fixed.spacing, side)) > MOST_VOXELS:
-        side *= 1.02
-    x, y, z = (max(s, side) for s in fixed.spacing)
-    return with_spacing(fixed, (x, y, z))
+    return with_at_most(fixed, MOST_VOXELS)
 
 
 def apply(found: Registration, moving: Volume) -> NDArray[np.float32]:
@@ -225,7 +218,7 @@ def _unit(volume: Volume, role: str, scaling: Sequence[Scaling] | None) -> Tenso
     for name, channel in zip(volume.channels, volume.data, strict=True):
         if channel.min() == channel.max():
             raise DataError(f"the {role} scan is constant in channel {name!r}: nothing to register; give another file")
-    return torch.from_numpy(normalise(volume.data, scaling or [Scaling(kind="scan")] * len(volume.data)))
+    return torch.from_numpy(normalise(volume.data, scaling))
 
 
 def _onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewscan.errors import GeometryError
 from fewscan.space import kernels, similarity
-from fewscan.space.geometry import Array, Geometry, with_spacing
+from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.similarity import Similarity
 from fewscan.space.volume import resample
 
@@ -40,19 +40,6 @@ def centre_mm(image: Tensor, geometry: Geometry) -> Array:
         middle = np.array([float((s * torch.arange(len(s))).sum()) / whole for s in sums])
     answer: Array = geometry.affine[:3, :3] @ middle + geometry.affine[:3, 3]
     return answer
-
-
-def shift_matrix(offset: Array) -> Array:
-    """Translation.
-
-    Parameters
-    ----------
-    offset : (3,) float
-        mm.
-    """
-    matrix = np.eye(4)
-    matrix[:3, 3] = offset
-    return matrix
 
 
 def build(parameters: Tensor, centre: Tensor) -> Tensor:
@@ -204,12 +191,5 @@ def _shrink(image: Tensor, grid: Geometry, voxels: int) -> tuple[Tensor, Geometr
     """Image on a coarser grid of at most about so many voxels, as isotropic as that allows."""
     if np.prod(grid.shape) <= voxels:
         return image, grid
-    extent = np.array(grid.shape) * grid.spacing
-    low, high = min(grid.spacing), float(extent.max())
-    for _ in range(40):
-        side = (low + high) / 2
-        count = np.prod(extent / np.maximum(side, grid.spacing))
-        low, high = (side, high) if count > voxels else (low, side)
-    spacing = np.maximum(high, grid.spacing)
-    coarse = with_spacing(grid, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
+    coarse = with_at_most(grid, voxels)
     return resample(image, coarse.shape), coarse

@@ -175,6 +175,27 @@ def _width(i, n, radius):
 
 
 @_compile
+def _add_row(sums, acc, x, y, sign):  # (Q, X, Y, Z), (Q, Z)
+    for q in range(acc.shape[0]):
+        for z in range(acc.shape[1]):
+            acc[q, z] += sign * sums[q, x, y, z]
+
+
+@_compile
+def _slide(sums, acc, x, y, radius):
+    """Move the running sum over planes to the window around ``x``; called for each x in turn, from 0."""
+    nx = sums.shape[1]
+    if x == 0:
+        acc[:] = 0.0
+        for i in range(min(radius, nx)):
+            _add_row(sums, acc, i, y, 1.0)
+    if x + radius < nx:
+        _add_row(sums, acc, x + radius, y, 1.0)
+    if x - radius - 1 >= 0:
+        _add_row(sums, acc, x - radius - 1, y, -1.0)
+
+
+@_compile
 def _lncc_finish(sums, weight, parts, radius, eps, low, high):  # (5, X, Y, Z), (X, Y, Z), (3, X, Y, Z)
     """Squared local correlation, weighted and summed over the rows of this slab of Y.
 
@@ -185,20 +206,8 @@ def _lncc_finish(sums, weight, parts, radius, eps, low, high):  # (5, X, Y, Z), 
     acc = np.empty((5, nz), np.float64)
     for y in range(low, high):
         wide = _width(y, ny, radius)
-        acc[:] = 0.0
-        for x in range(min(radius, nx)):
-            for q in range(5):
-                for z in range(nz):
-                    acc[q, z] += sums[q, x, y, z]
         for x in range(nx):
-            if x + radius < nx:
-                for q in range(5):
-                    for z in range(nz):
-                        acc[q, z] += sums[q, x + radius, y, z]
-            if x - radius - 1 >= 0:
-                for q in range(5):
-                    for z in range(nz):
-                        acc[q, z] -= sums[q, x - radius - 1, y, z]
+            _slide(sums, acc, x, y, radius)
             area = wide * _width(x, nx, radius)
             for z in range(nz):
                 inverse = 1.0 / (area * _width(z, nz, radius))
@@ -235,20 +244,8 @@ def _lncc_gradient(fixed, warped, sums, grad, radius, scale, low, high):  # (X, 
     nx, nz = fixed.shape[0], fixed.shape[2]
     acc = np.empty((3, nz), np.float64)
     for y in range(low, high):
-        acc[:] = 0.0
-        for x in range(min(radius, nx)):
-            for q in range(3):
-                for z in range(nz):
-                    acc[q, z] += sums[q, x, y, z]
         for x in range(nx):
-            if x + radius < nx:
-                for q in range(3):
-                    for z in range(nz):
-                        acc[q, z] += sums[q, x + radius, y, z]
-            if x - radius - 1 >= 0:
-                for q in range(3):
-                    for z in range(nz):
-                        acc[q, z] -= sums[q, x - radius - 1, y, z]
+            _slide(sums, acc, x, y, radius)
             for z in range(nz):
                 grad[x, y, z] = scale * (fixed[x, y, z] * acc[0, z] - warped[x, y, z] * acc[1, z] + acc[2, z])
 

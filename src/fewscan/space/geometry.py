@@ -224,3 +224,30 @@ def with_spacing(geometry: Geometry, spacing: tuple[float, float, float]) -> Geo
     affine[:3, :3] = geometry.affine[:3, :3] * scale
     affine[:3, 3] = geometry.affine[:3, 3] + geometry.affine[:3, :3] @ ((scale - 1) / 2)
     return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def with_at_most(geometry: Geometry, voxels: int) -> Geometry:
+    """The grid, its finest axes coarsened together until about so many voxels are left at most.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Grid to replace; returned as it is when it is small enough.
+    voxels : int
+        Wanted number, met up to rounding the shape.
+
+    Examples
+    --------
+    >>> with_at_most(Geometry((100, 100, 10), np.diag([1.0, 1.0, 5.0, 1.0])), 25_000).shape
+    (50, 50, 10)
+    """
+    if np.prod(geometry.shape) <= voxels:
+        return geometry
+    extent = np.array(geometry.shape) * geometry.spacing
+    low, high = min(geometry.spacing), float(extent.max())
+    for _ in range(40):
+        side = (low + high) / 2
+        count = np.prod(extent / np.maximum(side, geometry.spacing))
+        low, high = (side, high) if count > voxels else (low, side)
+    x, y, z = (max(high, s) for s in geometry.spacing)
+    return with_spacing(geometry, (x, y, z))
