@@ -80,7 +80,11 @@ def main() -> None:
     fixed, moving = (read_image(file) for file in files)
     wrong = []
     for way in ("written .nii.gz", "written .h5", "read .nii.gz"):
-        with rows("fields.json", {"way": way}, code=code_hash(parts=("data/fields.py", "space/field.py"))) as row:
+        with rows(
+            "fields.json",
+            {"data": args.data.resolve().name, "way": way},
+            code=code_hash(parts=("data/fields.py", "space/field.py")),
+        ) as row:
             if row is None:
                 continue
             with tempfile.TemporaryDirectory() as scratch:
