@@ -11,7 +11,8 @@ Each row trains one system on k labelled scans and all unlabelled ones of its ta
 * ``draft``: no training; labels of the test scans by multi-atlas registration.
 
 Registration is judged by warping the labels of up to five labelled scans, one at a time, onto each test scan with the
-network's answer alone: the mean Dice. No test scan chooses anything; the last state of a run is judged.
+network's answer alone, after the affine part: the mean Dice. No test scan chooses anything; the last state of a run is
+judged.
 """
 
 from __future__ import annotations
@@ -31,13 +32,10 @@ from fewscan import api
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.judge.metrics import dice
-from fewscan.learn.batches import resample_index
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.intensity import normalise
-from fewscan.learn.plan import to_index
-from fewscan.learn.registrar import Registrar, register_images
-from fewscan.space import field, kernels
-from fewscan.space.volume import Case, resample
+from fewscan.methods import pairwise, register
+from fewscan.registration import register_config
+from fewscan.space import field
 
 TASKS: dict[str, tuple[int, int, tuple[tuple[int, int], ...]]] = {  # training pool, tests, (k, seed)
     "hippocampus_msd": (160, 40, ((5, 0), (1, 0), (5, 1), (5, 2))),
@@ -88,35 +86,29 @@ def run(data: Dataset, work: Path, *, task: str, k: int, seed: int, system: str,
 
 
 def registration(model: Model, chosen: Dataset, tests: list[datasets.CaseFiles], data: Dataset) -> dict[str, object]:
-    """Label transfer, one atlas at a time, by the network's answer alone."""
-    registrar = model.others["registrar"]
-    assert isinstance(registrar, Registrar)
-    atlases = [on_grid(datasets.load(c, data), model, registrar) for c in chosen.labelled[:MOST_ATLASES]]
+    """Label transfer, one atlas at a time: affinely, then by the network's answer alone, as `fewscan register` does."""
+    config, start = register_config(optimise=0), register.starter(model)
+    atlases = [datasets.load(c, data) for c in chosen.labelled[:MOST_ATLASES]]
     scores, before, folds = {}, {}, []
     for files in tests:
         case = datasets.load(files, data)
-        image, truth = on_grid(case, model, registrar)
-        got, raw = [], []
-        for other, label in atlases:
-            u = register_images(registrar, image, moving=other)
-            folds.append(field.folding(u))
-            got.append(mean_dice(kernels.vote_labels(label, u[0]), truth))
-            raw.append(mean_dice(label, truth))
-        scores[files.id], before[files.id] = float(np.mean(got)), float(np.mean(raw))
+        got, affine = [], []
+        for atlas in atlases:
+            assert case.label is not None
+            assert atlas.label is not None
+            found = pairwise.register(case.image, atlas.image, config=config, start=start, scaling=model.plan.scaling)
+            alone = field.from_matrix(found.matrix, case.image.geometry)
+            folds.append(found.report["folding"])
+            got.append(mean_dice(pairwise.apply_labels(found, atlas.label), case.label.data))
+            warped = field.warp_labels(atlas.label.data, atlas.label.geometry, field=alone)
+            affine.append(mean_dice(warped, case.label.data))
+        scores[files.id], before[files.id] = float(np.mean(got)), float(np.mean(affine))
     return {
         "registration": rounded(float(np.mean(list(scores.values())))),
-        "unregistered": rounded(float(np.mean(list(before.values())))),
+        "affine": rounded(float(np.mean(list(before.values())))),
         "folding": float(np.mean(folds)),
         "registration_cases": {k: rounded(v) for k, v in scores.items()},
     }
-
-
-def on_grid(case: Case, model: Model, registrar: Registrar) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
-    """Image and class indices of a case on the registrar's grid."""
-    assert case.label is not None
-    image = resample(torch.from_numpy(normalise(case.image.data, model.plan.scaling)), registrar.shape)
-    index = resample_index(to_index(case.label.data, model.plan), registrar.shape, classes=model.plan.classes)
-    return image, index
 
 
 def mean_dice(found: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:

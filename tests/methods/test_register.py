@@ -8,12 +8,14 @@ from phantom import SMALL, phantom, write_dataset
 from fewscan import api
 from fewscan.errors import DataError, ModelError
 from fewscan.learn import regularity
+from fewscan.learn.alignment import Alignment
 from fewscan.learn.pairs import PairBatches, Whole
 from fewscan.learn.registrar import build_registrar, register_images, registration_grid
 from fewscan.methods import pairwise, register
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.space import field, kernels
 from fewscan.space.deformable import DeformConfig
+from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Volume
 
 TINY = SMALL | {"pair.widths": "8,8,8"}
@@ -79,13 +81,17 @@ def test_a_model_without_registrar_or_of_other_channels_is_refused(tmp_path):
         register.starter(model)
 
 
+GRID = Geometry((8, 8, 8), np.eye(4))
+PLACE = Alignment(GRID, GRID, np.eye(4))
+
+
 def make_pairs(**labelled):
     rng = np.random.default_rng(0)
     cases = []
     for i, own in enumerate((True, False, False)):
         image = torch.from_numpy(rng.normal(size=(1, 8, 8, 8)).astype(np.float32))
         label = rng.integers(0, 3, (8, 8, 8)).astype(np.int16) if own or i in labelled.get("pseudo", ()) else None
-        cases.append(Whole(f"c{i}", image, label, own, np.ones(3, bool)))
+        cases.append(Whole(f"c{i}", image, label, own, np.ones(3, bool), PLACE))
     return cases
 
 

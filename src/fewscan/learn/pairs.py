@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from fewscan.learn import augment
-from fewscan.learn.batches import Prepared, resample_index
+from fewscan.learn.alignment import Alignment
+from fewscan.learn.batches import Prepared
 from fewscan.learn.config import AugmentConfig
 from fewscan.learn.plan import Plan
 from fewscan.space.geometry import Shape
-from fewscan.space.volume import resample
 
 MOST_CHANNELS = 8  # labels compared in one step; with more, each step draws some
 
@@ -62,6 +62,8 @@ class Whole:
         Whether a person drew the label.
     drawn : (K,) bool
         Classes that were looked for.
+    place : Alignment
+        Of the registration grid on the case's own.
     """
 
     id: str
@@ -69,27 +71,28 @@ class Whole:
     label: NDArray[np.int16] | None
     labelled: bool
     drawn: NDArray[np.bool_]
+    place: Alignment
 
 
-def whole(case: Prepared, shape: Shape, *, folder: Path, classes: int) -> Whole:
-    """Bring a prepared case onto the registration grid, edge to edge; the image stays on disk.
+def whole(case: Prepared, place: Alignment, *, folder: Path, classes: int) -> Whole:
+    """Bring a prepared case onto the registration grid; the image stays on disk.
 
     Parameters
     ----------
     case : Prepared
         On the plan's grid.
-    shape : (X, Y, Z) int
-        Registration grid.
+    place : Alignment
+        Where it lies on the registration grid.
     folder : Path
         Cache folder.
     classes : int
         Of the plan.
     """
     path = folder / f"{case.id}.whole.npy"
-    np.save(path, resample(torch.from_numpy(np.array(case.image)), shape).numpy())
-    label = None if case.label is None else resample_index(np.array(case.label), shape, classes=classes)
+    np.save(path, place.onto_shared(torch.from_numpy(np.array(case.image))).numpy())
+    label = None if case.label is None else place.labels_onto_shared(np.array(case.label), classes=classes)
     image = torch.from_numpy(np.load(path, mmap_mode="c"))
-    return Whole(case.id, image, label, case.label is not None, case.drawn)
+    return Whole(case.id, image, label, case.label is not None, case.drawn, place)
 
 
 class PairBatches:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from fewscan.data.io import atomic
 from fewscan.judge.metrics import dice
 from fewscan.learn import augment, infer
-from fewscan.learn.batches import Prepared, labelled_as, resample_index
+from fewscan.learn.batches import Prepared, labelled_as
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Phase, stop_on_signals
 from fewscan.learn.pairs import Whole
@@ -43,9 +43,8 @@ from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import draft, register, segment
-from fewscan.space import field, kernels
+from fewscan.space import kernels
 from fewscan.space.geometry import Shape
-from fewscan.space.volume import resample
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
 SURE, HEARD = 0.65, 0.4  # least mean of both, and least of the segmenter, from which a pseudo-label counts
@@ -126,7 +125,7 @@ def _phases(both: _Both, made: _Made) -> list[Phase]:
     if config.teach != "segmenter":
         for case in both.cases:
             if not case.labelled and case.id in labels:
-                case.label = resample_index(labels[case.id], _shape(case.image), classes=session.plan.classes)
+                case.label = case.place.labels_onto_shared(labels[case.id], classes=session.plan.classes)
                 case.drawn = drawn
     if config.teach == "registrar":
         return [both.alone, both.together]
@@ -156,7 +155,7 @@ def _labels(both: _Both, state: State, turn: int) -> _Made:
     order = np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))[: config.scans]
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
     atlases = [case for case in both.cases if case.labelled]
-    others = {case.id: case.image for case in both.cases if not case.labelled}
+    wholes = {case.id: case for case in both.cases}
     moving = cast(Registrar, state.average_of(both.registrar).eval())
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
     answer: dict[str, Index] = {}
@@ -165,15 +164,15 @@ def _labels(both: _Both, state: State, turn: int) -> _Made:
     for i in order.tolist():
         if both.stop.is_set() or session.fraction() - begin > allowed:
             break
-        case = unlabelled[i]
+        case, there = unlabelled[i], wholes[unlabelled[i].id]
         belief = _belief(case, session, predictor)
         vote = draft.vote(
-            others[case.id], atlases, registrar=moving, most=config.atlases, refine=config.refine,
-            belief=resample(belief, moving.shape) if config.agree else None,
+            there.image, atlases, registrar=moving, most=config.atlases, refine=config.refine,
+            belief=there.place.onto_shared(belief) if config.agree else None,
         )  # fmt: skip
-        answer[case.id] = _fused(resample(vote.share, _shape(case.image)), belief, agree=config.agree)
+        answer[case.id] = _fused(there.place.onto_own(vote.share), belief, agree=config.agree)
         if config.warped and sum(one.image.size for one in warped) < WARPED_VALUES:
-            warped.append(_warped(case, vote, both))
+            warped.append(_warped(there, vote, session))
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
         named: dict[str, NDArray[Any]] = {f"label {name}": label for name, label in answer.items()}
         for i, one in enumerate(warped):
@@ -197,14 +196,12 @@ def _read(path: Path, both: _Both) -> _Made:
     return _Made(labels, warped)
 
 
-def _warped(case: Prepared, vote: draft.Vote, both: _Both) -> Prepared:
+def _warped(case: Whole, vote: draft.Vote, session: Session) -> Prepared:
     """The nearest labelled scan in the shape of an unlabelled one: exact labels on an anatomy that exists."""
-    atlas = next(one for one in both.session.labelled if one.id == vote.atlas.id)
-    shape = _shape(case.image)
-    u = field.resize(vote.u, shape)
-    image = kernels.sample(resample(torch.from_numpy(np.array(atlas.image)), shape)[None], u)[0].numpy()
-    index = resample_index(np.array(atlas.label), shape, classes=both.session.plan.classes)
-    label = kernels.vote_labels(index + 1, u[0]).astype(np.int16) - 1  # 0 there is beyond the grid: not looked at
+    atlas = next(one for one in session.labelled if one.id == vote.atlas.id)
+    u = case.place.carried(vote.u, moving=vote.atlas.place)
+    image = kernels.sample(torch.from_numpy(np.array(atlas.image))[None], u[None])[0].numpy()
+    label = kernels.vote_labels(np.array(atlas.label) + 1, u).astype(np.int16) - 1  # 0 there: beyond the grid
     return labelled_as(dataclasses.replace(atlas, image=image), label)
 
 

@@ -138,8 +138,8 @@ def register(
     )  # fmt: skip
     target = resample(still, grid.shape)
     mask = None if looked is None else resample(looked, grid.shape)[None]
-    before = _onto(other, moving.geometry, grid=grid, matrix=np.eye(4))
-    aligned = _onto(other, moving.geometry, grid=grid, matrix=matrix)
+    before = affine.onto(other, moving.geometry, grid=grid, matrix=np.eye(4))
+    aligned = affine.onto(other, moving.geometry, grid=grid, matrix=matrix)
     likeness = {"before": _likeness(name, target, before, mask), "affine": _likeness(name, target, aligned, mask)}
     tell(0.15, "deformable")
     u = torch.zeros(1, 3, *grid.shape)
@@ -219,17 +219,6 @@ def _unit(volume: Volume, role: str, scaling: Sequence[Scaling] | None) -> Tenso
         if channel.min() == channel.max():
             raise DataError(f"the {role} scan is constant in channel {name!r}: nothing to register; give another file")
     return torch.from_numpy(normalise(volume.data, scaling))
-
-
-def _onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:
-    """An image on the working grid through an affine map, low-passed first where that grid is coarser."""
-    scale = np.array(grid.spacing) / np.array(own.spacing)
-    if (scale > 1.5).any():
-        x, y, z = np.maximum(grid.spacing, own.spacing)
-        coarse = with_spacing(own, (float(x), float(y), float(z)))
-        image, own = resample(image, coarse.shape), coarse
-    places = torch.from_numpy(fields.from_matrix(matrix, grid).to_moving(own))
-    return kernels.sample(image[None], places[None])[0]
 
 
 def _likeness(name: str, fixed: Tensor, warped: Tensor, weight: Tensor | None) -> float:

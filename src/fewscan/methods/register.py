@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewscan.errors import DataError, ModelError
 from fewscan.learn import regularity
+from fewscan.learn.alignment import align
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Phase, Terms
 from fewscan.learn.networks import Absent
@@ -64,7 +65,7 @@ def spacing(session: Session, registrar: Registrar) -> list[float]:
 
 
 def wholes(session: Session, registrar: Registrar) -> list[Whole]:
-    """Every case of a session on the registrar's grid, the labelled ones first.
+    """Every case of a session on the registrar's grid, affinely aligned, the labelled ones first.
 
     Parameters
     ----------
@@ -75,7 +76,8 @@ def wholes(session: Session, registrar: Registrar) -> list[Whole]:
     """
     folder: Path = session.request.out / "cache"
     cases = [*session.labelled, *session.unlabelled]
-    return [whole(c, registrar.shape, folder=folder, classes=session.plan.classes) for c in cases]
+    places = align(cases, registrar.shape, spacing=session.plan.spacing)
+    return [whole(c, p, folder=folder, classes=session.plan.classes) for c, p in zip(cases, places, strict=True)]
 
 
 def phase(

@@ -5,6 +5,7 @@ A transform is a ``matrix`` (4, 4) from fixed to moving RAS+ millimetres, so tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from fewscan.errors import GeometryError
-from fewscan.space import kernels, similarity
-from fewscan.space.geometry import Array, Geometry, with_at_most
+from fewscan.space import field, kernels, similarity
+from fewscan.space.geometry import Array, Geometry, with_at_most, with_spacing
 from fewscan.space.similarity import Similarity
 from fewscan.space.volume import resample
 
 LEVELS = ((16_000, 80), (120_000, 60))  # voxels of the working grid, and steps
+TRIAL = 25  # steps from each start, of which the best goes on
 LEAST_OVERLAP = 0.1  # of the smaller block of space; with less the images do not count as overlapping
 
 
@@ -64,6 +66,29 @@ def build(parameters: Tensor, centre: Tensor) -> Tensor:
     return torch.cat([top, top.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
 
 
+def onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:
+    """An image on another grid through an affine map, low-passed first where that grid is coarser.
+
+    Parameters
+    ----------
+    image : (C, X, Y, Z) float
+        To be read; beyond its border its voxels repeat.
+    own : Geometry
+        Its grid.
+    grid : Geometry
+        Wanted.
+    matrix : (4, 4) float
+        From the world of the wanted grid to that of the image, mm.
+    """
+    scale = np.array(grid.spacing) / np.array(own.spacing)
+    if (scale > 1.5).any():
+        x, y, z = np.maximum(grid.spacing, own.spacing)
+        coarse = with_spacing(own, (float(x), float(y), float(z)))
+        image, own = resample(image, coarse.shape), coarse
+    places = torch.from_numpy(field.from_matrix(matrix, grid).to_moving(own))
+    return kernels.sample(image[None], places[None])[0]
+
+
 def fit(
     fixed: Tensor,
     moving: Tensor,
@@ -72,6 +97,7 @@ def fit(
     rigid: bool = False,
     measure: Similarity = similarity.ncc,
     weight: Tensor | None = None,
+    levels: Sequence[tuple[int, int]] = LEVELS,
 ) -> Array:
     """Matrix from fixed to moving world that makes two images most alike.
 
@@ -90,6 +116,8 @@ def fit(
         Similarity of (1, 1, X, Y, Z) images, the larger the better.
     weight : (1, X, Y, Z) float, optional
         On the fixed grid: where to look.
+    levels : sequence of (int, int)
+        Voxels of the working grid and steps, coarsest first.
 
     Raises
     ------
@@ -101,19 +129,18 @@ def fit(
     starts = [np.zeros(3), middle[1] - middle[0], mass[1] - mass[0]]
     apart = [s for i, s in enumerate(starts) if all(np.linalg.norm(s - t) > 2 for t in starts[:i])]
     pair, about = _Pair(fixed, moving, grids, weight), torch.from_numpy(mass[0])
-    voxels, steps = LEVELS[0]
-    coarse = pair.shrunk(voxels)
+    coarse = pair.shrunk(levels[0][0])
     tried = []
     for start in apart:
         parameters = torch.zeros(12, dtype=torch.float64)
         parameters[9:] = torch.from_numpy(start)
-        tried.append(_optimise(coarse, parameters, about=about, steps=steps, rigid=rigid, measure=measure))
+        tried.append(_optimise(coarse, parameters, about=about, steps=TRIAL, rigid=rigid, measure=measure))
     value, parameters = max(tried, key=lambda found: found[0])
     if not np.isfinite(value):
         raise GeometryError("the two images do not overlap, neither by their headers nor by their centres")
-    for voxels, steps in LEVELS[1:]:
-        fine = pair.shrunk(voxels)
-        _, parameters = _optimise(fine, parameters, about=about, steps=steps, rigid=rigid, measure=measure)
+    for voxels, steps in levels:
+        level = pair.shrunk(voxels)
+        _, parameters = _optimise(level, parameters, about=about, steps=steps, rigid=rigid, measure=measure)
     return build(parameters, about).numpy()
 
 

@@ -218,12 +218,30 @@ def with_spacing(geometry: Geometry, spacing: tuple[float, float, float]) -> Geo
     (5, 5, 2)
     """
     old = np.array(geometry.spacing)
-    shape = np.maximum(1, np.round(np.array(geometry.shape) * old / np.array(spacing))).astype(int)
-    scale = np.array(geometry.shape) / shape  # new voxel in old voxels
+    x, y, z = np.maximum(1, np.round(np.array(geometry.shape) * old / np.array(spacing))).astype(int).tolist()
+    return with_shape(geometry, (x, y, z))
+
+
+def with_shape(geometry: Geometry, shape: Shape) -> Geometry:
+    """The grid with another number of voxels that covers the same block of space, edge to edge.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Grid to replace.
+    shape : (X, Y, Z) int
+        Wanted.
+
+    Examples
+    --------
+    >>> with_shape(Geometry((10, 10, 10), np.eye(4)), (5, 5, 2)).spacing
+    (2.0, 2.0, 5.0)
+    """
+    scale = np.array(geometry.shape) / np.array(shape)  # new voxel in old voxels
     affine = geometry.affine.copy()
     affine[:3, :3] = geometry.affine[:3, :3] * scale
     affine[:3, 3] = geometry.affine[:3, 3] + geometry.affine[:3, :3] @ ((scale - 1) / 2)
-    return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+    return Geometry(shape, affine)
 
 
 def with_at_most(geometry: Geometry, voxels: int) -> Geometry:
