@@ -46,7 +46,13 @@ SYSTEMS = ("joint", "segment", "register", "draft", "help_segmenter", "help_regi
 ONE_WAY = (("hippocampus_msd", 5, 0), ("oasis_2mm", 5, 0))
 MOST_ATLASES = 5
 RESULT = "joint.json"
-PARTS = ("methods/joint.py", "methods/register.py", "methods/draft.py", "prediction.py", "judge/metrics.py")
+JUDGES = ("methods/pairwise.py", "prediction.py", "judge/metrics.py")
+PARTS = {  # what a row rests on, with what that imports
+    "segment": ("methods/segment.py", *JUDGES),
+    "register": ("methods/register.py", *JUDGES),
+    "draft": ("methods/draft.py", *JUDGES),
+    "joint": ("methods/joint.py", *JUDGES),
+}
 
 
 def draw(data: Dataset, task: str, *, k: int, seed: int) -> tuple[Dataset, list[str]]:
@@ -166,7 +172,7 @@ def main() -> None:
     torch.set_num_threads(2)
     for task, k, seed, system in wanted(args):
         key = {"task": task, "k": k, "seed": seed, "system": system, "minutes": args.minutes}
-        with rows(RESULT, key, code=code_hash(parts=PARTS)) as row:
+        with rows(RESULT, key, code=code_hash(parts=PARTS.get(system, PARTS["joint"]))) as row:
             if row is not None:
                 data = api.open(args.data / task)
                 row.update(run(data, args.work, task=task, k=k, seed=seed, system=system, minutes=args.minutes))

@@ -10,7 +10,7 @@ from blobs import blobs, unit, world
 from fewscan.errors import GeometryError
 from fewscan.learn.alignment import Alignment, align, grid_of
 from fewscan.learn.batches import Prepared
-from fewscan.space import affine, kernels
+from fewscan.space import affine
 from fewscan.space.geometry import Array, Geometry
 
 SPACING = (1.5, 1.5, 2.0)
@@ -57,28 +57,6 @@ def test_labels_go_the_way_of_the_images_and_are_unknown_beyond_the_border() -> 
     assert 2 * both.sum() / sum((one == 1).sum() for one in labels) > 0.93
     assert (labels[0] >= 0).all()
     assert 0.02 < (labels[1] == -1).mean() < 0.5
-
-
-def test_what_goes_to_the_shared_grid_comes_back() -> None:
-    cases, places = two()
-    mask = torch.from_numpy((cases[1].label == 1).astype(np.float32))[None]
-    back = places[1].onto_own(places[1].onto_shared(mask))
-    assert back.shape == mask.shape
-    assert float(2 * (back.round() * mask).sum() / (back.round() + mask).sum()) > 0.85  # that grid is twice as coarse
-    reached = places[1].onto_own(torch.ones(1, *SHARED))
-    assert 0.5 < float(reached.mean()) < 0.999
-
-
-def test_a_displacement_on_the_shared_grid_leads_from_one_scan_to_the_other() -> None:
-    cases, places = two()
-    still = torch.zeros(1, 3, *SHARED)
-    u = places[1].carried(still, moving=places[0])
-    warped = kernels.sample(torch.from_numpy(cases[0].image)[None], u[None])[0]
-    inner = np.s_[:, 6:-6, 6:-6, 5:-5]
-    assert float((warped - torch.from_numpy(cases[1].image))[inner].square().mean()) < 0.05
-    moved_on = places[1].carried(still + torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1, 1), moving=places[0])
-    step = torch.tensor([32 / SHARED[0], 0, 0])  # a voxel of the shared grid, in those of the moving scan
-    torch.testing.assert_close((moved_on - u)[:, 16, 16, 12], step, atol=1e-3, rtol=0)
 
 
 def test_the_most_usual_labelled_size_is_the_shared_block() -> None:

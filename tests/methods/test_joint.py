@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from phantom import SMALL, write_dataset
@@ -106,29 +105,21 @@ def test_the_guard_keeps_the_earlier_segmenter_when_the_later_one_collapsed(tmp_
     assert "guard: kept the segmenter of apart training" in seen["reason"]
 
 
-def test_dice_of_label_maps_counts_what_occurs_in_either():
-    a = torch.zeros(4, 4, 4, dtype=torch.int64)
-    b = a.clone()
-    assert joint._dice(a, b) == 1.0
-    a[0], b[1] = 1, 1
-    assert joint._dice(a, b) == 0.0
-    assert joint._dice(a, a) == 1.0
-    assert np.isclose(joint._dice(torch.where(a > 0, 2, 0), a), 0.0)
-
-
-def test_pseudo_labels_count_only_where_both_are_sure():
-    vote = torch.tensor([[0.0, 0.0, 0.9, 0.0], [1.0, 1.0, 0.1, 0.0]]).view(2, 4, 1, 1)
-    belief = torch.tensor([[0.1, 0.7, 0.9, 0.9], [0.9, 0.3, 0.1, 0.1]]).view(2, 4, 1, 1)
-    assert joint._fused(vote, belief, agree=True).ravel().tolist() == [1, -1, 0, -1]
-    assert joint._fused(vote, belief, agree=False).ravel().tolist() == [1, 1, 0, -1]
-
-
 def test_nothing_of_the_unlabelled_scans_stays_in_the_model(tmp_path):
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
     settings = TINY | {"joint.apart": "0.4", "joint.rounds": "3"}
     api.train(data, tmp_path / "model", steps=60, settings=settings, device="cpu", method="joint")
     assert not (tmp_path / "model" / "pseudo").exists()
     assert not (tmp_path / "model" / "cache").exists()
+
+
+def test_a_run_that_goes_on_keeps_its_scans_whatever_the_budget_is_now(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewscan.methods.register.SECONDS_A_SCAN", 4)
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=4)
+    first = api.train(data, tmp_path / "model", budget=8, settings=TINY, device="cpu", method="register")
+    assert len(first.provenance["unlabelled"]) == 2
+    again = api.train(data, tmp_path / "model", extend=4, settings=TINY, device="cpu", method="register")
+    assert again.provenance["unlabelled"] == first.provenance["unlabelled"]
 
 
 def test_auto_goes_on_with_the_method_that_began(tmp_path):

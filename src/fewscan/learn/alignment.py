@@ -20,6 +20,7 @@ from fewscan.space import affine, kernels
 from fewscan.space import field as fields
 from fewscan.space.geometry import Array, Geometry, Shape, with_shape
 
+LEVELS = ((8_000, 40),)  # of the fits: scans of one kind, for a network that sees what is left
 MOST_SCALE = 3.0  # volume ratio of an affine fit beyond which the headers are believed instead
 
 
@@ -43,12 +44,6 @@ class Alignment:
         """Image or probabilities (C, X, Y, Z) of the case on the shared grid; beyond the border its voxels repeat."""
         return affine.onto(data, self.own, grid=self.shared, matrix=self.matrix)
 
-    def onto_own(self, data: Tensor) -> Tensor:
-        """Values (C, X, Y, Z) on the shared grid at the case's own voxels; 0 where that grid does not reach."""
-        back = self._back
-        missed = kernels.outside(self._places(back), self.shared.shape)
-        return affine.onto(data, self.shared, grid=self.own, matrix=back) * ~missed
-
     def labels_onto_shared(self, index: NDArray[np.int16], *, classes: int) -> NDArray[np.int16]:
         """Class indices (X, Y, Z) of the case on the shared grid; -1, "not looked at", where it does not reach.
 
@@ -64,33 +59,6 @@ class Alignment:
         u = fields.from_matrix(self.matrix, self.shared).to_moving(coarse)
         index = resample_index(index, coarse.shape, classes=classes)
         return kernels.vote_labels(index + 1, torch.from_numpy(u)).astype(np.int16) - 1
-
-    def carried(self, u: Tensor, *, moving: Alignment) -> Tensor:
-        """Displacement (3, X, Y, Z) from this case's own voxels to those of another, through one on the shared grid.
-
-        Parameters
-        ----------
-        u : (1, 3, X, Y, Z) float
-            From the shared grid of this case to that of the other, voxels.
-        moving : Alignment
-            Of the other case.
-        """
-        back = self._back
-        to_shared = self._places(back)
-        axes = [torch.arange(n, dtype=torch.float32) for n in self.own.shape]
-        here = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-        there = here + to_shared + kernels.sample(u, to_shared[None])[0]
-        to_moving = np.linalg.inv(moving.own.affine) @ moving.matrix @ self.shared.affine
-        matrix = torch.from_numpy(to_moving.astype(np.float32))
-        return torch.einsum("ij,jxyz->ixyz", matrix[:3, :3], there) + matrix[:3, 3].view(3, 1, 1, 1) - here
-
-    @property
-    def _back(self) -> Array:
-        answer: Array = np.linalg.inv(self.matrix).astype(np.float64)
-        return answer
-
-    def _places(self, back: Array) -> Tensor:
-        return torch.from_numpy(fields.from_matrix(back, self.own).to_moving(self.shared))
 
 
 def align(cases: Sequence[Prepared], shape: Shape, *, spacing: Sequence[float]) -> list[Alignment]:
@@ -137,9 +105,9 @@ def _first(case: Prepared) -> Tensor:
 
 
 def _fit(fixed: Tensor, moving: Tensor, *, grids: tuple[Geometry, Geometry]) -> Array:
-    """A coarse affine fit, which pairs that are like each other only need; edge to edge where it fails."""
+    """A coarse affine fit; edge to edge where it fails."""
     try:
-        matrix = affine.fit(fixed, moving, grids=grids, levels=affine.LEVELS[:1])
+        matrix = affine.fit(fixed, moving, grids=grids, levels=LEVELS)
         if 1 / MOST_SCALE < float(np.linalg.det(matrix[:3, :3])) < MOST_SCALE:
             return matrix
     except GeometryError:

@@ -197,9 +197,10 @@ class JointConfig:
     pool : int
         Most unlabelled scans that a run uses at all, drawn by the seed.
     refine : int
-        Steps by which the registrar's answer is optimised before an atlas votes.
+        Steps by which the registrar's answer is optimised before an atlas votes; the full number of `fewscan register`
+        where the budget allows it.
     agree : bool
-        Pseudo-labels only where the warped atlases and the segmenter agree; else those of the atlases alone.
+        Pseudo-labels from atlases and segmenter together; else from the atlases alone.
     warped : bool
         Also learn from labelled scans in the shape of unlabelled ones.
     teach : {"both", "segmenter", "registrar"}
@@ -208,9 +209,9 @@ class JointConfig:
 
     apart: float = 0.4
     rounds: int = 2
-    registrar_steps: int = 6
+    registrar_steps: int = 10
     unlabelled: float = 0.5
-    atlases: int = 3
+    atlases: int = 5
     scans: int = 64
     pool: int = 200
     refine: int = 20

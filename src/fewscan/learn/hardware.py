@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import time
@@ -75,6 +77,19 @@ def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
         else:
             precision = "fp32"
     return Hardware(device=torch.device(name), precision=precision)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed blocks, so that large tensors are not mapped and cleared anew in every training step.
+
+    Does nothing with another C library. Its own limits are in mallopt(3): blocks below 32 MiB come from the heap, which
+    shrinks no more and grows 64 MiB at a time.
+    """
+    trim, top_pad, mmap = -1, -2, -3
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for name, value in ((trim, 2**31 - 1), (top_pad, 64 << 20), (mmap, 32 << 20)):
+            mallopt(name, value)
 
 
 def _bf16_pays_on_cpu() -> bool:

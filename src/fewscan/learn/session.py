@@ -26,7 +26,7 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import Settings, to_dict
 from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
 from fewscan.learn.folder import claim, command, trim_history
-from fewscan.learn.hardware import Hardware, free_memory_bytes, require_disk
+from fewscan.learn.hardware import Hardware, free_memory_bytes, keep_freed_memory, require_disk
 from fewscan.learn.plan import LARGEST_GRID, Plan, derive, plan_from_dict
 from fewscan.learn.request import Request
 from fewscan.learn.state import State
@@ -347,16 +347,20 @@ def open_session(request: Request, *, unlabelled: int = 0, labels: bool = True) 
     """
     if labels and not request.dataset.labelled:
         raise DataError("no labelled case to learn from; put a label map beside at least one image")
+    keep_freed_memory()
     claim(request.out, going_on=request.going_on)
     cache = request.out / "cache"
     cache.mkdir(exist_ok=True)
     try:
-        plan = (
-            plan_from_dict(checkpoint.stored_identity(request.out)["plan"]) if request.going_on else make_plan(request)
-        )
-        others = request.dataset.unlabelled
-        drawn = np.random.default_rng(request.seed).permutation(len(others))[:unlabelled]
-        cases = [*request.dataset.labelled, *(others[i] for i in sorted(drawn.tolist()))]
+        stored = checkpoint.stored_identity(request.out) if request.going_on else None
+        plan = make_plan(request) if stored is None else plan_from_dict(stored["plan"])
+        others = list(request.dataset.unlabelled)
+        if stored is None or not unlabelled:
+            drawn = np.random.default_rng(request.seed).permutation(len(others))[:unlabelled]
+            others = [others[i] for i in sorted(drawn.tolist())]
+        else:  # those of the run that goes on, whatever its budget now
+            others = [case for case in others if case.id in set(stored["unlabelled"])]
+        cases = [*request.dataset.labelled, *others]
         voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
         require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual
         prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]

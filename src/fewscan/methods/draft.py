@@ -18,18 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.errors import DataError
+from fewscan.learn.batches import Prepared
 from fewscan.learn.intensity import normalise
 from fewscan.learn.pairs import Whole
-from fewscan.learn.registrar import Registrar
+from fewscan.learn.registrar import Registrar, register_images
 from fewscan.methods import pairwise
 from fewscan.methods.pairwise import RegisterConfig
-from fewscan.space import kernels
+from fewscan.space import affine, kernels
+from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
+from fewscan.space.geometry import with_at_most
 from fewscan.space.similarity import ncc
-from fewscan.space.volume import IGNORE, Case, Volume, one_hot, resample
+from fewscan.space.volume import IGNORE, Case, Volume, resample
 
 MOST_ATLASES = 8  # that are registered to one scan
-MOST_CLASSES = 9  # background included, up to which the segmenter's belief takes part in the optimisation
+MOST_VOXELS = 1_000_000  # of the grid on which a training run deforms its atlases
 SLAB_VALUES = 20_000_000  # of the matrices of joint fusion held at a time
 MOST_FOLDING = 0.01  # share of folded voxels from which an atlas is dropped
 PATCH = 2  # half width of the window in which deformed atlas and scan are compared
@@ -40,22 +43,25 @@ JOINT_ALPHA = 0.1
 Fusion = Literal["local", "joint", "majority"]
 
 
-class Vote(NamedTuple):
-    """What trained atlases say of one scan; see `vote`.
+class Voter(NamedTuple):
+    """An atlas in the shape of a scan.
 
     Parameters
     ----------
-    share : (K, X, Y, Z) float
-        Of each class; all 0 where no atlas was looked at.
-    atlas : Whole
-        The one most like the scan.
-    u : (1, 3, X, Y, Z) float
-        Its displacement, voxels of the registrar's grid.
+    name : str
+        Of the case.
+    image : (C, X, Y, Z) float
+        Deformed, normalised.
+    label : (X, Y, Z) uint16
+        Deformed; `IGNORE` where nobody looked.
+    drawn : frozenset of int, optional
+        Labels that were looked for; all when None.
     """
 
-    share: Tensor
-    atlas: Whole
-    u: Tensor
+    name: str
+    image: Tensor
+    label: NDArray[np.uint16]
+    drawn: frozenset[int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +109,7 @@ def draft(
     if not atlases:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
     record: dict[str, dict[str, float | bool]] = {}
-    images, labels, voters = [], [], []
+    voters = []
     for atlas in nearest(scan, atlases):
         assert atlas.label is not None
         found = pairwise.register(scan, atlas.image, config=config, device=device)
@@ -111,21 +117,35 @@ def draft(
         fine = folding <= MOST_FOLDING
         record[atlas.id] = {"similarity": likeness, "folding": folding, "voted": fine}
         if fine:
-            images.append(_unit(pairwise.apply(found, atlas.image)[:1])[0])
-            labels.append(pairwise.apply_labels(found, atlas.label))
-            voters.append(atlas)
-    if not images:
+            image = _unit(pairwise.apply(found, atlas.image)[:1])
+            voters.append(Voter(atlas.id, image, pairwise.apply_labels(found, atlas.label), atlas.drawn))
+    if not voters:
         raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
-    target = _unit(scan.data[:1])
-    label = np.zeros(scan.geometry.shape, np.uint16)
-    sure = np.zeros(scan.geometry.shape, np.float32)
-    step = max(1, SLAB_VALUES // (int(np.prod(scan.geometry.shape[1:])) * len(images) ** 2))
+    label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion)
+    return Draft(label, sure, record)
+
+
+def fuse(target: Tensor, voters: Sequence[Voter], *, fusion: Fusion) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Winning label at each voxel, and the share of the vote that it has.
+
+    Parameters
+    ----------
+    target : (1, X, Y, Z) float
+        The scan, normalised.
+    voters : sequence of Voter
+        In its shape.
+    fusion : {"local", "joint", "majority"}
+        How votes are weighted.
+    """
+    shape = target.shape[1:]
+    label, sure = np.zeros(shape, np.uint16), np.zeros(shape, np.float32)
+    step = max(1, SLAB_VALUES // (int(np.prod(shape[1:])) * len(voters) ** 2))
     for low in range(0, len(label), step):  # planes at a time, with the neighbours that their windows see
         high, first, last = min(low + step, len(label)), max(0, low - PATCH), min(len(label), low + step + PATCH)
-        pieces = torch.stack([image[first:last] for image in images])
+        pieces = torch.stack([voter.image[0, first:last] for voter in voters])
         weights = vote_weights(target[:, first:last], pieces, fusion=fusion)[:, low - first : high - first]
-        label[low:high], sure[low:high] = _count(weights, [one[low:high] for one in labels], voters)
-    return Draft(label, sure, record)
+        label[low:high], sure[low:high] = _count(weights, voters, slice(low, high))
+    return label, sure
 
 
 def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) -> Sequence[Case]:
@@ -148,16 +168,15 @@ def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) 
     return [atlases[i] for i in np.argsort(alike)[::-1][:most]]
 
 
-def _count(
-    weights: Tensor, labels: Sequence[NDArray[np.uint16]], voters: Sequence[Case]
-) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+def _count(weights: Tensor, voters: Sequence[Voter], planes: slice) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
     """Winner and its share at each voxel; an atlas votes where it was looked at, and on labels it was asked for."""
+    labels = [voter.label[planes] for voter in voters]
     looked = torch.stack([w * torch.from_numpy(label != IGNORE) for w, label in zip(weights, labels, strict=True)])
     values = sorted({int(v) for label in labels for v in np.unique(label)} - {0, IGNORE})
     best, total = torch.zeros(weights.shape[1:]), torch.zeros(weights.shape[1:])
     winner = torch.zeros(weights.shape[1:], dtype=torch.int32)
     for value in values:  # one label at a time, so that many do not need much memory
-        asked = [i for i, atlas in enumerate(voters) if atlas.drawn is None or value in atlas.drawn]
+        asked = [i for i, voter in enumerate(voters) if voter.drawn is None or value in voter.drawn]
         yes = sum((looked[i] * torch.from_numpy(labels[i] == value) for i in asked), torch.zeros_like(best))
         share = yes / sum((looked[i] for i in asked), torch.full_like(best, 1e-9))
         winner = torch.where(share > best, torch.full_like(winner, value), winner)
@@ -201,76 +220,50 @@ def vote_weights(scan: Tensor, atlases: Tensor, *, fusion: Fusion) -> Tensor:
     return weights.permute(3, 0, 1, 2)
 
 
-def vote(
-    scan: Tensor,
-    atlases: Sequence[Whole],
-    *,
-    registrar: Registrar,
+def shaped(
+    scan: Whole, atlases: Sequence[Whole], *, cases: Mapping[str, Prepared], registrar: Registrar, config: DeformConfig,
     most: int,
-    refine: int = 0,
-    belief: Tensor | None = None,
-) -> Vote:
-    """Vote of labelled scans on the classes of another one, through a trained registrar and on its grid.
+) -> list[Voter]:  # fmt: skip
+    """The atlases most like a scan, in its shape, the most alike first; their labels are class indices.
+
+    A trained registrar's answer is where the optimisation starts.
 
     Parameters
     ----------
-    scan : (C, X, Y, Z) float
-        On the registrar's grid.
+    scan : Whole
+        To be labelled.
     atlases : sequence of Whole
         Labelled, on the same grid.
+    cases : mapping of str to Prepared
+        All of them as the segmenter sees them.
     registrar : Registrar
         Trained.
+    config : DeformConfig
+        How its answer is optimised.
     most : int
-        Atlases that vote: those most like the scan, as they lie, of which there may be many.
-    refine : int
-        Steps by which the registrar's answer is optimised.
-    belief : (K, X, Y, Z) float, optional
-        What the segmenter thinks of the scan, for the optimisation to agree with.
+        Atlases to deform; those that fold are left out.
     """
     device = next(registrar.parameters()).device
-    fixed = scan[None].to(device)
-    with torch.no_grad():
-        alike = [float(ncc(fixed, atlas.image[None].to(device))) for atlas in atlases]
-        chosen = [atlases[i] for i in np.argsort(alike)[::-1][:most]]
-        moving = torch.cat([atlas.image[None] for atlas in chosen]).to(device)
-        fixed = fixed.expand(len(chosen), -1, -1, -1, -1)
-        u = registrar(moving, fixed)
-    if refine > 0:
-        config = DeformConfig(shrink=(2, 1), steps=(refine * 3 // 4, refine - refine * 3 // 4))
-        masks = None if belief is None else _beliefs(chosen, belief, device)
-        u = deform(fixed.contiguous(), moving, config=config, start=u, masks=masks)
-    with torch.no_grad():
-        weights = vote_weights(scan[:1].to(device), kernels.sample(moving, u)[:, 0], fusion="local")
-        return Vote(_tally(chosen, u, weights).cpu(), chosen[0], u[:1].cpu())
-
-
-def _beliefs(chosen: Sequence[Whole], belief: Tensor, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Foreground of the segmenter's belief and of the atlases' labels, class by class where there are few."""
-    if len(belief) > MOST_CLASSES:
-        return None
-    index = torch.stack([torch.from_numpy(np.asarray(atlas.label)) for atlas in chosen])
-    ours = one_hot(index.to(device), len(belief))[:, 1:]
-    return belief[None, 1:].expand(len(chosen), -1, -1, -1, -1).to(device), ours
-
-
-def _tally(chosen: Sequence[Whole], u: Tensor, weights: Tensor) -> Tensor:
-    """Shares of the classes; an atlas has a voice where it was looked at, on the classes that were looked for."""
-    classes = len(chosen[0].drawn)
-    yes = torch.zeros(classes, *u.shape[2:], device=u.device)
-    heard = torch.full_like(yes, 1e-6)
-    for i, atlas in enumerate(chosen):
-        assert atlas.label is not None
-        seen = torch.from_numpy((atlas.label >= 0).astype(np.float32))[None, None].to(u.device)
-        voice = weights[i] * kernels.sample(seen, u[i : i + 1])[0, 0]
-        for k in range(1, classes):
-            if atlas.drawn[k]:
-                heard[k] += voice
-                mask = torch.from_numpy((atlas.label == k).astype(np.float32))[None, None].to(u.device)
-                yes[k] += weights[i] * kernels.sample(mask, u[i : i + 1])[0, 0]
-        heard[0] += voice
-    share = yes / heard
-    share[0] = (1 - share[1:].sum(0)).clamp(min=0)
-    return share / share.sum(0) * (heard[0] > 0.01)
+    alike = [float(ncc(scan.image[None], atlas.image[None])) for atlas in atlases]
+    own = scan.place.own
+    grid = with_at_most(own, MOST_VOXELS)
+    fixed = resample(torch.from_numpy(np.array(cases[scan.id].image)), grid.shape)
+    answer = []
+    for i in np.argsort(alike)[::-1][:most].tolist():
+        atlas, image = atlases[i], torch.from_numpy(np.array(cases[atlases[i].id].image))
+        matrix = atlas.place.matrix @ np.linalg.inv(scan.place.matrix)
+        moving = affine.onto(image, atlas.place.own, grid=grid, matrix=matrix)
+        start = register_images(registrar, fixed, moving=moving).to(device)
+        u = deform(fixed[None].to(device), moving[None].to(device), config=config, start=start).cpu()
+        if fields.folding(u) > MOST_FOLDING:
+            continue
+        whole = fields.resize(u, own.shape)[0].numpy()
+        places = torch.from_numpy(fields.then(whole, matrix, fixed=own).to_moving(atlas.place.own))
+        index = kernels.vote_labels(np.array(cases[atlas.id].label) + 1, places).astype(np.int32) - 1  # 0 is beyond
+        label = np.where(index < 0, IGNORE, index).astype(np.uint16)
+        drawn = frozenset(np.flatnonzero(atlas.drawn).tolist())
+        answer.append(Voter(atlas.id, kernels.sample(image[None], places[None])[0], label, drawn))
+    return answer
 
 
 def _unit(data: NDArray[Any]) -> Tensor:

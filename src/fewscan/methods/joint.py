@@ -6,11 +6,11 @@ the overlap of warped and fixed labels (L_a); the segmenter from drawn labels (L
 scans (L_a). Both are trained apart first, then in turns, one frozen while the other learns. A pair of which both scans
 are labelled trains the registrar's L_a only, a pair of which neither is trains nobody's.
 
-What is ours: the labels that the registrar gives an unlabelled scan are a locally weighted vote of several atlases and
-count only where they and the averaged segmenter are sure together; they are renewed between rounds and cached, so that
-segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled ones. Beside
-each stands the nearest labelled scan in its shape, whose labels are exact (Zhao et al. 2019, arXiv 1902.09383). At the
-end the segmenter of before the turns is kept where the evidence speaks against what came of them.
+What is ours: the labels of an unlabelled scan are a vote of several atlases, each optimised from the registrar's
+answer, and of the averaged segmenter, by what each is worth (`methods.pseudo`); they are renewed between rounds and
+cached, so that segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled
+ones. Beside each stands the nearest labelled scan in its shape, whose labels are exact (Zhao et al. 2019, arXiv
+1902.09383). At the end the segmenter of before the turns is kept where the evidence speaks against what came of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewscan.data.io import atomic
-from fewscan.judge.metrics import dice
 from fewscan.learn import augment, infer
 from fewscan.learn.batches import Prepared, labelled_as
 from fewscan.learn.checkpoint import Model
@@ -43,17 +42,14 @@ from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import draft, register, segment
-from fewscan.space import kernels
+from fewscan.methods.pseudo import COMPARED, LABELLING, Index, Labeller, fused, index_of, mean_dice
 from fewscan.space.geometry import Shape
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
-SURE, HEARD = 0.65, 0.4  # least mean of both, and least of the segmenter, from which a pseudo-label counts
-LABELLING = 0.08  # most of a budget that the labelling of one round may take
 LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
 GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
-Index = NDArray[np.int16]
 
 
 class _Made(NamedTuple):
@@ -98,7 +94,7 @@ def run(request: Request) -> Model:
     DataError
         If nothing is labelled, or there is one scan only.
     """
-    with open_session(request, unlabelled=request.settings.joint.pool) as session, stop_on_signals() as stop:
+    with open_session(request, unlabelled=register.pool(request)) as session, stop_on_signals() as stop:
         config = session.settings.joint
         registrar = register.build(session)
         cases = register.wholes(session, registrar)
@@ -152,27 +148,25 @@ def _labels(both: _Both, state: State, turn: int) -> _Made:
             return _read(path, both)
         except (ValueError, OSError, KeyError, IndexError, zipfile.BadZipFile):
             session.request.say(f"{path} is damaged; its scans are labelled again")
-    order = np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))[: config.scans]
+    order = np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))[: config.scans].tolist()
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
-    atlases = [case for case in both.cases if case.labelled]
-    wholes = {case.id: case for case in both.cases}
-    moving = cast(Registrar, state.average_of(both.registrar).eval())
-    predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
+    labeller = Labeller(
+        session, both.cases, registrar=cast(Registrar, state.average_of(both.registrar).eval()), count=len(order),
+        predictor=infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware),
+    )  # fmt: skip
+    trust = labeller.trust([unlabelled[i] for i in order[:COMPARED]])
     answer: dict[str, Index] = {}
     warped: list[Prepared] = []
-    begin, allowed = session.fraction(), LABELLING if session.bounds.seconds is not None else 1.0
-    for i in order.tolist():
-        if both.stop.is_set() or session.fraction() - begin > allowed:
+    for done, i in enumerate(order):
+        if both.stop.is_set() or (done and labeller.spent() > LABELLING):
             break
-        case, there = unlabelled[i], wholes[unlabelled[i].id]
-        belief = _belief(case, session, predictor)
-        vote = draft.vote(
-            there.image, atlases, registrar=moving, most=config.atlases, refine=config.refine,
-            belief=there.place.onto_shared(belief) if config.agree else None,
-        )  # fmt: skip
-        answer[case.id] = _fused(there.place.onto_own(vote.share), belief, agree=config.agree)
+        case = unlabelled[i]
+        drafted = labeller.draft(case)
+        if drafted is None:
+            continue
+        answer[case.id] = fused(*drafted.vote, belief=labeller.belief(case) if config.agree else None, trust=trust)
         if config.warped and sum(one.image.size for one in warped) < WARPED_VALUES:
-            warped.append(_warped(there, vote, session))
+            warped.append(_warped(drafted.nearest, session))
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
         named: dict[str, NDArray[Any]] = {f"label {name}": label for name, label in answer.items()}
         for i, one in enumerate(warped):
@@ -196,34 +190,10 @@ def _read(path: Path, both: _Both) -> _Made:
     return _Made(labels, warped)
 
 
-def _warped(case: Whole, vote: draft.Vote, session: Session) -> Prepared:
+def _warped(voter: draft.Voter, session: Session) -> Prepared:
     """The nearest labelled scan in the shape of an unlabelled one: exact labels on an anatomy that exists."""
-    atlas = next(one for one in session.labelled if one.id == vote.atlas.id)
-    u = case.place.carried(vote.u, moving=vote.atlas.place)
-    image = kernels.sample(torch.from_numpy(np.array(atlas.image))[None], u[None])[0].numpy()
-    label = kernels.vote_labels(np.array(atlas.label) + 1, u).astype(np.int16) - 1  # 0 there: beyond the grid
-    return labelled_as(dataclasses.replace(atlas, image=image), label)
-
-
-def _belief(case: Prepared, session: Session, predictor: infer.Predictor) -> Tensor:
-    """The segmenter's probabilities, without the weights that its loss gave small classes."""
-    probs = infer.probabilities(torch.from_numpy(np.array(case.image)), session.plan, predictor=predictor)
-    if session.plan.weights:
-        probs = probs / torch.tensor(session.plan.weights).view(-1, 1, 1, 1)
-        probs = probs / probs.sum(0)
-    return probs
-
-
-def _fused(vote: Tensor, belief: Tensor, *, agree: bool) -> Index:
-    """Where atlases and segmenter are sure together, else -1; the atlases alone unless they must agree."""
-    heard = vote.sum(0) > 0.5
-    if agree:
-        top, index = ((vote + belief) / 2).max(0)
-        mine = belief.gather(0, index[None])[0]
-        keep = heard & (top >= SURE) & (mine >= HEARD)
-    else:
-        index, keep = vote.argmax(0), heard
-    return torch.where(keep, index, torch.full_like(index, -1)).to(torch.int16).numpy()
+    atlas = next(one for one in session.labelled if one.id == voter.name)
+    return labelled_as(dataclasses.replace(atlas, image=voter.image.numpy()), index_of(voter.label))
 
 
 def _kept(both: _Both, state: State) -> nn.Module:
@@ -300,7 +270,7 @@ def _consistency(case: Prepared, session: Session, predictor: infer.Predictor) -
     rng, shape, spacing = torch.Generator().manual_seed(0), _shape(image), session.plan.spacing
     params = augment.sample(session.settings.augment, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
     other = augment.intensity(params, image[None])[0]
-    return _dice(_answer(image, session, predictor), _answer(other, session, predictor))
+    return mean_dice(_answer(image, session, predictor), _answer(other, session, predictor))
 
 
 def _fit(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
@@ -308,14 +278,7 @@ def _fit(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
     truth = torch.from_numpy(np.array(case.label))
     found = _answer(torch.from_numpy(np.array(case.image)), session, predictor)
     asked = torch.from_numpy(case.drawn)
-    return _dice(torch.where((truth < 0) | ~asked[found], 0, found), truth.clamp(min=0))
-
-
-def _dice(a: Tensor, b: Tensor) -> float:
-    """Mean over the labels that occur in either map; 1 when none does."""
-    one, other = a.numpy(), b.numpy()
-    scores = [dice(one == k, other == k) for k in np.union1d(one, other) if k > 0]
-    return float(np.mean(scores)) if scores else 1.0
+    return mean_dice(torch.where((truth < 0) | ~asked[found], 0, found), truth.clamp(min=0))
 
 
 def _shape(image: Tensor | NDArray[Any]) -> Shape:

@@ -28,6 +28,7 @@ from fewscan.learn.session import Session, open_session
 from fewscan.space import field, kernels
 from fewscan.space.deformable import overlap
 
+SECONDS_A_SCAN = 4  # of a budget, for each scan without labels that is read and aligned
 VOXELS = {"cpu": 250_000, "gpu": 2_000_000}
 
 
@@ -78,6 +79,18 @@ def wholes(session: Session, registrar: Registrar) -> list[Whole]:
     cases = [*session.labelled, *session.unlabelled]
     places = align(cases, registrar.shape, spacing=session.plan.spacing)
     return [whole(c, p, folder=folder, classes=session.plan.classes) for c, p in zip(cases, places, strict=True)]
+
+
+def pool(request: Request) -> int:
+    """Most scans without labels that a run uses: reading and aligning them must leave most of a budget for training.
+
+    Parameters
+    ----------
+    request : Request
+        Budget and settings.
+    """
+    most, budget = request.settings.joint.pool, request.budget or request.extend
+    return most if budget is None else max(1, min(most, int(budget / SECONDS_A_SCAN)))
 
 
 def phase(
@@ -174,7 +187,7 @@ def run(request: Request) -> Model:
     DataError
         If there are fewer than two scans.
     """
-    with open_session(request, unlabelled=request.settings.joint.pool, labels=False) as session:
+    with open_session(request, unlabelled=pool(request), labels=False) as session:
         registrar = build(session)
         register = phase(session, registrar, cases=wholes(session, registrar), anatomy=bool(session.labelled))
         state = session.fit([register])
