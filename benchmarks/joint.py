@@ -7,7 +7,10 @@ Each row trains one system on k labelled scans and all unlabelled ones of its ta
 * ``segment``: the labelled scans only; segmentation.
 * ``register``: all scans, labels of the labelled ones in its anatomy term; registration.
 * ``joint``: both.
-* ``help_segmenter``, ``help_registrar``: joint, but only one network is helped (on the tasks in `ONE_WAY`).
+* ``help_segmenter``, ``help_registrar``: joint, but one network is helped (on the tasks in `ABLATED`, as all below).
+* ``atlases_only``: pseudo-labels by the atlases alone.
+* ``no_warped``: without labelled scans in the shape of unlabelled ones.
+* ``inverse``: with GradICON's inverse consistency.
 * ``draft``: no training; labels of the test scans by multi-atlas registration.
 
 Registration is judged by warping the labels of up to five labelled scans, one at a time, onto each test scan with the
@@ -42,8 +45,15 @@ TASKS: dict[str, tuple[int, int, tuple[tuple[int, int], ...]]] = {  # training p
     "oasis_2mm": (12, 6, ((5, 0), (1, 0))),
     "la2018_half": (64, 16, ((8, 0),)),
 }
-SYSTEMS = ("joint", "segment", "register", "draft", "help_segmenter", "help_registrar")
-ONE_WAY = (("hippocampus_msd", 5, 0), ("oasis_2mm", 5, 0))
+ABLATIONS = {
+    "help_segmenter": {"joint.teach": "segmenter"},
+    "help_registrar": {"joint.teach": "registrar"},
+    "atlases_only": {"joint.agree": "no"},
+    "no_warped": {"joint.warped": "no"},
+    "inverse": {"pair.inverse": "0.1"},
+}
+SYSTEMS = ("joint", "segment", "register", "draft", *ABLATIONS)
+ABLATED = (("hippocampus_msd", 5, 0), ("oasis_2mm", 5, 0))
 MOST_ATLASES = 5
 RESULT = "joint.json"
 JUDGES = ("methods/pairwise.py", "prediction.py", "judge/metrics.py")
@@ -76,9 +86,9 @@ def run(data: Dataset, work: Path, *, task: str, k: int, seed: int, system: str,
     if system == "draft":
         return drafted(chosen, tests, data)
     method = system if system in ("segment", "register") else "joint"
-    settings = {"joint.teach": system[5:]} if system.startswith("help_") else {}
     model = api.train(
-        chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", method=method, settings=settings,
+        chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", method=method,
+        settings=ABLATIONS.get(system, {}),
         observe=print_text,
     )  # fmt: skip
     stop_if_interrupted(model)
@@ -150,7 +160,7 @@ def wanted(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:
     for task, (_, _, runs) in TASKS.items():
         for k, seed in runs:
             for system in SYSTEMS:
-                if system.startswith("help_") and (task, k, seed) not in ONE_WAY:
+                if system in ABLATIONS and (task, k, seed) not in ABLATED:
                     continue
                 mine = (("task", task), ("k", k), ("seed", seed), ("system", system))
                 if all(getattr(args, name) in (None, value) for name, value in mine):
