@@ -14,6 +14,12 @@ from fewscan.methods import joint
 TINY = SMALL | {"pair.widths": "8,8,8"}
 
 
+@pytest.fixture(autouse=True)
+def _lenient(monkeypatch):
+    """A handful of steps fits nothing."""
+    monkeypatch.setattr(joint, "FITTED", 0.0)
+
+
 def rows(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
@@ -73,6 +79,16 @@ def test_without_unlabelled_scans_auto_segments_and_joint_still_runs(tmp_path):
     assert plain.provenance["method"] == "segment"
     both = api.train(data, tmp_path / "joint", steps=20, settings=TINY, device="cpu", method="joint")
     assert "registrar" in both.others
+
+
+def test_a_segmenter_that_fits_not_even_the_drawn_labels_is_taught_with_them_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "FITTED", 1.1)
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    said = []
+    api.train(data, tmp_path / "model", steps=40, settings=TINY, device="cpu", method="joint", observe=said.append)
+    texts = [text for text in said if isinstance(text, str)]
+    assert any("does not fit the drawn labels yet" in text for text in texts)
+    assert not any("labelling up to" in text for text in texts)
 
 
 class Constant(nn.Module):

@@ -8,7 +8,7 @@ from phantom import SMALL, write_dataset
 from fewscan import api
 from fewscan.learn.registrar import Registrar
 from fewscan.methods import pseudo, register, segment
-from fewscan.methods.pseudo import FULL, LABELLING, Labeller, fused, mean_dice, vote_weights
+from fewscan.methods.pseudo import ALONE, BEST, FULL, LABELLING, Labeller, Rating, fused, mean_dice
 from fewscan.space.volume import IGNORE
 
 TINY = SMALL | {"pair.widths": "8,8,8"}
@@ -25,16 +25,11 @@ def test_dice_of_label_maps_counts_what_occurs_in_either():
 
 
 @pytest.mark.parametrize("worth", [0.3, 0.6, 0.8, 0.93, 1.0])
-def test_weights_sum_to_one_and_the_segmenters_grows_with_agreement(worth):
-    weights = [vote_weights(worth, agreement) for agreement in (0.0, 0.3, 0.6, 0.9, 1.0)]
+def test_weights_sum_to_one_and_the_segmenters_grows_with_its_worth(worth):
+    weights = [Rating(worth, mine, 0.0, assumed=False).weights for mine in (0.0, 0.3, 0.6, 0.9, 1.0)]
     assert all(abs(a + b - 1) < 1e-9 and min(a, b) >= 0 for a, b in weights)
     assert [b for _, b in weights] == sorted(b for _, b in weights)
-
-
-def test_a_segmenter_that_disagrees_with_good_atlases_has_no_say():
-    assert vote_weights(0.85, 0.4)[1] == 0.0
-    assert vote_weights(0.7, 0.68)[1] > 0.7
-    assert vote_weights(0.4, 0.1) == (0.5, 0.5)  # neither is better than a coin
+    assert Rating(0.4, 0.1, 0.0, assumed=False).weights == (0.5, 0.5)  # neither is better than a coin
 
 
 def test_the_fused_vote_follows_the_weights_and_knows_what_it_does_not():
@@ -68,7 +63,8 @@ def labeller(tmp_path, monkeypatch):
                 out[:, 0] = 9.0
                 return out
 
-            made = Labeller(session, cases, registrar=registrar.eval(), predictor=sceptic, count=1)
+            made = Labeller(session, cases, path=lambda name: tmp_path / name)
+            made.begin(registrar.eval(), sceptic, count=1)
             found.update(call(made, session))
             return session.finish(state.average_of(network.train))
 
@@ -96,18 +92,34 @@ def test_a_labelled_scan_is_drafted_from_the_others_only(labeller, monkeypatch):
 
     def ask(made, session):
         assert isinstance(made.registrar, Registrar)
-        trust = made.trust(session.unlabelled)
+        rating = made.rating(session.unlabelled)
         again = made.draft(session.unlabelled[0])
-        return {"trust": trust, "vote": again.vote, "nearest": again.nearest, "left": dict(made.kept)}
+        return {"rating": rating, "vote": again.vote, "nearest": again.nearest}
 
     found = labeller(ask)
     assert [(one, others) for one, others in seen if one in others] == []
-    assert sorted(len(others) for _, others in seen) == [1, 1, 2]
-    assert found["trust"][1] == 0.0  # a segmenter that sees nothing
-    assert found["left"] == {}  # drafts are large, and given away when asked for
+    assert sorted(len(others) for _, others in seen) == [1, 1, 2]  # what was drafted once is read from disk
+    rating = found["rating"]
+    assert (rating.segmenter, rating.agreement, rating.assumed) == (0.0, 0.0, False)  # a segmenter that sees nothing
+    assert 0.3 < rating.atlases <= 1
+    assert rating.weights == (1.0, 0.0)
     label, sure = found["vote"]
     assert label.shape == sure.shape == tuple(found["nearest"].image.shape[1:])
     assert set(np.unique(label)) <= {0, 1, 2, IGNORE}
+
+
+def test_with_one_labelled_scan_the_worth_of_the_atlas_is_assumed_and_said(labeller, monkeypatch):
+    def ask(made, session):
+        made.session.labelled = made.session.labelled[:1]
+        drafted = made.draft(session.unlabelled[0])
+        agreeing = torch.nn.functional.one_hot(torch.from_numpy(drafted.vote[0].astype(np.int64)) % 3, 3).movedim(-1, 0)
+        monkeypatch.setattr(made, "belief", lambda case: agreeing)
+        return {"rating": made.rating(session.unlabelled)}
+
+    rating = labeller(ask)["rating"]
+    assert rating.atlases == ALONE
+    assert rating.segmenter == BEST
+    assert "(assumed)" in str(rating)
 
 
 def test_atlases_are_deformed_in_earnest_where_the_budget_allows(labeller, monkeypatch):

@@ -186,8 +186,8 @@ class JointConfig:
         Share of the run in which each network is trained by itself.
     rounds : int
         Times the unlabelled scans get new pseudo-labels in what is left.
-    registrar_steps : int
-        Registration steps for every ten of segmentation on drawn labels.
+    registrar : float
+        Share of the time in which the registration network learns.
     unlabelled : float
         Share of segmentation patches from pseudo-labelled scans.
     atlases : int
@@ -209,7 +209,7 @@ class JointConfig:
 
     apart: float = 0.4
     rounds: int = 2
-    registrar_steps: int = 10
+    registrar: float = 0.3
     unlabelled: float = 0.5
     atlases: int = 5
     scans: int = 64
@@ -222,7 +222,7 @@ class JointConfig:
     def __post_init__(self) -> None:
         _check("joint.apart", self.apart, 0.05, 0.95)
         _check("joint.rounds", self.rounds, 1, 20)
-        _check("joint.registrar_steps", self.registrar_steps, 1, 100)
+        _check("joint.registrar", self.registrar, 0.02, 0.9)
         _check("joint.unlabelled", self.unlabelled, 0, 1)
         _check("joint.atlases", self.atlases, 1, 100)
         _check("joint.scans", self.scans, 1, 100_000)

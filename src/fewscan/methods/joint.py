@@ -46,9 +46,12 @@ from fewscan.methods.pseudo import COMPARED, LABELLING, Index, Labeller, fused, 
 from fewscan.space.geometry import Shape
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
+COST = 0.45  # of a registration step by a segmentation step, for each voxel: measured on a CPU
 LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
 GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
+FITTED = 0.6  # least Dice on the labelled scans from which pseudo-labels are worth their time
+BEHIND = 0.05  # expected Dice by which the segmenter must be behind the atlases for the log to say so
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
 
 
@@ -80,6 +83,13 @@ class _Both:
         bounds = self.session.bounds
         return self.folder / f"{name}-{bounds.seconds or bounds.steps:g}"
 
+    def shared(self, phases: Sequence[Phase], *, part: float = 1.0) -> list[Phase]:
+        """The segmenter's phases and the registrar's, which gets its share of the time by what their steps cost."""
+        share, patch = part * self.session.settings.joint.registrar, float(np.prod(self.session.plan.patch))
+        patch *= self.session.plan.batch
+        others = sum(phase.steps for phase in phases) * patch / (COST * float(np.prod(self.registrar.shape)))
+        return [*phases, dataclasses.replace(self.together, steps=max(1, round(others * share / (1 - share))))]
+
 
 def run(request: Request) -> Model:
     """Train both networks and leave them as one model folder.
@@ -99,18 +109,29 @@ def run(request: Request) -> Model:
         registrar = register.build(session)
         cases = register.wholes(session, registrar)
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
-        together = register.phase(session, registrar, cases=cases, steps=config.registrar_steps)
+        together = register.phase(session, registrar, cases=cases)
         both = _Both(session, alone, together, registrar, cases, stop)
-        state = session.fit([alone, together], until=config.apart)
+        state = session.fit(both.shared([alone]), until=config.apart)
         before = _kept(both, state)
+        labeller = Labeller(session, cases, path=both.tag)
         for turn in range(config.rounds):
             until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
             if session.unlabelled and not request.dry_run and session.fraction() < until and not session.interrupted:
-                labels = _labels(both, state, turn)
+                if _fits(both, state):
+                    phases = _phases(both, _labels(both, state, labeller, turn))
+                else:
+                    request.say("the segmenter does not fit the drawn labels yet: it learns on from them alone")
+                    phases = both.shared([alone], part=0.3)
                 session.interrupted |= stop.is_set()
-                state = session.fit(_phases(both, labels), until=min(until, LAST))
+                state = session.fit(phases, until=min(until, LAST))
         state = session.fit([alone], until=GUARD if session.bounds.seconds is not None else 1.0)
-        return _finish(both, state, before)
+        return _finish(both, state, before, labeller)
+
+
+def _fits(both: _Both, state: State) -> bool:
+    """Whether more scans can help: a segmenter that has not learnt the drawn ones needs steps first."""
+    predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), both.session.hardware)
+    return float(np.mean([_fit(c, both.session, predictor) for c in both.session.labelled[:COMPARED]])) >= FITTED
 
 
 def _phases(both: _Both, made: _Made) -> list[Phase]:
@@ -124,22 +145,22 @@ def _phases(both: _Both, made: _Made) -> list[Phase]:
                 case.label = case.place.labels_onto_shared(labels[case.id], classes=session.plan.classes)
                 case.drawn = drawn
     if config.teach == "registrar":
-        return [both.alone, both.together]
+        return both.shared([both.alone])
     taught = [
         dataclasses.replace(labelled_as(case, labels[case.id]), drawn=drawn)
         for case in session.unlabelled
         if case.id in labels
     ]
     useful = [case for case in taught if any(case.counts[1:])]
-    share = config.unlabelled * len(useful) / (len(useful) + len(session.labelled))  # few scans must not be repeated
+    share = min(config.unlabelled, len(useful) / (len(useful) + len(session.labelled)))  # few must not be repeated
     steps = round(SEGMENTER_STEPS * share / max(0.2, 1 - share))
     if steps < 1:
-        return [both.alone, both.together]
+        return both.shared([both.alone])
     anatomy = segment.phase(session, cases=[*useful, *warped], segmenter=both.alone.train, name="anatomy")
-    return [both.alone, dataclasses.replace(anatomy, steps=steps), both.together]
+    return both.shared([both.alone, dataclasses.replace(anatomy, steps=steps)])
 
 
-def _labels(both: _Both, state: State, turn: int) -> _Made:
+def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> _Made:
     """Pseudo-labels and warped labelled scans of a round; read back when a run goes on."""
     session, config = both.session, both.session.settings.joint
     path, unlabelled = both.tag(f"round{turn}"), session.unlabelled
@@ -148,23 +169,26 @@ def _labels(both: _Both, state: State, turn: int) -> _Made:
             return _read(path, both)
         except (ValueError, OSError, KeyError, IndexError, zipfile.BadZipFile):
             session.request.say(f"{path} is damaged; its scans are labelled again")
-    order = np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))[: config.scans].tolist()
+    drawn = [unlabelled[i] for i in np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))]
+    order = sorted(drawn, key=lambda case: not labeller.drafted(case))  # those first that cost little
+    order = order[: config.scans + sum(labeller.drafted(case) for case in unlabelled)]
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
-    labeller = Labeller(
-        session, both.cases, registrar=cast(Registrar, state.average_of(both.registrar).eval()), count=len(order),
-        predictor=infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware),
-    )  # fmt: skip
-    trust = labeller.trust([unlabelled[i] for i in order[:COMPARED]])
+    predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
+    new = sum(not labeller.drafted(case) for case in order)
+    labeller.begin(cast(Registrar, state.average_of(both.registrar).eval()), predictor, count=new)
+    rating = labeller.rating(order[:COMPARED])
+    session.request.say(str(rating))
     answer: dict[str, Index] = {}
     warped: list[Prepared] = []
-    for done, i in enumerate(order):
+    for done, case in enumerate(order):
         if both.stop.is_set() or (done and labeller.spent() > LABELLING):
             break
-        case = unlabelled[i]
         drafted = labeller.draft(case)
         if drafted is None:
             continue
-        answer[case.id] = fused(*drafted.vote, belief=labeller.belief(case) if config.agree else None, trust=trust)
+        answer[case.id] = fused(
+            *drafted.vote, belief=labeller.belief(case) if config.agree else None, trust=rating.weights
+        )
         if config.warped and sum(one.image.size for one in warped) < WARPED_VALUES:
             warped.append(_warped(drafted.nearest, session))
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
@@ -214,7 +238,7 @@ def _kept(both: _Both, state: State) -> nn.Module:
     return kept
 
 
-def _finish(both: _Both, state: State, before: nn.Module) -> Model:
+def _finish(both: _Both, state: State, before: nn.Module, labeller: Labeller) -> Model:
     """Keep the better segmenter by evidence that needs no further label."""
     session = both.session
     after, verdict = state.average_of(both.alone.train), {}
@@ -222,11 +246,23 @@ def _finish(both: _Both, state: State, before: nn.Module) -> Model:
         verdict = guard(session, before=before, after=after)
         session.request.say(verdict["reason"])
     kept = before if verdict.get("kept") == "apart" else after
+    if verdict and labeller.worth is not None:
+        verdict |= _compared(both, labeller, kept)
     others = {"registrar": state.average_of(both.registrar)}
     model = session.finish(kept, others=others, record={"guard": verdict})
     if not session.interrupted:  # label maps of other people's scans must not travel with the model
         shutil.rmtree(both.folder, ignore_errors=True)
     return model
+
+
+def _compared(both: _Both, labeller: Labeller, segmenter: nn.Module) -> dict[str, float]:
+    """What the atlases are worth beside the segmenter in the end; says so where that is more."""
+    session = both.session
+    labeller.predictor = infer.network_predictor(segmenter.eval(), session.hardware)
+    rating = labeller.rating([case for case in session.unlabelled if labeller.drafted(case)][:COMPARED])
+    if rating.segmenter < rating.atlases - BEHIND:
+        session.request.say(f"{rating}: fewscan draft labels such scans better; a longer --budget helps the segmenter")
+    return {"atlases": round(rating.atlases, 4), "segmenter": round(rating.segmenter, 4)}
 
 
 def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 3) -> dict[str, Any]:

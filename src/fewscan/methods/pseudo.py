@@ -6,8 +6,11 @@ with them, by what each is worth.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewscan.data.io import atomic
 from fewscan.judge.metrics import dice
 from fewscan.learn import infer
 from fewscan.learn.batches import Prepared
@@ -35,14 +39,61 @@ Index = NDArray[np.int16]
 
 
 class Drafted(NamedTuple):
-    """What the atlases say of a scan: label and its share of the vote, and the atlas most like it, in its shape."""
+    """What the atlases say of a scan.
+
+    Parameters
+    ----------
+    vote : pair of (X, Y, Z) uint16 and float32
+        Class index, and its share of the vote.
+    nearest : Voter
+        The atlas most like the scan, in its shape.
+    """
 
     vote: tuple[NDArray[np.uint16], NDArray[np.float32]]
     nearest: draft.Voter
 
 
+class Rating(NamedTuple):
+    """What atlases and segmenter are worth on scans without labels.
+
+    Parameters
+    ----------
+    atlases, segmenter : float
+        Expected Dice.
+    agreement : float
+        Dice between the two, which tells the latter.
+    assumed : bool
+        Whether the former could not be measured.
+    """
+
+    atlases: float
+    segmenter: float
+    agreement: float
+    assumed: bool
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of both in a fused vote: the log odds of being right, as of independent voters; they sum to one.
+
+        Examples
+        --------
+        >>> Rating(0.85, 0.4, 0.34, assumed=False).weights
+        (1.0, 0.0)
+        """
+        odds = [max(0.0, math.log(d / (1 - d))) for d in (min(max(x, 0.01), BEST) for x in self[:2])]
+        whole = sum(odds)
+        return (odds[0] / whole, odds[1] / whole) if whole > 0 else (0.5, 0.5)
+
+    def __str__(self) -> str:
+        """For the log."""
+        return (
+            f"expected Dice of the atlases {self.atlases:.2f}{' (assumed)' if self.assumed else ''}, of the segmenter "
+            f"{self.segmenter:.2f} (they agree by {self.agreement:.2f})"
+        )
+
+
 class Labeller:
-    """Atlases and segmenter of one round.
+    """Atlases and segmenter of a run; what the atlases said of a scan is kept on disk until the run ends.
 
     Parameters
     ----------
@@ -50,33 +101,49 @@ class Labeller:
         Of the run.
     wholes : sequence of Whole
         All its cases on the registrar's grid.
-    registrar : Registrar
-        As it is when the round begins.
-    predictor : callable
-        The segmenter, as it is then.
-    count : int
-        Scans to label, between which the time is shared.
+    path : callable
+        Name to file, for what is kept.
     """
 
-    def __init__(
-        self, session: Session, wholes: Sequence[Whole], *, registrar: Registrar, predictor: infer.Predictor, count: int
-    ) -> None:
-        self.session, self.wholes, self.count = session, {case.id: case for case in wholes}, count
-        self.registrar, self.predictor = registrar, predictor
+    def __init__(self, session: Session, wholes: Sequence[Whole], *, path: Callable[[str], Path]) -> None:
+        self.session, self.path, self.wholes = session, path, {case.id: case for case in wholes}
         self.cases = {case.id: case for case in (*session.labelled, *session.unlabelled)}
-        self.begin, self.kept = session.fraction(), dict[str, Drafted | None]()
+        self.number = {name: i for i, name in enumerate(self.cases)}  # a name may hold what a file's may not
         refine = session.settings.joint.refine
         self.effort = DeformConfig(shrink=(2, 1), steps=(refine * 3 // 4, refine - refine * 3 // 4))
+        self.worth: float | None = None
         self.measured = session.bounds.seconds is None  # a run bounded by steps must repeat bit for bit
 
+    def begin(self, registrar: Registrar, predictor: infer.Predictor, *, count: int) -> None:
+        """A round starts.
+
+        Parameters
+        ----------
+        registrar : Registrar
+            As it is now.
+        predictor : callable
+            The segmenter, as it is now.
+        count : int
+            Scans to label, between which the time is shared.
+        """
+        self.registrar, self.predictor, self.count = registrar, predictor, count
+        self.started = self.session.fraction()
+
     def spent(self) -> float:
-        """Share of the run that this labelling has taken."""
-        return self.session.fraction() - self.begin
+        """Share of the run that this round's labelling has taken."""
+        return self.session.fraction() - self.started
+
+    def drafted(self, case: Prepared) -> bool:
+        """Whether the atlases were asked already."""
+        return self._file(case).is_file()
 
     def draft(self, case: Prepared) -> Drafted | None:
         """The vote of the other labelled scans, None where all fold; how long the first takes sets the effort."""
-        if case.id in self.kept:
-            return self.kept.pop(case.id)
+        file = self._file(case)
+        if file.is_file():
+            with contextlib.suppress(ValueError, OSError, KeyError, zipfile.BadZipFile), np.load(file) as stored:
+                nearest = draft.Voter(str(stored["name"]), torch.from_numpy(stored["image"]), stored["shaped"], None)
+                return Drafted((stored["label"], stored["sure"].astype(np.float32)), nearest)
         others = [whole for whole in self.wholes.values() if whole.labelled and whole.id != case.id]
         effort, before = self.effort if self.measured else FULL, self.spent()
         voters = draft.shaped(
@@ -86,8 +153,18 @@ class Labeller:
         if not self.measured and (self.spent() - before) * self.count < LABELLING:
             self.effort = FULL
         self.measured = True
-        target = torch.from_numpy(np.array(case.image[:1]))
-        return Drafted(draft.fuse(target, voters, fusion="local"), voters[0]) if voters else None
+        if not voters:
+            return None
+        label, sure = draft.fuse(torch.from_numpy(np.array(case.image[:1])), voters, fusion="local")
+        sure, nearest = sure.astype(np.float16), voters[0]
+        image, shaped, name = nearest.image.numpy(), nearest.label, np.array(nearest.name)
+        with atomic(file) as temporary, Path(temporary).open("wb") as stream:
+            np.savez(stream, label=label, sure=sure, image=image, shaped=shaped, name=name)
+        return Drafted((label, sure.astype(np.float32)), nearest)
+
+    def _file(self, case: Prepared) -> Path:
+        """Where the atlases' answer is kept."""
+        return self.path(f"draft{self.number[case.id]}")
 
     def belief(self, case: Prepared) -> Tensor:
         """The segmenter's probabilities, without the weights that its loss gave small classes."""
@@ -98,54 +175,33 @@ class Labeller:
             probs = probs / probs.sum(0)
         return probs
 
-    def trust(self, scans: Sequence[Prepared]) -> tuple[float, float]:
-        """Weights of atlases and segmenter, from what each is worth.
+    def rating(self, scans: Sequence[Prepared]) -> Rating:
+        """What atlases and segmenter are worth.
 
         Labelled scans left out tell what the atlases are worth. Were the errors of the two independent, their agreement
         on scans without labels would be the product of both, which tells what the segmenter is worth.
+
+        Parameters
+        ----------
+        scans : sequence of Prepared
+            Without labels.
         """
-        config, votes, agreements = self.session.settings.joint, [], []
-        for case in self.session.labelled[:COMPARED] if len(self.session.labelled) > 1 else ():
-            if (drafted := self.draft(case)) is not None:
-                assert case.label is not None
-                found, truth = (np.where(x < 0, 0, x) for x in (index_of(drafted.vote[0]), np.array(case.label)))
-                votes.append(mean_dice(torch.from_numpy(found), torch.from_numpy(truth)))
+        if self.worth is None and len(self.session.labelled) > 1:
+            votes = []
+            for case in self.session.labelled[:COMPARED]:
+                if (drafted := self.draft(case)) is not None:
+                    assert case.label is not None
+                    found, truth = index_of(drafted.vote[0]), np.array(case.label)
+                    votes.append(mean_dice(*(torch.from_numpy(np.maximum(x, 0)) for x in (found, truth))))
+            self.worth = float(np.mean(votes)) if votes else None
+        agreements = []
         for case in scans:
-            drafted = self.kept[case.id] = self.draft(case)
-            if drafted is not None:
-                mine = self.belief(case).argmax(0)
-                agreements.append(mean_dice(mine, torch.from_numpy(np.maximum(index_of(drafted.vote[0]), 0))))
-        worth = float(np.mean(votes)) if votes else ALONE
-        agreement = float(np.mean(agreements)) if agreements else worth
-        trust = vote_weights(worth, agreement)
-        self.session.request.say(
-            f"atlases alone reach a Dice of {worth:.2f}{'' if votes else ' (assumed)'} and agree with the segmenter by "
-            f"{agreement:.2f}: weights {trust[0]:.2f} and {trust[1]:.2f}"
-            if config.agree else f"atlases alone reach a Dice of {worth:.2f}"
-        )  # fmt: skip
-        return trust
-
-
-def vote_weights(worth: float, agreement: float) -> tuple[float, float]:
-    """Weights of atlases and segmenter in a fused vote: the log odds of being right, of independent voters.
-
-    Parameters
-    ----------
-    worth : float
-        Dice of the atlases' vote.
-    agreement : float
-        Dice between atlases and segmenter.
-
-    Examples
-    --------
-    >>> atlases, segmenter = vote_weights(0.8, 0.5)
-    >>> atlases > 2 * segmenter
-    True
-    """
-    segmenter = min(agreement / max(worth, 1e-3), BEST)
-    odds = [max(0.0, math.log(d / (1 - d))) for d in (min(max(worth, 0.01), BEST), max(segmenter, 0.01))]
-    whole = sum(odds)
-    return (odds[0] / whole, odds[1] / whole) if whole > 0 else (0.5, 0.5)
+            if (drafted := self.draft(case)) is not None:
+                theirs = torch.from_numpy(np.maximum(index_of(drafted.vote[0]), 0))
+                agreements.append(mean_dice(self.belief(case).argmax(0), theirs))
+        atlases = ALONE if self.worth is None else self.worth
+        agreement = float(np.mean(agreements)) if agreements else 0.0
+        return Rating(atlases, min(agreement / max(atlases, 1e-3), BEST), agreement, assumed=self.worth is None)
 
 
 def fused(
