@@ -1,0 +1,104 @@
+"""Synthetic DICOM series: any grid, order of files and transfer syntax, with a patient whose traces can be searched."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from fewscan.data.headers import LPS_TO_RAS
+from fewscan.space.geometry import Geometry
+
+PATIENT = {
+    "PatientName": "Quastenflosser^Ottokar",
+    "PatientID": "PID-7741993",
+    "PatientBirthDate": "19370214",
+    "PatientSex": "O",
+    "PatientAge": "082Y",
+    "StudyDate": "20190911",
+    "StudyTime": "071543",
+    "StudyID": "STUDY-5502",
+    "AccessionNumber": "ACC-90210",
+    "ReferringPhysicianName": "Weissenborn^Adalbert",
+    "InstitutionName": "Sankt Quirin Hospital",
+    "StudyDescription": "Follow-up of Quastenflosser",
+}
+TRACES = (
+    "quastenflosser",
+    "ottokar",
+    "7741993",
+    "19370214",
+    "1937-02-14",
+    "20190911",
+    "2019-09-11",
+    "071543",
+    "5502",
+    "90210",
+    "weissenborn",
+    "quirin",
+)
+"""What of the patient must not be found anywhere but in DICOM files, in lower case."""
+
+
+def write_series(
+    folder: Path,
+    data: NDArray[Any],
+    native: Geometry,
+    *,
+    order: str = "shuffled",
+    syntax: UID | None = None,
+    tags: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write (columns, rows, slices) intensities as CT slices.
+
+    ``order`` is how file names and instance numbers follow the slices: "forward", "reversed" or "shuffled"; the reader
+    must not care.
+    """
+    folder.mkdir(parents=True)
+    matrix, first = LPS_TO_RAS @ native.affine[:3, :3], LPS_TO_RAS @ native.affine[:3, 3]
+    spacing = np.array(native.spacing)
+    along = (matrix[:, :2] / spacing[:2]).T
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    names = list(range(data.shape[2]))
+    if order != "forward":
+        names = names[::-1] if order == "reversed" else random.Random(0).sample(names, len(names))
+    for index in range(data.shape[2]):
+        item = _shell(np.ascontiguousarray(data[:, :, index].T.astype(np.int16)))
+        for name, value in {**PATIENT, **(tags or {})}.items():
+            setattr(item, name, value)
+        item.StudyInstanceUID, item.SeriesInstanceUID, item.FrameOfReferenceUID = study, series, frame
+        item.InstanceNumber = names[index] + 1
+        item.ImagePositionPatient = [f"{v:.6f}" for v in first + matrix[:, 2] * index]
+        item.ImageOrientationPatient = [f"{v:.9f}" for v in along.ravel()]
+        item.PixelSpacing = [f"{spacing[1]:.6f}", f"{spacing[0]:.6f}"]
+        item.SliceThickness = f"{spacing[2]:.6f}"
+        if syntax is not None:
+            item.compress(syntax)
+        item.save_as(folder / f"IM{names[index]:04d}", enforce_file_format=True)
+    return folder
+
+
+def _shell(pixels: NDArray[np.int16]) -> FileDataset:
+    """A CT slice without patient and place."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    item = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    item.Modality, item.ImageType, item.SeriesNumber = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], 4
+    item.Manufacturer, item.PatientPosition, item.PositionReferenceIndicator = "synthetic", "HFS", ""
+    item.AcquisitionNumber, item.KVP = 1, 120
+    item.Rows, item.Columns = pixels.shape
+    item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+    item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 16, 16, 15, 1
+    item.RescaleSlope, item.RescaleIntercept, item.RescaleType = 1, -1024, "HU"
+    stored = np.ascontiguousarray(pixels + np.int16(1024))
+    item.set_pixel_data(stored, "MONOCHROME2", 16)
+    item.Modality = "CT"
+    return item
