@@ -15,6 +15,35 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_ui
 from fewscan.data.headers import LPS_TO_RAS
 from fewscan.space.geometry import Geometry
 
+SHAPE = (24, 20, 9)
+NAMES = {"1": "liver", "4": "kidney_left", "9": "my own thing"}
+TILT = np.array([[0.96, 0.0, 0.28], [0.1, 0.93, -0.35], [-0.26, 0.37, 0.89]])
+AXIAL = Geometry(SHAPE, np.array([[-0.8, 0, 0, 30], [0, -0.8, 0, 20], [0, 0, 2.5, -90], [0, 0, 0, 1]]))
+
+
+def oblique() -> Geometry:
+    turn, _ = np.linalg.qr(TILT)
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([0.7, 0.9, 3.0]) * np.sign(np.diag(turn))
+    affine[:3, 3] = 5, -60, 40
+    return Geometry(SHAPE, affine)
+
+
+def anatomy() -> np.ndarray:
+    """A ball with a hole and an island in it, corners that touch, and a speck: (X, Y, Z) in RAS+ order."""
+    grid = np.indices(SHAPE).astype(float)
+    away = np.sqrt(
+        ((grid - np.array([9, 9, 4]).reshape(3, 1, 1, 1)) ** 2 * np.array([1, 1, 3]).reshape(3, 1, 1, 1)).sum(0)
+    )
+    label = np.zeros(SHAPE, np.uint16)
+    label[away < 7.5] = 1
+    label[away < 4] = 0
+    label[away < 2] = 4
+    label[18:20, 3:5, 2:4] = label[20:22, 5:7, 2:4] = 4
+    label[20, 15, 7] = 9
+    return label
+
+
 PATIENT = {
     "PatientName": "Quastenflosser^Ottokar",
     "PatientID": "PID-7741993",

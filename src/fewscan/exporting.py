@@ -17,10 +17,10 @@ import numpy as np
 
 from fewscan.data import dataset as datasets
 from fewscan.data.dicom import describe_series, is_series
-from fewscan.data.dicom_labels import read_dicom_labels
+from fewscan.data.dicom_labels import is_label, read_dicom_labels
 from fewscan.data.io import atomic, label_values, peek, read_labels
 from fewscan.data.layouts import LABEL_TAIL, Found, Pair, entries, stem_of
-from fewscan.data.listing import read_listing
+from fewscan.data.listing import read_listing, read_names
 from fewscan.deliver.binding import Binding, bind
 from fewscan.deliver.structures import Structure, structures_of
 from fewscan.errors import ConfigError, DataError, GeometryError
@@ -150,7 +150,7 @@ def _slicer(order: _Order, out: Path) -> dict[str, Any]:
     if not out.name.endswith(".seg.nrrd"):
         raise ConfigError(f"{out}: 3D Slicer knows a segmentation by its name; end it in .seg.nrrd")
     label = _labels(order)
-    native = label.geometry if order.thing.suffix == ".dcm" else peek(order.thing).geometry
+    native = label.geometry if is_label(order.thing) else peek(order.thing).geometry
     structures = structures_of(label.names)
     with atomic(out) as part:
         data = np.asarray(from_ras(label.data, native), dtype=np.uint16)
@@ -160,6 +160,8 @@ def _slicer(order: _Order, out: Path) -> dict[str, Any]:
 
 def _labels(order: _Order) -> Labelmap:
     """The label map with names; voxels not looked at count as background, since no format can say more."""
+    if order.thing.is_dir():
+        raise DataError(f"{order.thing}: is a folder; give one label map")
     label = read_labels(order.thing, names=order.names, ignore=order.ignore, source=order.source)
     data = np.where(label.data == IGNORE, 0, label.data)
     if not data.any():
@@ -172,10 +174,10 @@ def _names(thing: Path, given: Path | None) -> tuple[Mapping[int, str] | None, i
     if given is not None:
         if (given / "model.json").is_file():
             return checkpoint.load_model(given).names, None
-        listed = read_listing(given if given.is_dir() else given.parent)
-        if not listed["names"]:
+        own, ignore = ({}, None) if given.is_dir() else read_names(given)
+        if not own:
             raise DataError(f"{given}: names no labels; give a labels.json, a dataset.json or the folder of a model")
-        return listed["names"], listed["ignore"]
+        return own, ignore
     recorded = {int(value): str(name) for value, name in _record(thing).get("labels", {}).items()}
     if recorded:
         return recorded, None

@@ -9,7 +9,8 @@ contours of their own).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def names_in(path: Path) -> list[str]:
     DataError
         If it cannot be read.
     """
-    return [name for name, _ in _structures(_open(path), path)]
+    with _reading(path):
+        return [name for name, _ in _structures(pydicom.dcmread(path))]
 
 
 def series_of(path: Path) -> frozenset[str]:
@@ -72,12 +74,13 @@ def series_of(path: Path) -> frozenset[str]:
     DataError
         If it cannot be read.
     """
-    item = _open(path)
-    series = list(item.get("ReferencedSeriesSequence") or ())
-    for frame in item.get("ReferencedFrameOfReferenceSequence") or ():
-        for study in frame.get("RTReferencedStudySequence") or ():
-            series += list(study.get("RTReferencedSeriesSequence") or ())
-    return frozenset(str(s.get("SeriesInstanceUID", "")) for s in series) - {""}
+    with _reading(path):
+        item = pydicom.dcmread(path)
+        series = list(item.get("ReferencedSeriesSequence") or ())
+        for frame in item.get("ReferencedFrameOfReferenceSequence") or ():
+            for study in frame.get("RTReferencedStudySequence") or ():
+                series += list(study.get("RTReferencedSeriesSequence") or ())
+        return frozenset(str(s.get("SeriesInstanceUID", "")) for s in series) - {""}
 
 
 def belonging(series: Iterable[Path], files: Sequence[Path]) -> dict[Path, Path]:
@@ -139,29 +142,24 @@ def read_dicom_labels(path: Path, *, source: Path | None, names: Mapping[int, st
     """
     if source is None or not source.is_dir():
         raise DataError(f"{path}: DICOM labels lie on the slices of a series; give them as labels of that series")
-    item, series = _open(path), describe_series(source)
-    frame = _frame(item)
-    if frame and series.frame and frame != series.frame:
-        raise GeometryError(
-            f"{path}: was drawn in another frame of reference than the series in {source}; find the series it is of"
-        )
-    structures = _structures(item, path)
-    wanted = names if names is not None else {i: name for i, (name, _) in enumerate(structures, start=1)}
-    values = {plain_name(name): value for value, name in wanted.items()}
-    taken = [(name, number) for name, number in structures if plain_name(name) in values]
-    spoken = [plain_name(name) for name, _ in taken]
-    twice = sorted({name for name in spoken if spoken.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: two structures are called {twice[0]!r}; give each its own name")
-    numbers = [number for _, number in taken]
-    reader = _contours if sop_class(path) == uid.RTStructureSetStorage else _frames
-    try:
-        with quiet():
-            voxels = reader(item, numbers, series, path)
-    except FewscanError:
-        raise
-    except Exception as error:  # pydicom and its decoders raise whatever they meet; its text may quote the header
-        raise DataError(f"{path}: is damaged ({type(error).__name__}); export it again") from None
+    series = describe_series(source)
+    with _reading(path):
+        item = pydicom.dcmread(path)
+        frame = _frame(item)
+        if frame and series.frame and frame != series.frame:
+            raise GeometryError(
+                f"{path}: was drawn in another frame of reference than the series in {source}; find the series it is of"
+            )
+        structures = _structures(item)
+        wanted = names if names is not None else {i: name for i, (name, _) in enumerate(structures, start=1)}
+        values = {plain_name(name): value for value, name in wanted.items()}
+        taken = [(name, number) for name, number in structures if plain_name(name) in values]
+        spoken = [plain_name(name) for name, _ in taken]
+        twice = sorted({name for name in spoken if spoken.count(name) > 1})
+        if twice:
+            raise DataError(f"{path}: two structures are called {twice[0]!r}; give each its own name")
+        reader = _contours if sop_class(path) == uid.RTStructureSetStorage else _frames
+        voxels = reader(item, [number for _, number in taken], series, path)
     painted = _paint({(name, values[plain_name(name)]): voxels[n] for name, n in taken}, series, path)
     data, geometry = to_ras(painted, series.native)
     return Labelmap(np.ascontiguousarray(data, dtype=np.uint16), geometry, dict(wanted))
@@ -183,36 +181,30 @@ def plain_name(name: str) -> str:
     return " ".join(sorted(re.split(r"[\W_]+", name.casefold())))
 
 
-def _open(path: Path) -> pydicom.Dataset:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever pydicom and its decoders raise becomes one sentence; their own may quote the header."""
     try:
         with quiet():
-            return pydicom.dcmread(path)
-    except Exception as error:  # as above
-        raise DataError(f"{path}: cannot be read as DICOM ({type(error).__name__}); export it again") from None
+            yield
+    except FewscanError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: is damaged ({type(error).__name__}); export it again") from None
 
 
-def _structures(item: pydicom.Dataset, path: Path) -> list[tuple[str, int]]:
+def _structures(item: pydicom.Dataset) -> list[tuple[str, int]]:
     """Name and number of each segment, or of each structure with closed contours."""
-    try:
-        if "SegmentSequence" in item:
-            return [
-                (str(s.get("SegmentLabel") or f"segment {s.SegmentNumber}"), int(s.SegmentNumber))
-                for s in item.SegmentSequence
-                if int(s.SegmentNumber) != 0  # background of a label map segmentation
-            ]
-        drawn = {
-            int(roi.ReferencedROINumber)
-            for roi in item.get("ROIContourSequence") or ()
-            if any(c.get("ContourGeometricType") in CLOSED for c in roi.get("ContourSequence") or ())
-        }
-        rois = item.get("StructureSetROISequence") or ()
-        return [
-            (str(r.get("ROIName") or f"structure {r.ROINumber}"), int(r.ROINumber))
-            for r in rois
-            if r.ROINumber in drawn
-        ]
-    except (AttributeError, TypeError, ValueError):
-        raise DataError(f"{path}: its list of structures is damaged; export it again") from None
+    if "SegmentSequence" in item:
+        segments = [s for s in item.SegmentSequence if int(s.SegmentNumber) != 0]  # 0: background of a label map
+        return [(str(s.get("SegmentLabel") or f"segment {s.SegmentNumber}"), int(s.SegmentNumber)) for s in segments]
+    drawn = {
+        int(roi.ReferencedROINumber)
+        for roi in item.get("ROIContourSequence") or ()
+        if any(c.get("ContourGeometricType") in CLOSED for c in roi.get("ContourSequence") or ())
+    }
+    rois = [r for r in item.get("StructureSetROISequence") or () if int(r.ROINumber) in drawn]
+    return [(str(r.get("ROIName") or f"structure {r.ROINumber}"), int(r.ROINumber)) for r in rois]
 
 
 def _frame(item: pydicom.Dataset) -> str:

@@ -36,6 +36,23 @@ def read_listing(root: Path) -> dict[str, Any]:
     return {"names": names, "channels": several, "hint": " ".join(channels), "ignore": ignore}
 
 
+def read_names(path: Path) -> tuple[dict[int, str], int | None]:
+    """Names and ignore value from one file of labels.
+
+    Parameters
+    ----------
+    path : Path
+        ``labels.json``, ``dataset.json`` or another file like one of them.
+
+    Raises
+    ------
+    DataError
+        If the file is not the JSON it should be.
+    """
+    content = read_json(path)
+    return _names(content.get("labels", content), path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 

@@ -293,6 +293,7 @@ Written by fewscan {version("fewscan")}. For {USE}: it is no medical device.
 
 Put scans as `.nii.gz` into `images/` of this folder, and run there:
 
+    pip install 'monai[fire,nibabel]' safetensors
     python -m monai.bundle run run --config_file configs/inference.json
 
 Labels are written to `labels/`, on each scan's own grid:
