@@ -13,6 +13,10 @@ from series import AXIAL, NAMES, SHAPE, anatomy, write_series
 
 from fewscan.data.dicom import describe_series
 from fewscan.data.io import write_labelmap
+from fewscan.learn import checkpoint
+from fewscan.learn.config import Settings
+from fewscan.learn.intensity import Scaling
+from fewscan.learn.plan import Plan
 from fewscan.space.geometry import Geometry
 
 
@@ -30,6 +34,19 @@ def trained(tmp_path_factory):
     data = write_dataset(root / "data", labelled=3, unlabelled=1)
     model = api.train(data, root / "model", steps=60, settings=SMALL, device="cpu", method="segment")
     return data, model
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A model of random weights, for what needs no sense in the answers."""
+    plan = Plan(
+        names={1: "ball", 5: "rod"}, channels=("image",), scaling=(Scaling(kind="scan"),), spacing=(1.0, 1.0, 1.25),
+        patch=(20, 24, 16), batch=1, widths=(4, 8), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)),
+        mirror=False, pairs=(), sole=(),
+    )  # fmt: skip
+    network = checkpoint.build_segmenter(plan, Settings(), seed=0)
+    model = checkpoint.Model(segmenter=network, plan=plan, settings=Settings(), provenance={"method": "segment"})
+    return checkpoint.save_model(model, tmp_path_factory.mktemp("untrained") / "model")
 
 
 @pytest.fixture

@@ -108,15 +108,22 @@ def test_bids_derivatives_are_found_as_labels_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(label.data, anatomy())
 
 
-def test_names_come_from_where_the_label_map_does(trained: Any, tmp_path: Path) -> None:
-    data, model = trained
-    api.predict(model, data / "images" / "case_00.nii.gz", tmp_path / "out", device="cpu")
-    report = export(tmp_path / "out" / "case_00.nii.gz", tmp_path / "a.seg.nrrd", kind="seg-nrrd")
-    assert report["labels"] == ["ball", "rod"]
-    (tmp_path / "out" / "predictions.json").unlink()
-    assert export(tmp_path / "out" / "case_00.nii.gz", tmp_path / "b.seg.nrrd", kind="seg-nrrd", names=model.path)[
-        "labels"
-    ] == ["ball", "rod"]
+def test_names_come_from_where_the_label_map_does(untrained: Any, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "p1.nii.gz"
+    write_labelmap(np.where(anatomy() == 4, 5, anatomy() == 1), file, native=AXIAL)
+    (tmp_path / "names.txt").write_text(json.dumps({"1": "one", "5": "five"}))
+
+    def labels(name: str, **how: Any) -> list[str]:
+        found: list[str] = export(file, tmp_path / f"{name}.seg.nrrd", kind="seg-nrrd", **how)["labels"]
+        return found
+
+    assert labels("nobody") == ["label 1", "label 5"]
+    assert labels("model", names=untrained.path) == ["ball", "rod"]
+    assert labels("file", names=tmp_path / "names.txt") == ["one", "five"]
+    record = {"labels": {"1": "first", "5": "fifth"}, "predictions": [{"path": file.name}]}
+    (file.parent / "predictions.json").write_text(json.dumps(record))
+    assert labels("prediction") == ["first", "fifth"]
+    assert labels("told", names=untrained.path) == ["ball", "rod"]
 
 
 def test_the_verb_hands_over_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,9 @@ def export(
         return
     screen = stdout()
     if report.get("dice"):
-        screen.print(f"Read back from the file: Dice of each label {min(report['dice'].values()):.3f} at least.", markup=False)
+        screen.print(
+            f"Read back from the file: Dice of each label {min(report['dice'].values()):.3f} at least.", markup=False
+        )
     if "largest_difference" in report:
         screen.print(f"Compared with the model: logits differ by {report['largest_difference']:.2g} at most.")
     for note in report.get("notes", ()):

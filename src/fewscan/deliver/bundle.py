@@ -6,6 +6,7 @@ not installed. It needs MONAI, which fewscan itself does not.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
+from monai.inferers import Inferer
 from monai.transforms import MapTransform
-from torch import nn
+from torch import Tensor, nn
 
 from fewscan.learn import networks
 from fewscan.learn.intensity import Scaling, normalise
+from fewscan.learn.windows import bell, starts, window_shape
 from fewscan.space.geometry import Geometry, with_spacing
 from fewscan.space.volume import resample
 
@@ -39,7 +43,7 @@ def load_network(weights: str | Path, *, name: str, build: Mapping[str, Any]) ->
     """
     network = networks.NETWORKS[name](**build)
     network.load_state_dict(safetensors.torch.load_file(weights))
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 class Prepared(MapTransform):  # type: ignore[misc]
@@ -72,6 +76,42 @@ class Prepared(MapTransform):  # type: ignore[misc]
             done[key] = MetaTensor(ready, affine=torch.from_numpy(grid.affine.copy()), meta=image.meta)
             done[GRID] = native
         return done
+
+
+class Windows(Inferer):  # type: ignore[misc]
+    """Logits of a whole scan from overlapping windows, placed and weighted as `fewscan predict` does.
+
+    Parameters
+    ----------
+    patch : sequence of int
+        Of training, voxels.
+    strides : sequence of (3,) int
+        Of each level of the network.
+    """
+
+    def __init__(self, patch: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.patch = (patch[0], patch[1], patch[2])
+        self.strides = strides
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **how: Any) -> Tensor:
+        """(B, C, X, Y, Z) scans to (B, K, X, Y, Z) logits."""
+        grid = (inputs.shape[2], inputs.shape[3], inputs.shape[4])
+        window = window_shape(grid, self)
+        margin = [max(0, w - n) for w, n in zip(window, grid, strict=True)]
+        pad = [side for m in reversed(margin) for side in (m // 2, m - m // 2)]
+        padded = F.pad(inputs, pad, mode="replicate") if any(pad) else inputs
+        profile = bell(window).to(inputs)
+        total, weight = torch.zeros(()).to(inputs), torch.zeros(padded.shape[2:]).to(inputs)
+        for corner in itertools.product(*(starts(n, w) for n, w in zip(padded.shape[2:], window, strict=True))):
+            box = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
+            logits = network(padded[(slice(None), slice(None), *box)], *args, **how)
+            if total.ndim == 0:
+                total = total.new_zeros((*logits.shape[:2], *padded.shape[2:]))
+            total[(slice(None), slice(None), *box)] += logits * profile
+            weight[box] += profile
+        inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(margin, grid, strict=True))
+        return (total / weight)[(slice(None), slice(None), *inside)]
 
 
 class Restored(MapTransform):  # type: ignore[misc]

@@ -25,7 +25,15 @@ from fewscan.learn.networks import Absent
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between the model and its copy
 NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install 'fewscan[onnx]'"
 USE = "research use only"
-PARTS = ("errors", "learn.intensity", "learn.networks", "space.geometry", "space.volume", "deliver.bundle")
+PARTS = (
+    "errors",
+    "learn.intensity",
+    "learn.networks",
+    "learn.windows",
+    "space.geometry",
+    "space.volume",
+    "deliver.bundle",
+)
 """Modules that a bundle carries: `fewscan.deliver.bundle` and what it imports."""
 
 
@@ -257,12 +265,9 @@ def _inference(model: Model) -> dict[str, Any]:
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "collate_fn": "$lambda x: x"},
         "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(plan.patch),
-            "sw_batch_size": 1,
-            "overlap": 0.5,
-            "mode": "gaussian",
-            "padding_mode": "replicate",
+            "_target_": "scripts.deliver.bundle.Windows",
+            "patch": list(plan.patch),
+            "strides": [list(stride) for stride in plan.strides],
         },
         "postprocessing": {
             "_target_": "Compose",
@@ -300,6 +305,6 @@ Labels are written to `labels/`, on each scan's own grid:
 
 {names}
 
-`scripts/` holds the parts of fewscan that the network needs, so fewscan itself is not required. Windows are placed and
-weighted by MONAI, and small specks are kept, so that single voxels may differ from `fewscan predict`.
+`scripts/` holds the parts of fewscan that the network needs, so fewscan itself is not required. Labels are those
+of `fewscan predict` in full precision, except that small specks are kept.
 """
