@@ -248,7 +248,10 @@ def chain(series: Path, teacher: tuple[Path, Path], folder: Path) -> dict[str, A
         seg = pydicom.dcmread(folder / "answer.dcm")
         _run("storescu", "-R", *peer, folder / "answer.dcm")
         keys = ["QueryRetrieveLevel=SERIES", study, "Modality=SEG", "SeriesInstanceUID"]
-        listed = _run("findscu", "-v", "-S", *peer, *(word for key in keys for word in ("-k", key)))
+        (folder / "found").mkdir()
+        asked = (word for key in keys for word in ("-k", key))
+        _run("findscu", "-S", "-X", "-od", folder / "found", *peer, *asked)
+        listed = {pydicom.dcmread(f, force=True).SeriesInstanceUID for f in (folder / "found").iterdir()}
         web = _ask(http, f"dicom-web/studies/{first.StudyInstanceUID}/series?Modality=SEG")
         _pull(peer, own, folder / "back", study, f"SeriesInstanceUID={seg.SeriesInstanceUID}")
     back = pydicom.dcmread(next((folder / "back").iterdir()))
@@ -258,7 +261,7 @@ def chain(series: Path, teacher: tuple[Path, Path], folder: Path) -> dict[str, A
         "slices_pulled": len(list(pulled.iterdir())),
         "same_voxels": bool((ours.data == theirs.data).all()),
         "labelled_voxels": int((label.data > 0).sum()),
-        "found_by_c_find": str(seg.SeriesInstanceUID) in listed,
+        "found_by_c_find": seg.SeriesInstanceUID in listed,
         "found_by_dicomweb": any(str(seg.SeriesInstanceUID) in json.dumps(one) for one in web),
         "same_seg_back": bool(back.PixelData == seg.PixelData and back.SOPInstanceUID == seg.SOPInstanceUID),
     }
