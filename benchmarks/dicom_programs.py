@@ -250,7 +250,7 @@ def chain(series: Path, teacher: tuple[Path, Path], folder: Path) -> dict[str, A
         keys = ["QueryRetrieveLevel=SERIES", study, "Modality=SEG", "SeriesInstanceUID"]
         (folder / "found").mkdir()
         asked = (word for key in keys for word in ("-k", key))
-        _run("findscu", "-S", "-X", "-od", folder / "found", *peer, *asked)
+        _run("findscu", "-S", "-aet", "PULLER", "-X", "-od", folder / "found", *peer, *asked)
         listed = {pydicom.dcmread(f, force=True).SeriesInstanceUID for f in (folder / "found").iterdir()}
         web = _ask(http, f"dicom-web/studies/{first.StudyInstanceUID}/series?Modality=SEG")
         _pull(peer, own, folder / "back", study, f"SeriesInstanceUID={seg.SeriesInstanceUID}")
