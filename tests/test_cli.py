@@ -86,6 +86,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         "compare": Comparison(),
         "crossval": Evaluation(),
         "report": Path("report.html"),
+        "export": {"labels": ["liver"]},
     }
 
     def stand_in(name: str) -> Callable[..., Any]:
@@ -119,6 +120,7 @@ EVERY_VERB = [
     ("compare", "a.json", "b.json"),
     ("crossval", "scans", "-o", "folds", "--folds", "4", "--steps", "5"),
     ("report", "demo", "-o", "r.html"),
+    ("export", "p1.nii.gz", "--as", "rtstruct", "--source", "ct", "-o", "p1.dcm", "--names", "model", "--manual"),
 ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         check,
         compare,
         evaluate,
+        export,
         load,
         open,  # noqa: A004
         predict,
@@ -46,6 +47,7 @@ __all__ = [
     "crossval",
     "demo",
     "evaluate",
+    "export",
     "load",
     "open",
     "predict",

@@ -16,6 +16,7 @@ from fewscan.data.dataset import Dataset
 from fewscan.deliver.pictures import curve_png
 from fewscan.deliver.report import write_report
 from fewscan.errors import ConfigError, DataError
+from fewscan.exporting import export
 from fewscan.judge import evaluate as judging
 from fewscan.judge.evaluate import Comparison
 from fewscan.judge.results import Evaluation, read_evaluation
@@ -39,6 +40,7 @@ __all__ = [
     "compare",
     "draft",
     "evaluate",
+    "export",
     "load",
     "open",
     "predict",

@@ -117,7 +117,8 @@ def predict(
         done.append(answer)
         records[target.name] = asdict(answer) | {"path": target.name}
         weights = model.provenance.get("sha256", {})
-        checkpoint.write_json({"model": weights, "predictions": list(records.values())}, folder / RECORD)
+        record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
+        checkpoint.write_json(record, folder / RECORD)
         if observe is not None:
             observe(f"{len(done)} of {len(scans)}: {scan.id}, {answer.seconds:.1f} s")
     return done

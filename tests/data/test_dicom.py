@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import HEVCMP51, JPEG2000Lossless, RLELossless
+from series import write_series
 
 from fewscan.data.dicom import is_series, read_series
 from fewscan.data.io import read_image
 from fewscan.errors import DataError
-from fewscan.space.geometry import from_ras
+from fewscan.space.geometry import Geometry, from_ras, ras_geometry, to_ras
 
 
 def test_a_series_is_sorted_scaled_and_placed(slices: Callable[..., Path]) -> None:
@@ -54,12 +57,14 @@ def each(**values: Any) -> Callable[[list[Any]], None]:
     ("edit", "message"),
     [
         (remove(2), r"5 mm between slices 2 and 3, 2.5 mm elsewhere: slices are missing"),
-        (each(SeriesInstanceUID="1.2.3"), r"holds 2 series of \[1, 5\] slices; put each into its own folder"),
+        (each(SeriesInstanceUID="1.2.3"), r"holds 2 series, number \? of 1 slice\(s\), number \? of 5 slice\(s\); put"),
         (each(ImagePositionPatient=[-10, -20, 30]), "two slices lie in the same place"),
         (each(PixelSpacing=None), "no PixelSpacing"),
         (each(PixelSpacing=[0.7, 0.9]), r"slices differ in spacing, \[0.7, 0.5\] against \[0.7, 0.9\]"),
         (lambda i: i.__setitem__(2, smaller(i[2])), r"slices of \(4, 5\) and \(4, 4\) pixels"),
         (each(ImagePositionPatient=[-4, -20, 35]), "shifted against each other"),
+        (each(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "slices differ in direction"),
+        (each(ImageOrientationPatient=None), "no ImageOrientationPatient"),
         (each(NumberOfFrames=2), "multi-frame"),
         (each(PixelData=b"\0\0"), "cannot be read"),
         (each(ImagePositionPatient=[1, 2]), "the place or scale of a slice is damaged"),
@@ -68,6 +73,55 @@ def each(**values: Any) -> Callable[[list[Any]], None]:
 def test_series_that_cannot_be_trusted_are_refused(slices: Callable[..., Path], edit: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_series(slices(edit=edit))
+
+
+def test_order_and_compression_change_nothing(tmp_path: Path) -> None:
+    shape, angle = (9, 8, 5), np.radians(25)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    grid = Geometry(shape, turn @ np.diag([-0.7, -0.9, 3.0, 1.0]))
+    data = np.random.default_rng(0).integers(-900, 2000, shape)
+    plain = read_series(write_series(tmp_path / "plain", data, grid, order="forward"))
+    packed = read_series(write_series(tmp_path / "rle", data, grid, order="reversed", syntax=RLELossless))
+    np.testing.assert_array_equal(plain.data, packed.data)
+    np.testing.assert_allclose(plain.geometry.affine, packed.geometry.affine)
+    np.testing.assert_array_equal(plain.data, to_ras(data[None], grid)[0])
+    np.testing.assert_allclose(plain.geometry.affine, ras_geometry(grid).affine, atol=1e-4)
+
+
+def jpeg_2000(folder: Path) -> None:
+    """Compress the slices of a series by SimpleITK's own encoder."""
+    import SimpleITK as sitk  # noqa: N813
+
+    for file in folder.iterdir():
+        item = pydicom.dcmread(file)
+        writer, packed = sitk.ImageFileWriter(), folder.parent / "packed.dcm"
+        writer.SetImageIO("GDCMImageIO")
+        writer.SetFileName(str(packed))
+        writer.UseCompressionOn()
+        writer.SetCompressor("JPEG2000")
+        writer.Execute(sitk.GetImageFromArray(item.pixel_array[None]))
+        encoded = pydicom.dcmread(packed)
+        item.file_meta.TransferSyntaxUID = encoded.file_meta.TransferSyntaxUID
+        item.PixelData = encoded.PixelData
+        item["PixelData"].is_undefined_length = True
+        item.save_as(file)
+
+
+def test_what_pydicom_cannot_unpack_gdcm_does(tmp_path: Path) -> None:
+    data = np.random.default_rng(1).integers(-900, 2000, (9, 8, 3))
+    folder = write_series(tmp_path / "series", data, Geometry((9, 8, 3), np.diag([-1.0, -1.0, 2.0, 1.0])))
+    plain = read_series(folder)
+    jpeg_2000(folder)
+    item = pydicom.dcmread(next(folder.iterdir()))
+    assert item.file_meta.TransferSyntaxUID == JPEG2000Lossless
+    np.testing.assert_array_equal(read_series(folder).data, plain.data)
+    for file in folder.iterdir():
+        item = pydicom.dcmread(file)
+        item.file_meta.TransferSyntaxUID = HEVCMP51
+        item.save_as(file)
+    with pytest.raises(DataError, match=r"compressed as HEVC.*, which cannot be unpacked; export the series uncompr"):
+        read_series(folder)
 
 
 def test_a_folder_without_dicom_is_said_so(tmp_path: Path) -> None:

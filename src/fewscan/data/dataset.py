@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from fewscan.data import annotation, layouts
+from fewscan.data import annotation, dicom_labels, layouts, listing
 from fewscan.data.io import label_values, peek, read_image, read_labels
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE, Case, Labelmap
 
-__all__ = ["CaseFiles", "Dataset", "find", "folds", "load", "patient_of", "select"]
+__all__ = ["CaseFiles", "Dataset", "assemble", "find", "folds", "load", "patient_of", "select"]
 
 Modality = Literal["ct", "mr", "other"]
 TAIL = re.compile(r"(?i)[-_.](l|r|left|right|frame-?\d+|ses-\w+|run-\w+|t\d+|time-?\d+|ed|es)$")
@@ -111,12 +111,30 @@ def find(root: Path) -> Dataset:
         If nothing usable is there, or a listing (``labels.json``, ``dataset.json``, ``drawn.json``) is wrong.
     """
     root = Path(root)
-    found = layouts.detect(root)
-    values = {i: _values(p.label, found.ignore) for i, p in found.pairs.items() if p.label is not None}
-    held = {i: _values(p.label, found.ignore) for i, p in found.test.items() if p.label is not None}
+    return assemble(root, layouts.detect(root))
+
+
+def assemble(root: Path, found: layouts.Found) -> Dataset:
+    """A data set from what a layout function saw.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    found : Found
+        Its files.
+
+    Raises
+    ------
+    DataError
+        If ``drawn.json`` is wrong.
+    """
+    listed = found.names or _spoken([*found.pairs.values(), *found.test.values()])
+    values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
+    held = {i: _values(p, listed, found.ignore) for i, p in found.test.items() if p.label is not None}
     present = frozenset[int]().union(*values.values(), *held.values())
-    if found.names:
-        names = {v: n for v, n in found.names.items() if v in present or not present}
+    if listed:
+        names = {v: n for v, n in listed.items() if v in present or not present}
     else:
         names = {v: f"label {v}" for v in sorted(present)}
     drawn = annotation.not_drawn({i: v & set(names) for i, v in values.items() if v}, names)
@@ -133,10 +151,30 @@ def find(root: Path) -> Dataset:
     )
 
 
-def _values(path: Path, ignore: int | None) -> frozenset[int]:
-    """Labels in a file; none when it cannot be read."""
+def _spoken(pairs: Sequence[layouts.Pair]) -> dict[int, str]:
+    """Numbers for the names in DICOM labels, which number their structures anew in every file."""
+    files = [p.label for p in pairs if p.label is not None]
+    spoken = [file for file in files if dicom_labels.is_label(file)]
+    if spoken and len(spoken) < len(files):
+        numbered = next(file for file in files if file not in spoken)
+        raise DataError(f"{spoken[0]} names its labels, {numbered} numbers them; say in labels.json which is which")
+    found: dict[str, str] = {}
+    for file in spoken:
+        try:
+            found |= {dicom_labels.plain_name(name): name for name in dicom_labels.names_in(file)} | found
+        except DataError:
+            continue
+    return dict(enumerate((found[name] for name in sorted(found)), start=1))
+
+
+def _values(pair: layouts.Pair, names: Mapping[int, str], ignore: int | None) -> frozenset[int]:
+    """Labels in a case's file; none when it cannot be read."""
+    if pair.label is None:
+        return frozenset()
+    wanted = names if dicom_labels.is_label(pair.label) else None
     try:
-        return frozenset(label_values(read_labels(path, ignore=ignore).data)) - {0, IGNORE}
+        label = read_labels(pair.label, names=wanted, ignore=ignore, source=pair.images[0])
+        return frozenset(label_values(label.data)) - {0, IGNORE}
     except FewscanError:
         return frozenset()
 
@@ -148,7 +186,7 @@ def _stated(root: Path, names: Mapping[int, str], cases: Mapping[str, layouts.Pa
         return {}
     numbers = {name: value for value, name in names.items()} | {str(value): value for value in names}
     result = {}
-    for case, listed in layouts.read_json(path).items():
+    for case, listed in listing.read_json(path).items():
         if case not in cases:
             raise DataError(f"{path}: there is no case {case!r}{_meant(case, cases)}")
         if not isinstance(listed, list) or any(str(n) not in numbers for n in listed):
@@ -225,7 +263,7 @@ def load(case: CaseFiles, dataset: Dataset) -> Case:
     image = read_image(paths, channels=dataset.channels)
     label = None
     if case.label is not None:
-        label = read_labels(case.label, names=dataset.names, ignore=dataset.ignore)
+        label = read_labels(case.label, names=dataset.names, ignore=dataset.ignore, source=case.images[0])
         what = f"case {case.id}, {case.images[0].name} and its label map (`fewscan check DATA --fix DIR` can repair it)"
         check_same(image.geometry, label.geometry, what=what)
         label = Labelmap(annotation.mark_blank(label.data), image.geometry, label.names)

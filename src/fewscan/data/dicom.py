@@ -1,4 +1,4 @@
-"""DICOM series in.
+"""DICOM series in, and the headers that a result is bound to.
 
 No message of this module repeats what a header says about a person, a place or a date, and pydicom, whose warnings
 quote header values, is kept silent.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom import uid
 
 from fewscan.data.headers import LPS_TO_RAS, affine_of, check_sizes, scaled
 from fewscan.errors import DataError
@@ -29,33 +31,83 @@ NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Ro
 LARGEST_GAP = 0.1  # by how much of the median the distance between two slices may differ
 LARGEST_SHIFT_MM = 0.5  # how far a slice may lie beside the line through the others
 LARGEST_SLICE = 2**28  # bytes
+LABEL_CLASSES = (uid.SegmentationStorage, uid.UID("1.2.840.10008.5.1.4.1.1.66.7"), uid.RTStructureSetStorage)
+"""SOP classes of labels: binary or fractional segmentation, label map segmentation, structure set."""
+PIXEL_MODULE = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelData",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
     """What is kept of one file: (columns, rows) intensities, their place in LPS mm, and which series they are of."""
 
+    file: Path
     data: NDArray[Any]
     place: NDArray[np.float64]
     along: NDArray[np.float64]
     spacing: NDArray[np.float64]
     thickness: float
     series: str
+    number: str
+    frame: str
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A series without its pixels: what labels are bound to.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it lies.
+    files : tuple of Path
+        One per slice, in the order of the last axis of ``native``.
+    native : Geometry
+        Grid of columns, rows and slices.
+    uid : str
+        Of the series.
+    frame : str
+        Frame of reference; empty where the files name none.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    native: Geometry
+    uid: str
+    frame: str
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files.
+    """Whether a folder holds DICOM files other than labels.
 
     Parameters
     ----------
     folder : Path
         Any folder.
     """
+    strangers = 0
     try:
-        files = sorted(e.path for e in os.scandir(folder) if e.is_file() and not _passed_over(e.name))
-        return any(_is_dicom(Path(f)) for f in files[:3])
+        for file in sorted(e.path for e in os.scandir(folder) if e.is_file() and not _passed_over(e.name)):
+            kind = sop_class(Path(file))
+            if kind is not None and kind not in LABEL_CLASSES:
+                return True
+            strangers += kind is None
+            if strangers == 3:
+                return False
     except OSError:
         return False
+    return False
 
 
 def _passed_over(name: str) -> bool:
@@ -63,9 +115,22 @@ def _passed_over(name: str) -> bool:
     return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
-def _is_dicom(file: Path) -> bool:
+def sop_class(file: Path) -> str | None:
+    """What kind of object a DICOM file holds; empty where it does not say, None for another kind of file.
+
+    Parameters
+    ----------
+    file : Path
+        Any file.
+    """
     with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        if stream.read(132)[128:] != b"DICM":
+            return None
+    try:
+        with quiet():
+            return str(pydicom.filereader.read_file_meta_info(file).get("MediaStorageSOPClassUID", ""))
+    except Exception:  # pydicom raises whatever it meets in a damaged file
+        return ""
 
 
 def read_series(folder: Path) -> Volume:
@@ -82,32 +147,52 @@ def read_series(folder: Path) -> Volume:
         If there is no series or more than one, a slice is missing, doubled or damaged, or the slices do not tell where
         they lie.
     """
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not _passed_over(f.name) and _is_dicom(f)]
-    slices = [s for s in (_slice(f, folder) for f in files) if s is not None]
-    if not slices:
-        raise DataError(f"{folder}: holds no DICOM image slices; give the folder of one CT or MR series")
-    series = Counter(s.series for s in slices)
-    if len(series) > 1:
-        raise DataError(
-            f"{folder}: holds {len(series)} series of {sorted(series.values())} slices; put each into its own folder"
-        )
-    _check_alike(slices, folder)
-    slices, step = _sorted(slices, folder)
-    first = slices[0]
-    matrix = np.stack([first.along[0] * first.spacing[1], first.along[1] * first.spacing[0], step], axis=1)
-    shape = (*first.data.shape, len(slices))
-    check_sizes((*shape, 1), folder)
-    native = Geometry((shape[0], shape[1], shape[2]), affine_of(LPS_TO_RAS @ matrix, LPS_TO_RAS @ first.place))
+    slices, native = _ordered(folder, pixels=True)
     kind = np.result_type(*{s.data.dtype for s in slices})
     data, geometry = to_ras(np.stack([s.data for s in slices], axis=-1).astype(kind, copy=False)[None], native)
     return Volume(np.ascontiguousarray(data), geometry, native)
 
 
-def _slice(file: Path, folder: Path) -> _Slice | None:
+def describe_series(folder: Path) -> Series:
+    """Read where the slices of a series lie, without their pixels.
+
+    Parameters
+    ----------
+    folder : Path
+        As for `read_series`, which refuses the same.
+    """
+    slices, native = _ordered(folder, pixels=False)
+    return Series(folder, tuple(s.file for s in slices), native, slices[0].series, slices[0].frame)
+
+
+def _ordered(folder: Path, *, pixels: bool) -> tuple[list[_Slice], Geometry]:
+    """The slices of the one series in a folder, and their grid."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder of one CT or MR series")
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not _passed_over(f.name)]
+    kinds = {f: sop_class(f) for f in files}
+    images = [f for f in files if kinds[f] is not None and kinds[f] not in LABEL_CLASSES]
+    slices = [s for s in (_slice(f, folder, pixels=pixels) for f in images) if s is not None]
+    if not slices:
+        raise DataError(f"{folder}: holds no DICOM image slices; give the folder of one CT or MR series")
+    series = Counter((s.series, s.number) for s in slices)
+    if len(series) > 1:
+        told = ", ".join(sorted(f"number {number or '?'} of {n} slice(s)" for (_, number), n in series.items()))
+        raise DataError(f"{folder}: holds {len(series)} series, {told}; put each into its own folder")
+    _check_alike(slices, folder)
+    slices, step = _sorted(slices, folder)
+    first = slices[0]
+    matrix = np.stack([first.along[0] * first.spacing[1], first.along[1] * first.spacing[0], step], axis=1)
+    shape = (first.data.shape[0], first.data.shape[1], len(slices))
+    check_sizes((*shape, 1), folder)
+    return slices, Geometry(shape, affine_of(LPS_TO_RAS @ matrix, LPS_TO_RAS @ first.place))
+
+
+def _slice(file: Path, folder: Path, *, pixels: bool) -> _Slice | None:
     """One slice; None for a file without an image."""
     try:
-        with _quiet():
-            return _parse(pydicom.dcmread(file), folder)
+        with quiet():
+            return _parse(pydicom.dcmread(file, defer_size=None if pixels else 4096), file, folder, pixels=pixels)
     except DataError:
         raise
     except Exception as error:  # pydicom and its decoders raise whatever they meet; its text may quote the header
@@ -116,8 +201,8 @@ def _slice(file: Path, folder: Path) -> _Slice | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pydicom's warnings and log lines."""
+def quiet() -> Iterator[None]:
+    """Without pydicom's warnings and log lines, which quote header values."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -129,7 +214,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _parse(item: pydicom.Dataset, folder: Path) -> _Slice | None:
+def _parse(item: pydicom.Dataset, file: Path, folder: Path, *, pixels: bool) -> _Slice | None:
     if "PixelData" not in item:
         return None
     missing = [n for n in NEEDED if n not in item or item[n].is_empty]
@@ -147,17 +232,51 @@ def _parse(item: pydicom.Dataset, folder: Path) -> _Slice | None:
     declared = rows * columns * int(item.get("BitsAllocated") or 16) // 8
     if declared > LARGEST_SLICE:
         raise DataError(f"{folder}: a slice declares {declared} bytes, which cannot be; export the series again")
-    pixels = item.pixel_array
-    if pixels.shape != (rows, columns):
-        raise DataError(f"{folder}: a slice holds {pixels.shape} pixels, not what it declares; export the series again")
+    stored = _unpack(item, folder) if pixels else np.broadcast_to(np.uint8(0), (rows, columns))
+    if stored.shape != (rows, columns):
+        raise DataError(f"{folder}: a slice holds {stored.shape} pixels, not what it declares; export the series again")
     return _Slice(
-        data=(scaled(pixels, slope=slope, inter=inter) if (slope, inter) != (1, 0) else pixels).T,
+        file=file,
+        data=(scaled(stored, slope=slope, inter=inter) if pixels and (slope, inter) != (1, 0) else stored).T,
         place=place,
         along=along.reshape(2, 3),
         spacing=spacing,
         thickness=float(item.get("SliceThickness") or 0),
         series=str(item.get("SeriesInstanceUID", "")),
+        number=str(item.get("SeriesNumber") or ""),
+        frame=str(item.get("FrameOfReferenceUID") or ""),
     )
+
+
+def _unpack(item: pydicom.Dataset, folder: Path) -> NDArray[Any]:
+    """Stored values (rows, columns); what pydicom has no decoder for goes to GDCM, which comes with SimpleITK."""
+    syntax = uid.UID(item.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
+    try:
+        known = not syntax.is_compressed or pydicom.pixels.get_decoder(syntax).is_available
+    except (NotImplementedError, ValueError):
+        known = False
+    if known:
+        plain: NDArray[Any] = item.pixel_array
+        return plain
+    import SimpleITK as sitk  # noqa: N813  (its customary name; slow to import and rarely needed)
+
+    bare = pydicom.Dataset()  # nothing but the pixels, so that neither person nor scale goes along
+    bare.file_meta = item.file_meta
+    for name in PIXEL_MODULE:
+        setattr(bare, name, item[name].value)
+    bare["PixelData"].is_undefined_length = True
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "slice.dcm"
+        pydicom.dcmwrite(file, bare)
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        try:
+            unpacked: NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0]
+        except RuntimeError:
+            name = syntax.name if syntax.is_transfer_syntax else "an unknown transfer syntax"
+            raise DataError(
+                f"{folder}: a slice is compressed as {name}, which cannot be unpacked; export the series uncompressed"
+            ) from None
+    return unpacked
 
 
 def _check_alike(slices: Sequence[_Slice], folder: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, cohort
+from fewscan.data import annotation, cohort, dicom_labels
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.findings import Finding
-from fewscan.data.io import peek, read_raw, whole
+from fewscan.data.io import peek, read_labels, read_raw, whole
 from fewscan.errors import FewscanError
 from fewscan.space.geometry import Geometry, check_same, to_ras
 from fewscan.space.volume import IGNORE
@@ -255,6 +255,9 @@ def _label(case: CaseFiles, dataset: Dataset, found: list[Finding]) -> tuple[NDA
     if case.label is None:
         return None
     try:
+        if dicom_labels.is_label(case.label):
+            drawn = read_labels(case.label, names=dataset.names, source=case.images[0])
+            return drawn.data, drawn.geometry
         data, native = _lenient(case.label, case.id, found)
         if data.shape[0] != 1:
             message, remedy = f"holds {data.shape[0]} volumes", "save one 3D label map"

@@ -14,7 +14,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from fewscan.data import dicom
+from fewscan.data import dicom, dicom_labels
 from fewscan.data.formats import peek, write_nifti
 from fewscan.data.headers import LPS_TO_RAS, UNREADABLE, Header, scaled, suffix_of, with_channels
 from fewscan.errors import DataError, ResourceError
@@ -70,17 +70,21 @@ def read_image(paths: Sequence[Path] | Path, *, channels: Sequence[str] | None =
     return Volume(np.ascontiguousarray(data), geometry, native, names)
 
 
-def read_labels(path: Path, *, names: Mapping[int, str] | None = None, ignore: int | None = None) -> Labelmap:
+def read_labels(
+    path: Path, *, names: Mapping[int, str] | None = None, ignore: int | None = None, source: Path | None = None
+) -> Labelmap:
     """Read a label map, its voxel axes in RAS+ order.
 
     Parameters
     ----------
     path : Path
-        File of whole numbers, integer or float.
+        File of whole numbers, integer or float; or a DICOM SEG or RTSTRUCT.
     names : mapping of int to str, optional
         The labels there may be; None takes every value found and names it after its number.
     ignore : int, optional
         The file's own value for "not looked at"; becomes `fewscan.space.volume.IGNORE`.
+    source : Path, optional
+        Image that the labels belong to; DICOM labels need it, since they lie on the slices of its series.
 
     Raises
     ------
@@ -88,6 +92,8 @@ def read_labels(path: Path, *, names: Mapping[int, str] | None = None, ignore: i
         If values are not whole, negative, too large, or not among ``names``.
     """
     path = Path(path)
+    if dicom_labels.is_label(path):
+        return dicom_labels.read_dicom_labels(path, source=source, names=names)
     data, native = _read(path, volumes=1)
     label = whole(data[0], path, ignore=ignore)
     found = [v for v in label_values(label) if v not in (0, IGNORE)]

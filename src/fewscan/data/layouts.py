@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fewscan.data import dicom_labels
 from fewscan.data.dicom import is_series
 from fewscan.data.headers import suffix_of
+from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
@@ -83,12 +84,12 @@ def stem_of(path: Path) -> str:
     >>> stem_of(Path("images/patient.01.nii.gz"))
     'patient.01'
     """
-    suffix = suffix_of(path)
+    suffix = suffix_of(path) or (".dcm" if path.suffix.lower() == ".dcm" else "")
     return path.name[: -len(suffix)] if suffix else path.name
 
 
 def entries(folder: Path) -> list[Path]:
-    """Image files and DICOM folders directly inside, sorted; hidden ones left out.
+    """Image files, DICOM folders and DICOM label files directly inside, sorted; hidden ones left out.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def entries(folder: Path) -> list[Path]:
         Folder to list.
     """
     seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    return [p for p in seen if (suffix_of(p) and p.is_file()) or (p.is_dir() and is_series(p))]
+    return [p for p in seen if (is_series(p) if p.is_dir() else suffix_of(p) or dicom_labels.is_label(p))]
 
 
 def detect(root: Path) -> Found:
@@ -197,87 +198,6 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[di
     return dict(sorted(pairs.items())), numbers if len(numbers) > 1 else ()
 
 
-def read_listing(root: Path) -> dict[str, Any]:
-    """Names, channels, modality hint and ignore value from ``labels.json`` and ``dataset.json``; empty without them.
-
-    Names in ``labels.json`` go before those in ``dataset.json``.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of a data set.
-
-    Raises
-    ------
-    DataError
-        If the file is not the JSON it should be.
-    """
-    own, file = root / "labels.json", root / "dataset.json"
-    content = read_json(file) if file.is_file() else {}
-    listed, place = (read_json(own), own) if own.is_file() else (content.get("labels", {}), file)
-    names, ignore = _names(listed, place)
-    if ignore is None and isinstance(plain := content.get("labels"), dict) and isinstance(plain.get("ignore"), int):
-        ignore = plain["ignore"]
-    modality = content.get("channel_names") or content.get("modality") or {}
-    channels = tuple(str(v) for v in (modality.values() if isinstance(modality, dict) else [modality]))
-    several = channels if len(channels) > 1 else ()
-    return {"names": names, "channels": several, "hint": " ".join(channels), "ignore": ignore}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Parameters
-    ----------
-    path : Path
-        File to read.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read or is no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); correct the file") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: must hold one JSON object, got a {type(content).__name__}; correct the file")
-    return content
-
-
-def _names(listed: object, path: Path) -> tuple[dict[int, str], int | None]:
-    """{"1": "liver"} or {"liver": 1}, either way round, without background; the "ignore" entry apart."""
-    names: dict[int, str] = {}
-    entry: dict[int, str] = {}
-    ignore: int | None = None
-    if not isinstance(listed, dict):
-        raise DataError(f'{path}: labels must be an object such as {{"1": "liver"}}; correct the file')
-    for key, value in listed.items():
-        number, name = (key, value) if str(key).lstrip("-").isdigit() else (value, key)
-        if isinstance(number, (list, tuple)):
-            raise DataError(f"{path}: label {name!r} is a region {number}; list plain labels, one value each")
-        if not isinstance(name, (str, int)):
-            raise DataError(f"{path}: label {number} is called {name!r}, a name is needed; correct the file")
-        try:
-            number = int(number)
-        except (TypeError, ValueError):
-            raise DataError(f"{path}: label {name!r} has the value {number!r}, a whole number is needed") from None
-        if number in entry:
-            raise DataError(f"{path}: {entry[number]!r} and {name!r} both have the value {number}; give each its own")
-        for other, twin in entry.items():
-            if twin == str(name):
-                raise DataError(f"{path}: values {other} and {number} are both called {name!r}; give each its own name")
-        entry[number] = str(name)
-        if str(name).lower() == "ignore":
-            ignore = number
-        elif number != 0:
-            names[number] = str(name)
-    if names and not 0 < min(names) <= max(names) < 65535:
-        raise DataError(f"{path}: labels run from {min(names)} to {max(names)}, 1 to 65534 are possible; renumber them")
-    return dict(sorted(names.items())), ignore
-
-
 # ------------------------------------------------------------------------------------------- BIDS, flat and DICOM
 
 
@@ -321,12 +241,12 @@ def _table(path: Path) -> dict[int, str]:
 def _series(root: Path) -> Found | None:
     """One folder of DICOM files, or a folder of such folders."""
     if is_series(root):
-        return Found(layout="one DICOM series", pairs={root.name: Pair((root,))})
+        return Found(layout="one DICOM series", pairs=_bound(root, {root.name: Pair((root,))}), **_named(root))
     series = [p for p in entries(root) if p.is_dir()]
     if not series:
         return None
     pairs, _ = _pair(series, [p for p in entries(root) if p.is_file()])
-    return Found(layout="folders of DICOM series", pairs=pairs, names=read_listing(root)["names"])
+    return Found(layout="folders of DICOM series", pairs=_bound(root, pairs), **_named(root))
 
 
 def _nested(root: Path) -> Found | None:
@@ -341,7 +261,20 @@ def _nested(root: Path) -> Found | None:
         if case in pairs:
             raise DataError(f"{folder}: reads like {pairs[case].images[0]} as a case name; rename one of the two")
         pairs[case] = Pair((folder,), labels.get(case))
-    return Found(layout="nested folders of DICOM series", pairs=pairs, names=read_listing(root)["names"])
+    return Found(layout="nested folders of DICOM series", pairs=_bound(root, pairs), **_named(root))
+
+
+def _named(root: Path) -> dict[str, Any]:
+    listing = read_listing(root)
+    return {"names": listing["names"], "ignore": listing["ignore"]}
+
+
+def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The pairs, those without a label given the SEG or RTSTRUCT under ``root`` that refers to their series."""
+    bare = [pair.images[0] for pair in pairs.values() if pair.label is None]
+    files = sorted(p for p in root.rglob("*") if not p.name.startswith(".")) if bare else []
+    found = dicom_labels.belonging(bare, [p for p in files if dicom_labels.is_label(p)])
+    return {case: replace(pair, label=pair.label or found.get(pair.images[0])) for case, pair in pairs.items()}
 
 
 def _flat(root: Path) -> Found | None:

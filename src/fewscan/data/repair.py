@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.data import dicom_labels
 from fewscan.data.annotation import mark_blank
 from fewscan.data.cohort import boxes_overlap
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.doctor import Checkup
 from fewscan.data.findings import Finding
 from fewscan.data.headers import suffix_of
-from fewscan.data.io import label_values, read_raw, whole, write_image, write_labelmap
-from fewscan.data.layouts import read_json
+from fewscan.data.io import label_values, read_labels, read_raw, whole, write_image, write_labelmap
+from fewscan.data.listing import read_json
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import Geometry, largest_gap_mm, ras_geometry, to_ras
 from fewscan.space.volume import IGNORE
@@ -161,7 +162,7 @@ def _copy(
     _, native = read_raw(case.images[0], trust_sform=True)
     why = _about(reasons, case.label, ("grid-differs", "ambiguous-header", "not-finite"))
     target = folder / "labels" / f"{case.id}.nii.gz"
-    made, found = _label(case, target, native, dataset.ignore, why)
+    made, found = _label(case, target, native, dataset, why)
     return changes + made, found
 
 
@@ -190,14 +191,20 @@ def _image(case: str, source: Path, target: Path, why: Sequence[Finding]) -> lis
 
 
 def _label(
-    case: CaseFiles, target: Path, native: Geometry, ignore: int | None, why: Sequence[Finding]
+    case: CaseFiles, target: Path, native: Geometry, dataset: Dataset, why: Sequence[Finding]
 ) -> tuple[list[Change], frozenset[int]]:
     """Copy a label map, onto the image's grid where it lies elsewhere."""
     if case.label is None:
         raise DataError(f"case {case.id}: has no label map to copy; leave it unlabelled")
-    data, own = read_raw(case.label, trust_sform=True)
-    label = np.asarray(to_ras(whole(data[0], case.label, ignore=ignore), own)[0], dtype=np.uint16)
-    grid, own, what = ras_geometry(native), ras_geometry(own), []
+    grid, what = ras_geometry(native), []
+    if dicom_labels.is_label(case.label):
+        drawn = read_labels(case.label, names=dataset.names, source=case.images[0])
+        label, own = drawn.data, drawn.geometry
+        what.append("written as NIfTI")
+    else:
+        data, own = read_raw(case.label, trust_sform=True)
+        label = np.asarray(to_ras(whole(data[0], case.label, ignore=dataset.ignore), own)[0], dtype=np.uint16)
+        own = ras_geometry(own)
     if any(f.code == "ambiguous-header" for f in why):
         what.append("sform kept, qform set to it")
     if any(f.code == "grid-differs" for f in why):

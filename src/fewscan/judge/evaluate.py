@@ -13,7 +13,8 @@ from fewscan.data import io
 from fewscan.data.annotation import mark_blank
 from fewscan.data.dataset import patient_of
 from fewscan.data.headers import SUFFIXES
-from fewscan.data.layouts import LABEL_TAIL, entries, read_listing, stem_of
+from fewscan.data.layouts import LABEL_TAIL, entries, stem_of
+from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import METRICS

@@ -26,11 +26,11 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.hardware import Hardware
 from fewscan.learn.intensity import normalise, scan_statistics
 from fewscan.learn.plan import Plan
+from fewscan.learn.windows import bell, starts, window_shape
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Volume, axis_weights, bounding_box, resample_by
 
 WORKING_MEMORY = 1 << 30
-STRETCH = 1.25  # a scan this much larger than the patch is still one window
 SPECK = 0.5  # of the largest piece: smaller ones are dropped where training labels were always one piece
 
 Predictor = Callable[[Tensor], Tensor]
@@ -94,55 +94,6 @@ def network_predictor(network: nn.Module, hardware: Hardware) -> Predictor:
         return answer
 
     return predict
-
-
-def window_shape(grid: Shape, plan: Plan) -> Shape:
-    """Prediction window: the patch, or the whole scan where it is hardly larger.
-
-    Parameters
-    ----------
-    grid : (X, Y, Z) int
-        Scan on the plan's grid.
-    plan : Plan
-        Patch and strides.
-    """
-    factor = np.prod(np.array(plan.strides), axis=0)
-    sizes = []
-    for n, p, f in zip(grid, plan.patch, factor, strict=True):
-        # two voxels at the bottom at least along each axis that has them: one alone cannot be normalised
-        sizes.append(max(int(-(-n // f) * f), min(p, 2 * int(f))) if n <= STRETCH * p else p)
-    return sizes[0], sizes[1], sizes[2]
-
-
-def starts(length: int, window: int) -> list[int]:
-    """First voxels of windows that cover a line, overlapping by at least half.
-
-    Parameters
-    ----------
-    length, window : int
-        Voxels.
-
-    Examples
-    --------
-    >>> starts(10, 4), starts(3, 4)
-    ([0, 2, 4, 6], [0])
-    """
-    if length <= window:
-        return [0]
-    count = math.ceil((length - window) / max(1, window // 2)) + 1
-    return [round(i * (length - window) / (count - 1)) for i in range(count)]
-
-
-def bell(shape: Shape) -> Tensor:
-    """Gaussian weight of each voxel of a window, so that its middle counts most.
-
-    Parameters
-    ----------
-    shape : (X, Y, Z) int
-        Window.
-    """
-    axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 6)) ** 2) for n in shape]
-    return (axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]).clamp(min=1e-3)
 
 
 def probabilities(image: Tensor, plan: Plan, *, predictor: Predictor) -> Tensor:
