@@ -21,7 +21,7 @@ from fewscan.data.dicom_labels import is_label, read_dicom_labels
 from fewscan.data.io import atomic, label_values, peek, read_labels
 from fewscan.data.layouts import LABEL_TAIL, Found, Pair, entries, stem_of
 from fewscan.data.listing import read_listing, read_names
-from fewscan.deliver.binding import Binding, bind
+from fewscan.deliver.binding import USE, Binding, bind
 from fewscan.deliver.structures import Structure, structures_of
 from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge import metrics
@@ -103,7 +103,7 @@ def export(
     order = _Order(
         thing=thing, source=None if source is None else Path(source), names=own, ignore=ignore, manual=manual
     )
-    return {"kind": kind, "written": out.name, **KINDS[kind](order, out), "use": "research use only"}
+    return {"kind": kind, "written": out.name, **KINDS[kind](order, out), "use": USE}
 
 
 # --------------------------------------------------------------------------------------------------------- label maps
@@ -236,8 +236,8 @@ def _bids(order: _Order, out: Path) -> dict[str, Any]:
         raise DataError(f"{order.thing}: holds no label map; give a label map or the folder of some")
     names = order.names or _values(files, order)
     with _new_folder(out) as part:
-        notes = write_bids(files, part, names=names, ignore=order.ignore)
-    return {"labels": list(names.values()), "cases": len(files), "notes": notes}
+        write_bids(files, part, names=names, ignore=order.ignore)
+    return {"labels": list(names.values()), "cases": len(files), "notes": []}
 
 
 def _values(files: list[Path], order: _Order) -> dict[int, str]:

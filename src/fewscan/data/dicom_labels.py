@@ -27,6 +27,7 @@ from fewscan.space.volume import Labelmap
 BESIDE = 0.1  # voxels that a pixel of a SEG may lie beside a voxel of its series
 BETWEEN = 0.3  # slices that a contour may lie beside a slice
 OVERLAP = 0.05  # of the smaller of two structures: below it contours merely touch, above it they are nested
+DEFERRED = 1 << 16  # bytes above which a value, such as pixels that nobody asks for, stays on disk
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
 
@@ -57,8 +58,8 @@ def names_in(path: Path) -> list[str]:
     DataError
         If it cannot be read.
     """
-    with _reading(path):
-        return [name for name, _ in _structures(pydicom.dcmread(path))]
+    with _opened(path) as item:
+        return [name for name, _ in _structures(item)]
 
 
 def series_of(path: Path) -> frozenset[str]:
@@ -74,8 +75,7 @@ def series_of(path: Path) -> frozenset[str]:
     DataError
         If it cannot be read.
     """
-    with _reading(path):
-        item = pydicom.dcmread(path)
+    with _opened(path) as item:
         series = list(item.get("ReferencedSeriesSequence") or ())
         for frame in item.get("ReferencedFrameOfReferenceSequence") or ():
             for study in frame.get("RTReferencedStudySequence") or ():
@@ -143,8 +143,7 @@ def read_dicom_labels(path: Path, *, source: Path | None, names: Mapping[int, st
     if source is None or not source.is_dir():
         raise DataError(f"{path}: DICOM labels lie on the slices of a series; give them as labels of that series")
     series = describe_series(source)
-    with _reading(path):
-        item = pydicom.dcmread(path)
+    with _opened(path) as item:
         frame = _frame(item)
         if frame and series.frame and frame != series.frame:
             raise GeometryError(
@@ -182,11 +181,11 @@ def plain_name(name: str) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever pydicom and its decoders raise becomes one sentence; their own may quote the header."""
+def _opened(path: Path) -> Iterator[pydicom.Dataset]:
+    """The file; whatever pydicom and its decoders raise becomes one sentence, since their own may quote the header."""
     try:
         with quiet():
-            yield
+            yield pydicom.dcmread(path, defer_size=DEFERRED)
     except FewscanError:
         raise
     except Exception as error:

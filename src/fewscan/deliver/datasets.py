@@ -77,7 +77,7 @@ def write_nnunet(dataset: Dataset, folder: Path) -> list[str]:
     return notes
 
 
-def write_bids(files: Sequence[Path], folder: Path, *, names: Mapping[int, str], ignore: int | None) -> list[str]:
+def write_bids(files: Sequence[Path], folder: Path, *, names: Mapping[int, str], ignore: int | None) -> None:
     """Write label maps as BIDS derivatives: discrete segmentations with one lookup table.
 
     Parameters
@@ -90,11 +90,6 @@ def write_bids(files: Sequence[Path], folder: Path, *, names: Mapping[int, str],
         Labels there may be.
     ignore : int, optional
         Value in the files that means "not looked at"; written as background.
-
-    Returns
-    -------
-    list of str
-        Nothing that BIDS cannot say.
 
     Raises
     ------
@@ -122,7 +117,6 @@ def write_bids(files: Sequence[Path], folder: Path, *, names: Mapping[int, str],
         write_labelmap(data, target, native=label.geometry)
         sidecar = target.with_name(target.name.replace(".nii.gz", ".json"))
         sidecar.write_text(json.dumps({"Manual": False, "Sources": [file.name]}, indent=2) + "\n", encoding="utf-8")
-    return []
 
 
 def _entities(file: Path) -> str:

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 import fewscan
+from fewscan.deliver.binding import USE
 from fewscan.errors import ConfigError, ModelError
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.networks import Absent
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between the model and its copy
 NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install 'fewscan[onnx]'"
-USE = "research use only"
 PARTS = (
     "errors",
     "learn.intensity",
@@ -190,10 +190,9 @@ def _card(model: Model) -> dict[str, Any]:
 
 
 def _metadata(model: Model) -> dict[str, Any]:
-    plan, classes = model.plan, {"0": "background"} | {str(k): n for k, n in enumerate(model.names.values(), start=1)}
+    plan, card = model.plan, _card(model)
     data = {"type": "image", "format": "magnitude", "dtype": "float32", "is_patch_data": True}
-    divisor = np.prod(np.array(plan.strides), axis=0)
-    shape = [f"{int(d)}*n" for d in divisor]
+    shape = [f"{d}*n" for d in card["divisible_by"]]
     return {
         "version": "0.1.0",
         "changelog": {"0.1.0": f"written by fewscan {version('fewscan')}"},
@@ -225,7 +224,7 @@ def _metadata(model: Model) -> dict[str, Any]:
                     "num_channels": plan.classes,
                     "spatial_shape": shape,
                     "value_range": [0, 1],
-                    "channel_def": classes,
+                    "channel_def": card["labels"],
                 }
             },
         },
@@ -233,7 +232,7 @@ def _metadata(model: Model) -> dict[str, Any]:
 
 
 def _inference(model: Model) -> dict[str, Any]:
-    plan = model.plan
+    card = _card(model)
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
@@ -257,8 +256,8 @@ def _inference(model: Model) -> dict[str, Any]:
                 {
                     "_target_": "scripts.deliver.bundle.Prepared",
                     "keys": "image",
-                    "scaling": [dataclasses.asdict(s) for s in plan.scaling],
-                    "spacing": list(plan.spacing),
+                    "scaling": card["scaling"],
+                    "spacing": card["spacing_mm"],
                 },
             ],
         },
@@ -266,13 +265,13 @@ def _inference(model: Model) -> dict[str, Any]:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "collate_fn": "$lambda x: x"},
         "inferer": {
             "_target_": "scripts.deliver.bundle.Windows",
-            "patch": list(plan.patch),
-            "strides": [list(stride) for stride in plan.strides],
+            "patch": card["window"],
+            "strides": _build(model)["strides"],
         },
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "scripts.deliver.bundle.Restored", "keys": "pred", "values": [0, *plan.names]},
+                {"_target_": "scripts.deliver.bundle.Restored", "keys": "pred", "values": card["label_values"]},
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",

@@ -129,17 +129,16 @@ def fit(
     starts = [np.zeros(3), middle[1] - middle[0], mass[1] - mass[0]]
     apart = [s for i, s in enumerate(starts) if all(np.linalg.norm(s - t) > 2 for t in starts[:i])]
     pair, about = _Pair(fixed, moving, grids, weight), torch.from_numpy(mass[0])
-    coarse = pair.shrunk(levels[0][0])
+    shrunk = [pair.shrunk(voxels) for voxels, _ in levels]
     tried = []
     for start in apart:
         parameters = torch.zeros(12, dtype=torch.float64)
         parameters[9:] = torch.from_numpy(start)
-        tried.append(_optimise(coarse, parameters, about=about, steps=TRIAL, rigid=rigid, measure=measure))
+        tried.append(_optimise(shrunk[0], parameters, about=about, steps=TRIAL, rigid=rigid, measure=measure))
     value, parameters = max(tried, key=lambda found: found[0])
     if not np.isfinite(value):
         raise GeometryError("the two images do not overlap, neither by their headers nor by their centres")
-    for voxels, steps in levels:
-        level = pair.shrunk(voxels)
+    for level, (_, steps) in zip(shrunk, levels, strict=True):
         _, parameters = _optimise(level, parameters, about=about, steps=steps, rigid=rigid, measure=measure)
     return build(parameters, about).numpy()
 
