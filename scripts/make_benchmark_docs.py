@@ -120,11 +120,26 @@ def _joint(rows: list[Row]) -> list[str]:
     return [*lines, ""]
 
 
+def _mesh(rows: list[Row]) -> list[str]:
+    """Each label of the torso, ours beside marching cubes."""
+    found = {row["key"]["system"]: row["cases"] for row in rows if row["key"]["task"] == "torso"}
+    columns = [(system, figure) for system in found for figure in ("volume_error", "mean_mm", "largest_mm")]
+    if not columns:
+        return []
+    heads = [f"{system}: {figure.replace('_', ' ')}" for system, figure in columns]
+    lines = ["Each label of the torso; distances from the boundary of its voxels, mm:", ""]
+    lines += [_line(["label", *heads]), _line(["---"] * (len(heads) + 1))]
+    for label in _union(found.values()):
+        lines.append(_line([label, *(_cell(found[system].get(label, {}).get(figure)) for system, figure in columns)]))
+    return [*lines, ""]
+
+
 OURS = ("fewscan", "affine", "learned", "learned_optimised")
 SUMMARIES: dict[str, Callable[[list[Row]], list[str]]] = {
     "few_label": _few_label,
     "generality": _generality,
     "joint": _joint,
+    "mesh": _mesh,
     "registration": _registration,
 }
 

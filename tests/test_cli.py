@@ -87,6 +87,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         "crossval": Evaluation(),
         "report": Path("report.html"),
         "export": {"labels": ["liver"]},
+        "mesh": {"printable": None, "parts": {}},
+        "MeshConfig": None,
+        "Additions": None,
+        "Printer": None,
     }
 
     def stand_in(name: str) -> Callable[..., Any]:
@@ -121,6 +125,21 @@ EVERY_VERB = [
     ("crossval", "scans", "-o", "folds", "--folds", "4", "--steps", "5"),
     ("report", "demo", "-o", "r.html"),
     ("export", "p1.nii.gz", "--as", "rtstruct", "--source", "ct", "-o", "p1.dcm", "--names", "model", "--manual"),
+    ("mesh", "m.nrrd", "-o", "out", "--labels", "1,femur", "--for", "vr", "--faces", "9", "--space", "LPS", "--merge"),
+    (
+        "mesh",
+        "m.nrrd",
+        "-o",
+        "out",
+        "--hollow-mm",
+        "3",
+        "--drain-mm",
+        "2",
+        "--cut",
+        "S=3",
+        "--cut",
+        "R=1",
+    ),
 ]
 
 

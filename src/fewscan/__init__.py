@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         load,
+        mesh,
         open,  # noqa: A004
         predict,
         report,
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "mesh",
     "open",
     "predict",
     "report",

@@ -14,7 +14,9 @@ from fewscan.data import dataset as datasets
 from fewscan.data import doctor, repair
 from fewscan.data.dataset import Dataset
 from fewscan.deliver.pictures import curve_png
+from fewscan.deliver.printable import Printer
 from fewscan.deliver.report import write_report
+from fewscan.deliver.solids import Additions
 from fewscan.errors import ConfigError, DataError
 from fewscan.exporting import export
 from fewscan.judge import evaluate as judging
@@ -24,6 +26,7 @@ from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings, override
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer, Request
+from fewscan.meshing import MeshConfig, mesh
 from fewscan.methods import joint, segment
 from fewscan.methods import register as register_method
 from fewscan.methods.draft import Fusion
@@ -33,8 +36,11 @@ from fewscan.quantity import duration
 from fewscan.registration import register, register_config
 
 __all__ = [
+    "Additions",
+    "MeshConfig",
     "Model",
     "Prediction",
+    "Printer",
     "Scans",
     "check",
     "compare",
@@ -42,6 +48,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "mesh",
     "open",
     "predict",
     "register",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -20,13 +19,12 @@ from fewscan.data.dicom import describe_series, is_series
 from fewscan.data.dicom_labels import is_label, read_dicom_labels
 from fewscan.data.io import atomic, label_values, peek, read_labels
 from fewscan.data.layouts import LABEL_TAIL, Found, Pair, entries, stem_of
-from fewscan.data.listing import read_listing, read_names
 from fewscan.deliver.binding import USE, Binding, bind
 from fewscan.deliver.structures import Structure, structures_of
 from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge import metrics
 from fewscan.learn import checkpoint
-from fewscan.prediction import RECORD
+from fewscan.naming import label_names, record_of
 from fewscan.space.geometry import check_same, from_ras, ras_geometry
 from fewscan.space.volume import IGNORE, Labelmap
 
@@ -99,7 +97,9 @@ def export(
         raise DataError(f"{thing}: does not exist; give a label map, a data set or a model")
     if out.exists():
         raise ConfigError(f"{out} exists, and nothing is overwritten; give another -o")
-    own, ignore = (None, None) if kind in ("onnx", "monai") else _names(thing, None if names is None else Path(names))
+    own, ignore = (
+        (None, None) if kind in ("onnx", "monai") else label_names(thing, None if names is None else Path(names))
+    )
     order = _Order(
         thing=thing, source=None if source is None else Path(source), names=own, ignore=ignore, manual=manual
     )
@@ -169,39 +169,9 @@ def _labels(order: _Order) -> Labelmap:
     return Labelmap(data, label.geometry, label.names)
 
 
-def _names(thing: Path, given: Path | None) -> tuple[Mapping[int, str] | None, int | None]:
-    """Label names and the ignore value; None where nobody lists any."""
-    if given is not None:
-        if (given / "model.json").is_file():
-            return checkpoint.load_model(given).names, None
-        own, ignore = ({}, None) if given.is_dir() else read_names(given)
-        if not own:
-            raise DataError(f"{given}: names no labels; give a labels.json, a dataset.json or the folder of a model")
-        return own, ignore
-    recorded = {int(value): str(name) for value, name in _record(thing).get("labels", {}).items()}
-    if recorded:
-        return recorded, None
-    folder = (thing if thing.is_dir() else thing.parent).absolute()
-    for where in (folder, *folder.parents[:2]):
-        listed = read_listing(where)
-        if listed["names"] or listed["ignore"] is not None:
-            return listed["names"] or None, listed["ignore"]
-    return None, None
-
-
-def _record(thing: Path) -> dict[str, Any]:
-    """What `predict` wrote beside a label map of its own; empty for any other file."""
-    try:
-        record = json.loads((thing.parent / RECORD).read_text(encoding="utf-8"))
-        mine = [row for row in record["predictions"] if row["path"] == thing.name]
-        return dict(record) if mine else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _version(thing: Path) -> str:
     """Of fewscan, with the beginning of the model's hash where the label map is a prediction."""
-    weights = next(iter(dict(_record(thing).get("model", {})).values()), "")
+    weights = next(iter(dict(record_of(thing).get("model", {})).values()), "")
     return f"{version('fewscan')}+{weights[:8]}" if weights else version("fewscan")
 
 

@@ -142,6 +142,45 @@ def registration(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def certificate(record: Mapping[str, Any]) -> Table:
+    """One row for each part of a mesh: whether it may be printed, or why not.
+
+    Parameters
+    ----------
+    record : mapping
+        ``certificate.json``.
+    """
+    judged = record["printable"] is not None
+    heads = ("part", "faces", "mask, mL", "volume error", "largest deviation, mm")
+    more = ("smallest wall, mm", "verdict") if judged else ()
+    table = Table(*heads, *more, box=None, pad_edge=False, header_style="bold")
+    for name, part in record["parts"].items():
+        row = [escape(name), str(part["faces"]), _number(part["mask_ml"], 2), f"{100 * part['volume_error']:+.2f} %"]
+        row.append(_number(part["deviation"]["largest_mm"], 2))
+        if judged:
+            verdict = "print" if part["printable"] else "[red]do not print[/red]"
+            row += [_number(part["wall"]["smallest_mm"], 2), verdict]
+        table.add_row(*row)
+    table.columns[-1].no_wrap = True
+    return table
+
+
+def show_certificate(record: Mapping[str, Any], console: Console) -> None:
+    """Print what was made of each label, and why parts must not be printed.
+
+    Parameters
+    ----------
+    record : mapping
+        ``certificate.json``.
+    console : Console
+        Where to print.
+    """
+    console.print(certificate(record))
+    for name, part in record["parts"].items():
+        for fault in part.get("faults", []):
+            console.print(f"[red]{escape(name)}[/red]: {escape(fault)}")
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     cells = {key: _number((row.get(key) or {}).get("mean"), digits) for key, (_, digits) in METRICS.items()}
     return list((cells | {"dice": _with_interval(row.get("dice") or {}, METRICS["dice"][1])}).values())

@@ -80,6 +80,9 @@ def run(tmp_path):
     (tmp_path / "registration.json").write_text(json.dumps({"fixed": EVIL, "dice": dice}))
     drafted = {"fusion": EVIL, "cases": {EVIL: {"sure": 0.9, "atlases": {EVIL: {"voted": False, "folding": 0.02}}}}}
     (tmp_path / "draft.json").write_text(json.dumps(drafted))
+    part = {"printable": False, "faults": [EVIL], "volume_error": 0.001, "deviation": {"mean_mm": 0.2}, "picture": EVIL}
+    certificate = {"printable": False, "parts": {EVIL: part, "odd": 3}, "pictures": ["../a.png", 3], "printer": EVIL}
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate))
     return tmp_path
 
 
@@ -128,6 +131,7 @@ def test_paths_of_this_machine_are_not_shown(run):
         ("predictions/predictions.json", ["predictions"]),
         ("registration.json", ["registration"]),
         ("draft.json", ["drafts"]),
+        ("certificate.json", ["meshes"]),
     ],
 )
 def test_a_part_appears_only_with_its_file(run, tmp_path_factory, kept, parts):
@@ -191,6 +195,7 @@ def test_scans_of_several_channels_and_references_with_an_ignore_value_have_pict
         ("model/history.jsonl", "\udcff"),
         ("registration.json", "[]"),
         ("draft.json", "3"),
+        ("certificate.json", "[3]"),
     ],
 )
 def test_damaged_files_are_refused_by_name(run, name, content):

@@ -68,7 +68,7 @@ class _Pictures:
     """What `warps.write_pictures` left in a folder; nothing else in it is read."""
 
     def __init__(self, folder: Path) -> None:
-        self.images = {name: _image(folder / name) for name in warps.FILES if name != warps.LINES}
+        self.images = {name: png(folder / name) for name in warps.FILES if name != warps.LINES}
         self.lines = _lines(folder / warps.LINES)
 
     @property
@@ -104,7 +104,14 @@ class _Pictures:
         return f"<figure>{frame}<figcaption>{name}</figcaption></figure>"
 
 
-def _image(path: Path) -> str:
+def png(path: Path) -> str:
+    """A picture of ours in base 64; empty where there is none.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file.
+    """
     try:
         content = path.read_bytes() if path.stat().st_size <= MOST_BYTES else b""
     except OSError:

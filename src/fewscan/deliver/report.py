@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data.io import atomic
-from fewscan.deliver import drafted, learning, registered, sections, verdict
+from fewscan.deliver import drafted, learning, printed, registered, sections, verdict
 from fewscan.deliver.pictures import read_history
 from fewscan.deliver.sections import Run
 from fewscan.errors import DataError
@@ -27,6 +27,7 @@ SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Data", sections.data_check),
     ("Training", learning.training),
     ("Predictions", sections.predictions),
+    ("Meshes", printed.certificate),
     ("Model", sections.provenance),
 )
 """Title and function of each part, in the order shown; a new part is one function and one line here."""
@@ -39,7 +40,7 @@ def write_report(directory: Path, out: Path) -> Path:
     ----------
     directory : Path
         Folder that holds any of ``check.json``, ``model/`` (or the model's own files), ``evaluation.json``,
-        ``predictions/predictions.json``, ``registration.json`` and ``draft.json``.
+        ``predictions/predictions.json``, ``registration.json``, ``draft.json`` and ``certificate.json``.
     out : Path
         HTML file to write.
 
@@ -98,11 +99,13 @@ def read_run(directory: Path) -> Run:
         or _predictions(directory / "predictions.json"),
         registration=_mapping(directory / "registration.json"),
         draft=_mapping(directory / "draft.json"),
+        certificate=_mapping(directory / "certificate.json"),
     )
     if all(getattr(run, part.name) is None for part in fields(run) if part.name != "directory"):
         raise DataError(
             f"{directory}: nothing to report; it should hold check.json, model/, evaluation.json, "
-            "predictions/predictions.json, registration.json or draft.json, as fewscan's verbs leave them"
+            "predictions/predictions.json, registration.json, draft.json or certificate.json, as fewscan's verbs leave "
+            "them"
         )
     return run
 
@@ -113,6 +116,8 @@ def _said(run: Run) -> tuple[str, list[str]]:
         return verdict.registered(run.registration)
     if run.evaluation is None and run.draft is not None:
         return verdict.drafted(run.draft)
+    if run.evaluation is None and run.certificate is not None:
+        return printed.said(run.certificate)
     segments = (run.model or {}).get("segments") is not False
     headline = verdict.headline(run.evaluation, trained=run.model is not None, segments=segments)
     return headline, verdict.remarks(run.evaluation, run.check, model=run.model)

@@ -51,6 +51,8 @@ class Run:
         ``registration.json``.
     draft : mapping, optional
         ``draft.json``.
+    certificate : mapping, optional
+        ``certificate.json``.
     """
 
     directory: Path
@@ -61,6 +63,7 @@ class Run:
     predictions: Sequence[Mapping[str, Any]] | None = None
     registration: Mapping[str, Any] | None = None
     draft: Mapping[str, Any] | None = None
+    certificate: Mapping[str, Any] | None = None
 
 
 def figures(run: Run) -> str:

@@ -1,0 +1,63 @@
+"""What the labels of a label map are called, and what is recorded of its making."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewscan.data.listing import read_listing, read_names
+from fewscan.errors import DataError
+from fewscan.learn.checkpoint import load_model
+from fewscan.prediction import RECORD
+
+
+def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, str] | None, int | None]:
+    """Names of the labels, and the value that means "not looked at"; None where nobody lists any.
+
+    Parameters
+    ----------
+    thing : Path
+        Label map, or a folder of some.
+    given : Path, optional
+        ``labels.json``, ``dataset.json`` or the folder of a model; without it the names that `predict` recorded, or
+        those listed in the label map's folder or up to two above it.
+
+    Raises
+    ------
+    FewscanError
+        If a listing is wrong, or what is given names no labels.
+    """
+    if given is not None:
+        if (given / "model.json").is_file():
+            return load_model(given).names, None
+        own, ignore = ({}, None) if given.is_dir() else read_names(given)
+        if not own:
+            raise DataError(f"{given}: names no labels; give a labels.json, a dataset.json or the folder of a model")
+        return own, ignore
+    recorded = {int(value): str(name) for value, name in record_of(thing).get("labels", {}).items()}
+    if recorded:
+        return recorded, None
+    folder = (thing if thing.is_dir() else thing.parent).absolute()
+    for where in (folder, *folder.parents[:2]):
+        listed = read_listing(where)
+        if listed["names"] or listed["ignore"] is not None:
+            return listed["names"] or None, listed["ignore"]
+    return None, None
+
+
+def record_of(thing: Path) -> dict[str, Any]:
+    """What `predict` wrote beside a label map of its own; empty for any other file.
+
+    Parameters
+    ----------
+    thing : Path
+        Label map.
+    """
+    try:
+        record = json.loads((thing.parent / RECORD).read_text(encoding="utf-8"))
+        mine = [row for row in record["predictions"] if row["path"] == thing.name]
+        return dict(record) if mine else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
