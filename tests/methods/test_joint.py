@@ -41,9 +41,10 @@ def test_one_labelled_case_teaches_both_networks(tmp_path, monkeypatch):
     assert report["folding"] < 0.01
 
 
-def test_a_run_in_two_parts_equals_one_in_a_single_part(tmp_path):
+def test_a_run_in_two_parts_equals_one_in_a_single_part(tmp_path, monkeypatch):
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
     settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
+    monkeypatch.setattr(joint, "FITTED", 0.0)
     whole = api.train(data, tmp_path / "whole", steps=70, settings=settings, device="cpu", method="joint")
 
     def stop(event):
@@ -59,6 +60,7 @@ def test_a_run_in_two_parts_equals_one_in_a_single_part(tmp_path):
             api.train(data, tmp_path / "parts", steps=70, settings=settings, device="cpu", method="joint", observe=stop)
     finally:
         sessions.SAVE_EVERY_SECONDS, sessions.LOG_EVERY_SECONDS = before, log
+    monkeypatch.setattr(joint, "FITTED", 1.1)  # what a round has decided when it began stays so
     parts = api.train(data, tmp_path / "parts", resume=True, settings=settings, device="cpu", method="joint")
     for a, b in zip(whole.segmenter.parameters(), parts.segmenter.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -22,7 +22,7 @@ import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -41,7 +41,7 @@ from fewscan.learn.registrar import Registrar
 from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
-from fewscan.methods import draft, register, segment
+from fewscan.methods import register, segment
 from fewscan.methods.pseudo import COMPARED, LABELLING, Index, Labeller, fused, index_of, mean_dice
 from fewscan.space.geometry import Shape
 
@@ -53,13 +53,6 @@ WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segme
 FITTED = 0.6  # least Dice on the labelled scans from which pseudo-labels are worth their time
 BEHIND = 0.05  # expected Dice by which the segmenter must be behind the atlases for the log to say so
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
-
-
-class _Made(NamedTuple):
-    """What a round teaches the segmenter with: pseudo-labels by case, and labelled scans in the shape of others."""
-
-    labels: Mapping[str, Index]
-    warped: Sequence[Prepared]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,11 +110,7 @@ def run(request: Request) -> Model:
         for turn in range(config.rounds):
             until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
             if session.unlabelled and not request.dry_run and session.fraction() < until and not session.interrupted:
-                if _fits(both, state):
-                    phases = _phases(both, _labels(both, state, labeller, turn))
-                else:
-                    request.say("the segmenter does not fit the drawn labels yet: it learns on from them alone")
-                    phases = both.shared([alone], part=0.3)
+                phases = _phases(both, labeller, _labels(both, state, labeller, turn))
                 session.interrupted |= stop.is_set()
                 state = session.fit(phases, until=min(until, LAST))
         state = session.fit([alone], until=GUARD if session.bounds.seconds is not None else 1.0)
@@ -134,11 +123,12 @@ def _fits(both: _Both, state: State) -> bool:
     return float(np.mean([_fit(c, both.session, predictor) for c in both.session.labelled[:COMPARED]])) >= FITTED
 
 
-def _phases(both: _Both, made: _Made) -> list[Phase]:
+def _phases(both: _Both, labeller: Labeller, labels: Mapping[str, Index] | None) -> list[Phase]:
     """Turns of one round: drawn labels, pseudo-labels, registration."""
     session, config = both.session, both.session.settings.joint
+    if labels is None:
+        return both.shared([both.alone], part=0.3)
     drawn = np.logical_or.reduce([case.drawn for case in session.labelled])
-    labels, warped = made
     if config.teach != "segmenter":
         for case in both.cases:
             if not case.labelled and case.id in labels:
@@ -156,68 +146,63 @@ def _phases(both: _Both, made: _Made) -> list[Phase]:
     steps = round(SEGMENTER_STEPS * share / max(0.2, 1 - share))
     if steps < 1:
         return both.shared([both.alone])
-    anatomy = segment.phase(session, cases=[*useful, *warped], segmenter=both.alone.train, name="anatomy")
+    useful += _warped(session, labeller, labels) if config.warped else []
+    anatomy = segment.phase(session, cases=useful, segmenter=both.alone.train, name="anatomy")
     return both.shared([both.alone, dataclasses.replace(anatomy, steps=steps)])
 
 
-def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> _Made:
-    """Pseudo-labels and warped labelled scans of a round; read back when a run goes on."""
-    session, config = both.session, both.session.settings.joint
-    path, unlabelled = both.tag(f"round{turn}"), session.unlabelled
+def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> Mapping[str, Index] | None:
+    """Pseudo-labels of a round, None where the segmenter is not ready for them; read back when a run goes on."""
+    session, path = both.session, both.tag(f"round{turn}")
     if session.request.going_on and path.is_file():
         try:
-            return _read(path, both)
-        except (ValueError, OSError, KeyError, IndexError, zipfile.BadZipFile):
+            with np.load(path, allow_pickle=False) as stored:
+                labels = {name[6:]: stored[name] for name in stored.files if name.startswith("label ")}
+                return labels if bool(stored["ready"]) else None
+        except (ValueError, OSError, KeyError, zipfile.BadZipFile):
             session.request.say(f"{path} is damaged; its scans are labelled again")
+    ready = _fits(both, state)
+    if not ready:
+        session.request.say("the segmenter does not fit the drawn labels yet: it learns on from them alone")
+    labels = _label(both, state, labeller, turn) if ready else {}
+    with atomic(path) as temporary, Path(temporary).open("wb") as file:
+        np.savez(file, ready=np.array(ready), **{f"label {name}": label for name, label in labels.items()})
+    return labels if ready else None
+
+
+def _label(both: _Both, state: State, labeller: Labeller, turn: int) -> dict[str, Index]:
+    """What atlases and segmenter say together of as many scans as there is time for."""
+    session, config, unlabelled = both.session, both.session.settings.joint, both.session.unlabelled
     drawn = [unlabelled[i] for i in np.random.default_rng([session.request.seed, turn]).permutation(len(unlabelled))]
-    order = sorted(drawn, key=lambda case: not labeller.drafted(case))  # those first that cost little
-    order = order[: config.scans + sum(labeller.drafted(case) for case in unlabelled)]
+    asked = [case for case in drawn if labeller.drafted(case)]  # those first, which cost little
+    new = [case for case in drawn if not labeller.drafted(case)][: config.scans]
+    order = [*asked, *new]
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
-    new = sum(not labeller.drafted(case) for case in order)
-    labeller.begin(cast(Registrar, state.average_of(both.registrar).eval()), predictor, count=new)
+    labeller.begin(cast(Registrar, state.average_of(both.registrar).eval()), predictor, count=len(new))
     rating = labeller.rating(order[:COMPARED])
     session.request.say(str(rating))
     answer: dict[str, Index] = {}
-    warped: list[Prepared] = []
     for done, case in enumerate(order):
         if both.stop.is_set() or (done and labeller.spent() > LABELLING):
             break
-        drafted = labeller.draft(case)
-        if drafted is None:
-            continue
-        answer[case.id] = fused(
-            *drafted.vote, belief=labeller.belief(case) if config.agree else None, trust=rating.weights
-        )
-        if config.warped and sum(one.image.size for one in warped) < WARPED_VALUES:
-            warped.append(_warped(drafted.nearest, session))
-    with atomic(path) as temporary, Path(temporary).open("wb") as file:
-        named: dict[str, NDArray[Any]] = {f"label {name}": label for name, label in answer.items()}
-        for i, one in enumerate(warped):
-            assert one.label is not None
-            named |= {f"warped {i} image {one.id}": one.image, f"warped {i} label {one.id}": one.label}
-        np.savez(file, **named)  # type: ignore[arg-type]
-    return _Made(answer, warped)
+        if (drafted := labeller.draft(case)) is not None:
+            belief = labeller.belief(case) if config.agree else None
+            answer[case.id] = fused(*drafted.vote, belief=belief, trust=rating.weights)
+    return answer
 
 
-def _read(path: Path, both: _Both) -> _Made:
-    """What `_labels` wrote."""
-    cases = {case.id: case for case in both.session.labelled}
-    with np.load(path, allow_pickle=False) as stored:
-        labels = {name[6:]: stored[name] for name in stored.files if name.startswith("label ")}
-        images = [name for name in stored.files if name.startswith("warped ") and " image " in name]
-        warped = []
-        for name in images:
-            atlas = cases[name.split(" image ", 1)[1]]
-            label = stored[name.replace(" image ", " label ", 1)]
-            warped.append(labelled_as(dataclasses.replace(atlas, image=stored[name]), label))
-    return _Made(labels, warped)
-
-
-def _warped(voter: draft.Voter, session: Session) -> Prepared:
-    """The nearest labelled scan in the shape of an unlabelled one: exact labels on an anatomy that exists."""
-    atlas = next(one for one in session.labelled if one.id == voter.name)
-    return labelled_as(dataclasses.replace(atlas, image=voter.image.numpy()), index_of(voter.label))
+def _warped(session: Session, labeller: Labeller, labels: Mapping[str, Index]) -> list[Prepared]:
+    """Labelled scans in the shape of the unlabelled ones they are nearest to: exact labels on anatomies that exist."""
+    labelled = {case.id: case for case in session.labelled}
+    answer: list[Prepared] = []
+    for name in labels:
+        drafted = labeller.draft(labeller.cases[name])
+        if drafted is not None and sum(one.image.size for one in answer) < WARPED_VALUES:
+            nearest = drafted.nearest
+            atlas = dataclasses.replace(labelled[nearest.name], image=nearest.image.numpy())
+            answer.append(labelled_as(atlas, index_of(nearest.label)))
+    return answer
 
 
 def _kept(both: _Both, state: State) -> nn.Module:
