@@ -166,7 +166,7 @@ def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> Mapping
         session.request.say("the segmenter does not fit the drawn labels yet: it learns on from them alone")
     labels = _label(both, state, labeller, turn) if ready else {}
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
-        np.savez(file, ready=np.array(ready), **{f"label {name}": label for name, label in labels.items()})
+        np.savez(file, ready=np.array(ready), **{f"label {name}": label for name, label in labels.items()})  # type: ignore[arg-type]
     return labels if ready else None
 
 
