@@ -36,6 +36,7 @@ FLOORS = {
     "prediction": 8,
     "registration": 8,
     "naming": 9,
+    "personalization": 9,
     "exporting": 10,
     "meshing": 10,
     "api": 11,
@@ -53,11 +54,13 @@ LINES_OF_FUNCTION, LINES_OF_MODULE, ARGUMENTS, POSITIONAL = 60, 400, 8, 2
 MORE_ARGUMENTS = {  # "module:function": reason
     "api:train": "mirrors the flags of the verb",
     "meshing:mesh": "mirrors the flags of the verb",
+    "personalization:personalize": "mirrors the flags of the verb",
     "prediction:predict": "mirrors the flags of the verb",
     "registration:register": "mirrors the flags of the verb",
     "runs:crossval": "mirrors the flags of the verb",
 }
 MORE_POSITIONAL = {
+    "personalization:personalize": "as predict",
     "prediction:predict": "model, what and where, in the order of the command line",
     "registration:register": "fixed, moving and where, in the order of the command line",
 }

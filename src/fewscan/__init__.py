@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         load,
         mesh,
         open,  # noqa: A004
+        personalize,
         predict,
         report,
         train,
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "mesh",
     "open",
+    "personalize",
     "predict",
     "report",
     "sample_path",

@@ -31,6 +31,7 @@ from fewscan.methods import joint, segment
 from fewscan.methods import register as register_method
 from fewscan.methods.draft import Fusion
 from fewscan.methods.pairwise import RegisterConfig
+from fewscan.personalization import personalize
 from fewscan.prediction import Inputs, Prediction, predict
 from fewscan.quantity import duration
 from fewscan.registration import register, register_config
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "mesh",
     "open",
+    "personalize",
     "predict",
     "register",
     "register_config",

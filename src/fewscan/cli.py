@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fewscan import cli_export, cli_mesh, cli_registration  # noqa: F401 (add their verbs)
-from fewscan.errors import FewscanError
+from fewscan.errors import ConfigError, FewscanError
 from fewscan.options import (
     Budget,
     Data,
@@ -21,6 +21,7 @@ from fewscan.options import (
     Json,
     Memory,
     Method,
+    Personalize,
     Seed,
     Settings,
     Steps,
@@ -136,6 +137,15 @@ def predict(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write probabilities.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirrored inputs; slower.")] = False,
+    personalize: Annotated[
+        Personalize, typer.Option(help="Deform labelled scans to each scan and refine a copy of the model on them.")
+    ] = "never",
+    atlases: Annotated[
+        Path | None, typer.Option(help="Labelled scans to deform; else those the model keeps.", metavar="DATA")
+    ] = None,
+    budget_per_case: Annotated[
+        str, typer.Option(help="Wall clock for personalising one scan.", metavar="TIME")
+    ] = "60s",
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave finished scans alone.")] = False,
     max_memory: Memory = None,
     device: Device = "auto",
@@ -145,18 +155,36 @@ def predict(
     from fewscan.progress import display
     from fewscan.tables import volumes
 
+    if personalize == "never" and atlases is not None:
+        raise ConfigError("--atlases are there to personalise with; add --personalize auto, or leave them out")
+    if personalize != "never" and tta:
+        raise ConfigError("--personalize averages over disturbed copies already; leave --tta out")
     with display("predict") as observe:
-        done = api.predict(
-            api.load(model),
-            inputs,
-            out,
-            probabilities=probabilities,
-            tta=tta,
-            skip_existing=skip_existing,
-            max_memory=maybe(size, max_memory),
-            device=device,
-            observe=observe,
-        )
+        if personalize == "never":
+            done = api.predict(
+                api.load(model),
+                inputs,
+                out,
+                probabilities=probabilities,
+                tta=tta,
+                skip_existing=skip_existing,
+                max_memory=maybe(size, max_memory),
+                device=device,
+                observe=observe,
+            )
+        else:
+            done = api.personalize(
+                api.load(model),
+                inputs,
+                out,
+                atlases=atlases,
+                mode=personalize,
+                budget_per_case=duration(budget_per_case),
+                probabilities=probabilities,
+                skip_existing=skip_existing,
+                device=device,
+                observe=observe,
+            )
     new = [prediction for prediction in done if not prediction.skipped]
     screen = stdout()
     if new:

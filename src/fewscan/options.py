@@ -39,6 +39,7 @@ Memory = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting; repeatable.", metavar="KEY=VALUE")
 ]
+Personalize = Literal["never", "auto", "always"]
 Method = Annotated[str, typer.Option(help="Published method to train with.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here; - prints it alone.")]
 

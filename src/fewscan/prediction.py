@@ -19,8 +19,11 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
+from fewscan.space.volume import Volume
 
 RECORD = "predictions.json"
+Tick = Callable[[float], None]
+Answer = tuple[infer.Segmented, Mapping[str, Any] | None]
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
 
 
@@ -40,6 +43,8 @@ class Prediction:
         Volume of each label.
     skipped : bool
         Whether the file was there already.
+    personalized : mapping, optional
+        What the guard of personalisation kept, why, and its evidence.
     """
 
     id: str
@@ -47,6 +52,7 @@ class Prediction:
     seconds: float
     volumes_ml: Mapping[str, float]
     skipped: bool = False
+    personalized: Mapping[str, Any] | None = None
 
 
 def predict(
@@ -91,11 +97,45 @@ def predict(
         If the model or a scan cannot be used; scans finished before stay.
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
+    predictor = infer.fastest_predictor(model, pick(device), tta=tta)
+
+    def whole(volume: Volume, tick: Tick) -> Answer:
+        memory = max_memory or infer.WORKING_MEMORY
+        return infer.segment(
+            model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
+        ), None
+
+    return predict_by(whole, model, inputs_, Path(out), skip_existing=skip_existing, observe=observe)
+
+
+def predict_by(
+    work: Callable[[Volume, Tick], Answer],
+    model: Model,
+    inputs_: Inputs,
+    folder: Path,
+    *,
+    skip_existing: bool = False,
+    observe: Observer | None = None,
+) -> list[Prediction]:
+    """Read scans, let something segment each, write what it answers, and keep the record of it.
+
+    Parameters
+    ----------
+    work : callable
+        Gets a scan and a callable for the share that is done; answers with labels and what is to be recorded.
+    model, inputs_, skip_existing, observe
+        As for `predict`.
+    folder : Path
+        To write.
+
+    Raises
+    ------
+    FewscanError
+        If a scan cannot be used; scans finished before stay.
+    """
     scans = _scans(inputs_, model)
-    folder = Path(out)
     records = _claim(folder, scans, skip_existing=skip_existing)
     folder.mkdir(parents=True, exist_ok=True)
-    predictor = infer.fastest_predictor(model, pick(device), tta=tta)
     done: list[Prediction] = []
     begin = time.monotonic()
 
@@ -111,17 +151,23 @@ def predict(
         if skip_existing and target.is_file():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(
-            model, scan, target, predictor=predictor, probabilities=probabilities, memory=max_memory, tick=tick
-        )
+        answer = _predict_one(model, scan, target, work=lambda volume: work(volume, tick))
         done.append(answer)
-        records[target.name] = asdict(answer) | {"path": target.name}
+        row = {key: value for key, value in asdict(answer).items() if value is not None}
+        records[target.name] = row | {"path": target.name}
         weights = model.provenance.get("sha256", {})
         record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
         checkpoint.write_json(record, folder / RECORD)
         if observe is not None:
-            observe(f"{len(done)} of {len(scans)}: {scan.id}, {answer.seconds:.1f} s")
+            observe(f"{len(done)} of {len(scans)}: {scan.id}, {answer.seconds:.1f} s{_said(answer)}")
     return done
+
+
+def _said(answer: Prediction) -> str:
+    if answer.personalized is None:
+        return ""
+    kept, reason = answer.personalized["kept"], answer.personalized["reason"]
+    return f"; {'personalised' if kept == 'after' else 'not personalised'}: {reason}"
 
 
 def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
@@ -152,27 +198,11 @@ def _claim(folder: Path, scans: Sequence[inputs.Scan], *, skip_existing: bool) -
     return records
 
 
-def _predict_one(
-    model: Model,
-    scan: inputs.Scan,
-    target: Path,
-    *,
-    predictor: infer.Predictor,
-    probabilities: bool,
-    memory: int | None,
-    tick: Callable[[float], None],
-) -> Prediction:
+def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callable[[Volume], Answer]) -> Prediction:
     """Read, segment, write."""
     begin = time.monotonic()
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
-    answer = infer.segment(
-        model,
-        volume,
-        predictor=predictor,
-        probabilities=probabilities,
-        memory=memory or infer.WORKING_MEMORY,
-        observe=tick,
-    )
+    answer, personalized = work(volume)
     write_labelmap(answer.label, target, native=volume.native)
     if answer.probs is not None:
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
@@ -181,4 +211,6 @@ def _predict_one(
     for slab in answer.label:  # one at a time: counting takes eight bytes a voxel
         counts += np.bincount(slab.reshape(-1), minlength=len(counts))
     volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
-    return Prediction(id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes)
+    return Prediction(
+        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, personalized=personalized
+    )

@@ -17,7 +17,7 @@ from fewscan.learn.config import AugmentConfig
 from fewscan.learn.intensity import normalise
 from fewscan.learn.plan import Plan, to_index
 from fewscan.space.geometry import Shape, with_spacing
-from fewscan.space.volume import Case, one_hot, resample
+from fewscan.space.volume import Case, Volume, one_hot, resample
 
 SEEN_SAMPLES = 20_000
 MARGIN = 1.25  # source crop over patch, so that a turned patch finds real voxels in its corners
@@ -84,9 +84,8 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     folder : Path
         Cache folder, which exists.
     """
-    target = with_spacing(case.image.geometry, plan.spacing).shape
-    image = torch.from_numpy(normalise(case.image.data, plan.scaling))
-    image = resample(image, target)
+    image = on_plan(case.image, plan)
+    target: Shape = (image.shape[1], image.shape[2], image.shape[3])
     path = folder / f"{case.id}.image.npy"
     np.save(path, image.numpy())
     drawn = np.array([True, *(case.drawn is None or value in case.drawn for value in plan.names)])
@@ -98,6 +97,21 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     np.save(label_path, index)
     done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn)
     return labelled_as(done, np.load(label_path, mmap_mode="r"))
+
+
+def on_plan(image: Volume, plan: Plan) -> Tensor:
+    """A scan (C, X, Y, Z) on the plan's grid, normalised.
+
+    Parameters
+    ----------
+    image : Volume
+        On any grid.
+    plan : Plan
+        Grid and normalisation.
+    """
+    return resample(
+        torch.from_numpy(normalise(image.data, plan.scaling)), with_spacing(image.geometry, plan.spacing).shape
+    )
 
 
 def labelled_as(case: Prepared, index: NDArray[np.int16]) -> Prepared:

@@ -123,6 +123,35 @@ def probabilities(image: Tensor, plan: Plan, *, predictor: Predictor) -> Tensor:
     return total / total.sum(0)
 
 
+def labels_from(probs: Tensor, plan: Plan, *, shape: Shape, probabilities: bool = False) -> Segmented:
+    """Labels on the scan's own grid from class probabilities on the plan's.
+
+    Parameters
+    ----------
+    probs : (K, X, Y, Z) float
+        On the plan's grid.
+    plan : Plan
+        Classes.
+    shape : (X, Y, Z) int
+        Of the scan's own grid.
+    probabilities : bool
+        Keep the probabilities too; they take a byte per class and voxel.
+    """
+    values = np.array([0, *plan.names], dtype=np.uint16 if max(plan.names, default=0) > 255 else np.uint8)
+    label = np.zeros(shape, dtype=values.dtype)
+    kept = np.zeros((len(probs), *shape), dtype=np.uint8) if probabilities else None
+    wx, wy, wz = (axis_weights(n, m) for n, m in zip(probs.shape[1:], shape, strict=True))
+    rows = max(1, 8_000_000 // (len(probs) * shape[1] * shape[2]))
+    for low in range(0, shape[0], rows):
+        high = min(low + rows, shape[0])
+        first, last, part = _support(wx, low, high)
+        piece = resample_by(probs[:, first:last], [part, wy, wz])
+        label[low:high] = values[piece.argmax(0).numpy()]
+        if kept is not None:
+            kept[:, low:high] = (piece * 255).round().to(torch.uint8).numpy()
+    return Segmented(keep_sole_pieces(label, plan), kept)
+
+
 class _Scan:
     """A scan on the plan's grid, padded to at least one window, with the way back to its own grid."""
 

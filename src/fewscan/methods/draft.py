@@ -27,7 +27,7 @@ from fewscan.methods.pairwise import RegisterConfig
 from fewscan.space import affine, kernels
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
-from fewscan.space.geometry import with_at_most
+from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.similarity import ncc
 from fewscan.space.volume import IGNORE, Case, Volume, resample
 
@@ -257,13 +257,31 @@ def shaped(
         u = deform(fixed[None].to(device), moving[None].to(device), config=config, start=start).cpu()
         if fields.folding(u) > MOST_FOLDING:
             continue
-        whole = fields.resize(u, own.shape)[0].numpy()
-        places = torch.from_numpy(fields.then(whole, matrix, fixed=own).to_moving(atlas.place.own))
-        index = kernels.vote_labels(np.array(cases[atlas.id].label) + 1, places).astype(np.int32) - 1  # 0 is beyond
-        label = np.where(index < 0, IGNORE, index).astype(np.uint16)
-        drawn = frozenset(np.flatnonzero(atlas.drawn).tolist())
-        answer.append(Voter(atlas.id, kernels.sample(image[None], places[None])[0], label, drawn))
+        answer.append(voter(cases[atlas.id], u, matrix=matrix, grids=(own, atlas.place.own)))
     return answer
+
+
+def voter(atlas: Prepared, u: Tensor, *, matrix: Array, grids: tuple[Geometry, Geometry]) -> Voter:
+    """An atlas in the shape of a scan; its labels are class indices.
+
+    Parameters
+    ----------
+    atlas : Prepared
+        Labelled.
+    u : (1, 3, X, Y, Z) float
+        Displacement on the scan's block, in voxels of any grid over it, after the affine part.
+    matrix : (4, 4) float
+        Affine part, from the world of the scan to that of the atlas, mm.
+    grids : (Geometry, Geometry)
+        Of the scan and of the atlas.
+    """
+    own, other = grids
+    whole = fields.resize(u, own.shape)[0].numpy()
+    places = torch.from_numpy(fields.then(whole, matrix, fixed=own).to_moving(other))
+    index = kernels.vote_labels(np.array(atlas.label) + 1, places).astype(np.int32) - 1  # 0 is beyond
+    label = np.where(index < 0, IGNORE, index).astype(np.uint16)
+    image = kernels.sample(torch.from_numpy(np.array(atlas.image))[None], places[None])[0]
+    return Voter(atlas.id, image, label, frozenset(np.flatnonzero(atlas.drawn).tolist()))
 
 
 def _unit(data: NDArray[Any]) -> Tensor:

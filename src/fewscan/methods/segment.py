@@ -18,7 +18,10 @@ from torch import nn
 from fewscan.learn import losses
 from fewscan.learn.batches import Batch, PatchBatches, Prepared
 from fewscan.learn.checkpoint import Model, build_segmenter
+from fewscan.learn.config import Settings
 from fewscan.learn.engine import Phase, Terms
+from fewscan.learn.hardware import Hardware
+from fewscan.learn.plan import Plan
 from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 
@@ -45,15 +48,38 @@ def phase(
     name : str
         For the log.
     """
-    train, hardware = session.settings.train, session.hardware
     network = segmenter or build_segmenter(session.plan, session.settings, seed=session.request.seed)
-    network = network.to(hardware.device)
-    patches = PatchBatches(
-        cases or session.labelled, session.plan, config=session.settings.augment, batch=session.plan.batch,
-        foreground=train.foreground, device=hardware.device,
+    return supervised(
+        cases or session.labelled, network.to(session.hardware.device), plan=session.plan, settings=session.settings,
+        hardware=session.hardware, name=name,
     )  # fmt: skip
 
-    weights = torch.tensor(session.plan.weights) if session.plan.weights else None
+
+def supervised(
+    cases: Sequence[Prepared], network: nn.Module, *, plan: Plan, settings: Settings, hardware: Hardware, name: str
+) -> Phase:
+    """The same for a network that is there, outside of a session too.
+
+    Parameters
+    ----------
+    cases : sequence of Prepared
+        To learn from.
+    network : nn.Module
+        To train, on the device.
+    plan : Plan
+        Patches and classes.
+    settings : Settings
+        Of training and augmentation.
+    hardware : Hardware
+        Device and precision.
+    name : str
+        For the log.
+    """
+    train = settings.train
+    patches = PatchBatches(
+        cases, plan, config=settings.augment, batch=plan.batch, foreground=train.foreground, device=hardware.device
+    )
+    weights = torch.tensor(plan.weights) if plan.weights else None
 
     def objective(batch: Batch) -> Terms:
         with hardware.autocast():

@@ -1,0 +1,405 @@
+"""Inference-specific learning: labelled scans in the shape of the one to segment, and a segmenter refined on them.
+
+Chen, Liu, Li, Han, Xing: "Inference-specific learning for improved medical image segmentation", Medical Physics 52(7),
+2025, doi 10.1002/mp.17883. Only the abstract was readable, so this is a re-implementation of its three stages, not of
+its code: a first mask; the training scans deformed to the scan at hand, supervised by that mask; a copy of the
+segmenter refined on them; with a moving average of the mask throughout.
+
+What is ours: the first mask is the mean over disturbed views of the scan; all atlases are deformed at once; the
+answer is what atlases and segmenters say together, by what each is worth (log odds of being right, as in
+`methods.pseudo`); the scan itself is refined on too, where they agree; and a guard that keeps the first mask where the
+evidence, all of it without a label, speaks against the change. The model that was given is never changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewscan.errors import ConfigError
+from fewscan.learn import infer
+from fewscan.learn.alignment import grid_of
+from fewscan.learn.batches import Prepared, labelled_as
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.engine import Limits, fit
+from fewscan.learn.hardware import Hardware
+from fewscan.learn.registrar import Registrar, register_images
+from fewscan.learn.state import State
+from fewscan.methods import draft, segment
+from fewscan.methods.pseudo import ALONE, Rating, index_of, mean_dice
+from fewscan.space import affine
+from fewscan.space import field as fields
+from fewscan.space.deformable import DeformConfig, deform
+from fewscan.space.geometry import Array, Geometry, with_at_most
+from fewscan.space.similarity import lncc, ncc
+from fewscan.space.volume import IGNORE, one_hot, resample
+
+MOST_VOXELS = 1_000_000  # of the grid on which atlases are deformed
+MOST_MASKS = 8  # labels that supervise the deformation, the largest ones: each costs as much as an image channel
+AFFINE_LEVELS = ((8_000, 60),)
+WARMED = DeformConfig(shrink=(2,), steps=(30,))  # from a registration network's answer
+COLD = DeformConfig(shrink=(4, 2), steps=(60, 40))
+FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
+SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
+ALIKE = 0.6  # least Dice between the first mask and the vote of the atlases for them to be believed
+THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
+TURN, STRETCH = 0.2, 0.1  # rad and logarithm of scale by which views differ at most
+TRIED = 5  # steps of the refinement after which it is known how long one takes
+LEAST_SEEN = 0.5  # share of the structures that atlases must reach
+
+Mode = Literal["auto", "always"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalizeConfig:
+    """One default for all tasks.
+
+    Parameters
+    ----------
+    atlases : int
+        At most so many are deformed, those most like the scan.
+    views : int
+        Disturbed copies of the scan that the first mask is averaged over.
+    rounds : int
+        Of deformation.
+    memory : float
+        Share of the mask that a round keeps.
+    anatomy : float
+        Weight of the mask against the image in the deformation; 0 aligns by intensity alone.
+    steps : int
+        Of refinement; 0 leaves it out.
+    lr : float
+        Its learning rate.
+
+    Raises
+    ------
+    ConfigError
+        If a value makes no sense.
+    """
+
+    atlases: int = 5
+    views: int = 3
+    rounds: int = 2
+    memory: float = 0.5
+    anatomy: float = 1.0
+    steps: int = 40
+    lr: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if self.atlases < 1 or self.rounds < 1 or self.views < 0 or self.steps < 0:
+            raise ConfigError("personalisation needs at least one atlas and one round, and no negative number")
+        if not 0 <= self.memory < 1 or self.anatomy < 0 or self.lr <= 0:
+            raise ConfigError("memory must lie in 0 to 1, anatomy must not be negative and lr must be positive")
+
+
+class Known(NamedTuple):
+    """What the atlases are worth among themselves, each left out once.
+
+    Parameters
+    ----------
+    worth : float
+        Mean Dice of the others' vote.
+    likeness : tuple of float
+        How alike the deformed others are to each, around its structures.
+    seconds : float
+        That finding out took.
+    """
+
+    worth: float
+    likeness: tuple[float, ...]
+    seconds: float
+
+    @property
+    def floor(self) -> float:
+        """Likeness below which the atlases do not fit a scan."""
+        spread = float(np.std(self.likeness, ddof=1)) if len(self.likeness) > 1 else 0.0
+        return float(np.mean(self.likeness)) - FIT * (spread + SLACK) if self.likeness else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Personalized:
+    """One scan, before and after.
+
+    Parameters
+    ----------
+    before, after : (K, X, Y, Z) float
+        Class probabilities on the model's grid.
+    kept : {"before", "after"}
+        What the guard chose.
+    reason : str
+        Why, for people.
+    evidence : mapping of str to float
+        The figures behind it.
+    """
+
+    before: Tensor
+    after: Tensor
+    kept: Literal["before", "after"]
+    reason: str
+    evidence: Mapping[str, float]
+
+    @property
+    def probs(self) -> Tensor:
+        """Those that were kept."""
+        return self.after if self.kept == "after" else self.before
+
+
+class Personalizer:
+    """A model and its atlases, ready for one scan after another.
+
+    Parameters
+    ----------
+    model : Model
+        Stays as it is.
+    atlases : sequence of Prepared
+        Labelled scans on the model's grid; at least one.
+    config : PersonalizeConfig
+        How.
+    hardware : Hardware
+        Where.
+    """
+
+    def __init__(
+        self, model: Model, atlases: Sequence[Prepared], *, config: PersonalizeConfig, hardware: Hardware
+    ) -> None:
+        self.model, self.plan, self.config, self.hardware = model, model.plan, config, hardware
+        self.atlases = list(atlases)
+        self.segmenter = model.segmenter.to(hardware.device).eval()
+        self._known: Known | None = None
+
+    @property
+    def known(self) -> Known:
+        """Found out when it is first asked for."""
+        if self._known is None:
+            begin, worth, alike = time.monotonic(), [], []
+            for case in self.atlases[: self.config.atlases] if len(self.atlases) > 1 else []:
+                image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
+                voters = self._shaped(image, own, mask=None, leave=case)
+                if voters:
+                    vote, truth = self._vote(image, voters), torch.from_numpy(np.array(case.label)).long()
+                    worth.append(mean_dice(torch.where(truth < 0, 0, vote.argmax(0)), truth.clamp(min=0)))
+                    alike.append(self._likeness(image, voters, one_hot(truth[None].clamp(min=0), self.plan.classes)[0]))
+            mean = float(np.mean(worth)) if worth else ALONE
+            self._known = Known(mean, tuple(alike), time.monotonic() - begin)
+        return self._known
+
+    def __call__(
+        self,
+        case: Prepared,
+        *,
+        mode: Mode = "auto",
+        seconds: float | None = None,
+        tick: Callable[[float], None] = lambda share: None,
+    ) -> Personalized:
+        """Personalise to one scan.
+
+        Parameters
+        ----------
+        case : Prepared
+            The scan on the model's grid; a label is not looked at.
+        mode : {"auto", "always"}
+            Whether the guard may refuse.
+        seconds : float, optional
+            Budget; rounds and refinement that do not fit into it are left out.
+        tick : callable
+            Gets the share that is done.
+        """
+        begin = time.monotonic()
+        image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
+        before = self._answer(image, self.segmenter)
+        if not (before.argmax(0) > 0).any():
+            return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
+        known = self.known
+        first, steady = self._views(image, before)
+        mask, voters = first, list[draft.Voter]()
+        for turn in range(self.config.rounds):
+            tick(0.1 + 0.4 * turn / self.config.rounds)
+            voters = self._shaped(image, own, mask=mask) or voters
+            if not voters:
+                return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
+            vote = self._vote(image, voters)
+            agreement = mean_dice(first.argmax(0), vote.argmax(0))
+            share = Rating(known.worth, min(agreement / max(known.worth, 1e-3), 0.95), agreement, assumed=False).weights
+            fused = share[0] * vote + share[1] * first
+            mask = self.config.memory * mask + (1 - self.config.memory) * fused
+            if seconds is not None and time.monotonic() - begin > 0.4 * seconds:
+                break
+        evidence = {
+            "consistency": steady, "agreement": agreement, "atlases_worth": known.worth, "likeness_floor": known.floor,
+            "likeness": self._likeness(image, voters, mask), "reached": self._reached(voters, mask),
+        }  # fmt: skip
+        refused = self._refusal(evidence)
+        if refused and mode == "auto":
+            return Personalized(before, before, "before", refused, evidence)
+        after = mask
+        tick(0.5)
+        if self.config.steps:
+            network = self._refined(case, voters, mask, until=None if seconds is None else begin + seconds)
+            after = share[0] * vote + share[1] * (first + self._answer(image, network)) / 2
+        evidence["changed"] = 1 - mean_dice(before.argmax(0), after.argmax(0))
+        return Personalized(before, after, "after", "atlases and scan fit each other", evidence)
+
+    # ------------------------------------------------------------------------------------------------- first mask
+
+    def _answer(self, image: Tensor, segmenter: nn.Module) -> Tensor:
+        """Class probabilities, without the weights that the loss gave small classes."""
+        probs = infer.probabilities(image, self.plan, predictor=infer.network_predictor(segmenter, self.hardware))
+        if self.plan.weights:
+            probs = probs / torch.tensor(self.plan.weights).view(-1, 1, 1, 1)
+            probs = probs / probs.sum(0)
+        return probs
+
+    def _views(self, image: Tensor, before: Tensor) -> tuple[Tensor, float]:
+        """Mean answer over disturbed copies of the scan, and the Dice of each with it."""
+        found = [before]
+        for turn in _turns(image.shape[1:], self.plan.spacing, count=self.config.views):
+            grid, matrix, gain = turn
+            seen = affine.onto(image, grid, grid=grid, matrix=matrix) * gain
+            answer = self._answer(seen, self.segmenter)
+            back: Array = np.asarray(np.linalg.inv(matrix), np.float64)
+            found.append(affine.onto(answer, grid, grid=grid, matrix=back))
+        mean = torch.stack(found).mean(0)
+        steady = [mean_dice(one.argmax(0), mean.argmax(0)) for one in found[1:]]
+        return mean, float(np.mean(steady)) if steady else 1.0
+
+    # ---------------------------------------------------------------------------------------------------- atlases
+
+    def _shaped(
+        self, image: Tensor, own: Geometry, *, mask: Tensor | None, leave: Prepared | None = None
+    ) -> list[draft.Voter]:
+        """The atlases most like a scan, in its shape; those that fold are left out."""
+        grid = with_at_most(own, MOST_VOXELS)
+        fixed = resample(image, grid.shape)
+        found = []
+        for atlas in self.atlases:
+            if atlas is not leave:
+                other = grid_of(atlas, self.plan.spacing)
+                whole = torch.from_numpy(np.array(atlas.image))
+                matrix = affine.fit(image[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
+                moving = affine.onto(whole, other, grid=grid, matrix=matrix)
+                found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
+        best = sorted(found, key=lambda row: -row[0])[: self.config.atlases]
+        moving = torch.stack([row[3] for row in best])
+        start = self._start(fixed, moving)
+        masks = None
+        if mask is not None and self.config.anatomy > 0:
+            masks = self._masks(mask, [(atlas, matrix) for _, atlas, matrix, _ in best], grid=grid)
+        config = dataclasses.replace(COLD if start is None else WARMED, anatomy=self.config.anatomy)
+        device = self.hardware.device
+        u = deform(
+            fixed.to(device).expand(len(best), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
+            start=start, masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
+        ).cpu()  # fmt: skip
+        return [
+            draft.voter(atlas, u[i : i + 1], matrix=matrix, grids=(own, grid_of(atlas, self.plan.spacing)))
+            for i, (_, atlas, matrix, _) in enumerate(best)
+            if fields.folding(u[i : i + 1]) <= draft.MOST_FOLDING
+        ]
+
+    def _start(self, fixed: Tensor, moving: Tensor) -> Tensor | None:
+        """The registration network's answer, where the model has one."""
+        registrar = self.model.others.get("registrar")
+        if registrar is None:
+            return None
+        network = cast(Registrar, registrar.to(self.hardware.device).eval())
+        return torch.cat([register_images(network, fixed, moving=one) for one in moving]).to(self.hardware.device)
+
+    def _masks(
+        self, mask: Tensor, atlases: Sequence[tuple[Prepared, Array]], *, grid: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """Soft maps of the largest structures, of the scan and of each affinely aligned atlas."""
+        classes = mask[1:].sum((1, 2, 3)).argsort(descending=True)[:MOST_MASKS] + 1
+        still = resample(mask[classes], grid.shape).expand(len(atlases), -1, -1, -1, -1)
+        moving = []
+        for atlas, matrix in atlases:
+            index = torch.from_numpy(np.array(atlas.label)).long()
+            maps = one_hot(index[None], self.plan.classes)[0][classes].float()
+            moving.append(affine.onto(maps, grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix))
+        return still.contiguous(), torch.stack(moving)
+
+    def _vote(self, image: Tensor, voters: Sequence[draft.Voter]) -> Tensor:
+        """Share (K, X, Y, Z) of the vote that each class has; background where no atlas reaches."""
+        weights = draft.vote_weights(image[:1], torch.stack([voter.image[0] for voter in voters]), fusion="local")
+        shares = torch.zeros(self.plan.classes, *image.shape[1:])
+        for weight, voter in zip(weights, voters, strict=True):
+            index = torch.from_numpy(voter.label.astype(np.int64))
+            seen = index != IGNORE
+            shares.scatter_add_(0, torch.where(seen, index, 0)[None], (weight * seen)[None])
+        heard = shares.sum(0)
+        shares[0] += (heard <= 0).float()
+        return shares / heard.where(heard > 0, torch.ones_like(heard))
+
+    def _likeness(self, image: Tensor, voters: Sequence[draft.Voter], mask: Tensor) -> float:
+        """Mean local correlation of the scan and its deformed atlases, around the structures."""
+        near = torch.nn.functional.max_pool3d((1 - mask[0])[None, None], 5, stride=1, padding=2)
+        found = [float(lncc(image[None, :1], voter.image[None, :1], weight=near)) for voter in voters]
+        return float(np.mean(found))
+
+    def _reached(self, voters: Sequence[draft.Voter], mask: Tensor) -> float:
+        """Share of the structures that lies where some atlas was looked at."""
+        inside = mask.argmax(0) > 0
+        seen = torch.zeros_like(inside)
+        for voter in voters:
+            seen |= torch.from_numpy(voter.label != IGNORE)
+        return float((inside & seen).sum() / inside.sum().clamp(min=1))
+
+    def _refusal(self, evidence: Mapping[str, float]) -> str:
+        """Why the first mask is kept; empty where nothing speaks for that."""
+        if evidence["reached"] < LEAST_SEEN:
+            return f"the atlases reach {evidence['reached']:.0%} of the structures only: another field of view?"
+        if evidence["likeness"] < evidence["likeness_floor"]:
+            return (
+                f"the deformed atlases fit the scan by {evidence['likeness']:.3f}, at least "
+                f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast or body part?"
+            )
+        if evidence["agreement"] < ALIKE:
+            return f"atlases and first mask agree by a Dice of {evidence['agreement']:.2f} only: one of them is wrong"
+        return ""
+
+    # ------------------------------------------------------------------------------------------------- refinement
+
+    def _refined(
+        self, case: Prepared, voters: Sequence[draft.Voter], mask: Tensor, *, until: float | None
+    ) -> nn.Module:
+        """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure."""
+        bare = dataclasses.replace(case, label=None, drawn=np.ones(self.plan.classes, np.bool_))
+        top, winner = mask.max(0)
+        sure = torch.where(top >= 0.5, winner, -1).to(torch.int16).numpy()
+        cases = [
+            labelled_as(dataclasses.replace(bare, id=v.name, image=v.image.numpy()), index_of(v.label)) for v in voters
+        ]
+        cases += [labelled_as(bare, sure)] * len(cases)
+        network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
+        train = dataclasses.replace(self.model.settings.train, lr=self.config.lr, warmup_steps=5, average=0.9)
+        settings = dataclasses.replace(self.model.settings, train=train)
+        phase = segment.supervised(
+            cases, network, plan=self.plan, settings=settings, hardware=self.hardware, name="personalize"
+        )
+        state, steps, begin = State([network], train), self.config.steps, time.monotonic()
+        state = fit([phase], state, limits=Limits(steps=steps, until=min(1.0, TRIED / steps)), config=train, seed=0)
+        if until is not None:  # as many as there is time for, those that showed how long one takes included
+            left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
+            steps = min(steps, state.step + max(1, int(left)))
+        state = fit([phase], state, limits=Limits(steps=steps), config=train, seed=0)
+        return state.average_of(network).eval()
+
+
+def _turns(shape: Sequence[int], spacing: Sequence[float], *, count: int) -> Iterator[tuple[Geometry, Array, float]]:
+    """Small rotations, scalings and changes of gain, the same for every scan; thick slices are turned in plane only."""
+    x, y, z = shape
+    grid = Geometry((x, y, z), np.diag([*spacing, 1.0]))
+    middle = torch.from_numpy(grid.affine[:3, :3] @ ((np.array(shape) - 1) / 2))
+    free = np.array(spacing) < THICK * min(spacing)  # an axis of thick slices is neither turned away nor shifted
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        angles = rng.uniform(-TURN, TURN, 3) * [free[1] and free[2], free[0] and free[2], free[0] and free[1]]
+        scales = rng.uniform(-STRETCH, STRETCH, 3) * free
+        yield grid, affine.build(torch.tensor([*angles, *scales, *[0.0] * 6]), middle).numpy(), rng.uniform(0.85, 1.15)

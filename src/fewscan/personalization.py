@@ -1,0 +1,141 @@
+"""Prediction made to measure: each scan segmented by a model personalised to it, where that helps."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewscan.data import dataset as datasets
+from fewscan.data.dataset import Dataset
+from fewscan.errors import ConfigError, DataError
+from fewscan.learn import infer
+from fewscan.learn.atlases import atlases_of, load_atlases, save_atlases
+from fewscan.learn.batches import Prepared, on_plan
+from fewscan.learn.checkpoint import Model, load_model
+from fewscan.learn.hardware import free_memory_bytes, pick
+from fewscan.learn.request import Observer
+from fewscan.methods.personalize import Mode, PersonalizeConfig, Personalized, Personalizer
+from fewscan.prediction import Answer, Inputs, Prediction, Tick, predict_by
+from fewscan.space.volume import Volume
+
+PER_CASE = 60.0  # seconds
+
+
+def personalize(
+    model: Model | Path | str,
+    inputs_: Inputs,
+    out: Path | str,
+    *,
+    atlases: Dataset | Path | str | None = None,
+    mode: Mode = "auto",
+    budget_per_case: float | None = PER_CASE,
+    probabilities: bool = False,
+    skip_existing: bool = False,
+    device: str = "auto",
+    config: PersonalizeConfig | None = None,
+    observe: Observer | None = None,
+) -> list[Prediction]:
+    """Segment scans as `predict` does, each by a copy of the model that was personalised to it (Chen et al. 2025).
+
+    Parameters
+    ----------
+    model : Model or path
+        Trained; stays as it is, to the bit.
+    inputs_ : path, Scan, or sequence of them
+        As for `predict`.
+    out : path
+        Folder to write; made if need be.
+    atlases : Dataset or path, optional
+        Labelled scans to deform to each; those that the model keeps when None.
+    mode : {"auto", "always"}
+        Auto keeps the model's own answer where the evidence speaks against the change.
+    budget_per_case : float, optional
+        Seconds for a scan; None takes as long as it takes.
+    probabilities, skip_existing, device, observe
+        As for `predict`.
+    config : PersonalizeConfig, optional
+        How; the preset when None.
+
+    Raises
+    ------
+    FewscanError
+        If there is no atlas, or the model or a scan cannot be used; scans finished before stay.
+    """
+    model = model if isinstance(model, Model) else load_model(Path(model))
+    if mode not in ("auto", "always"):
+        raise ConfigError(f"mode must be auto or always, got {mode!r}; predict alone never personalises")
+    if budget_per_case is not None and budget_per_case <= 0:
+        raise ConfigError(f"the budget of a case must be above 0 s, got {budget_per_case:g}")
+    hardware = pick(device)
+    with tempfile.TemporaryDirectory() as scratch:
+        known = _atlases(model, atlases, folder=Path(scratch))
+        maker = Personalizer(model, known, config=config or PersonalizeConfig(), hardware=hardware)
+        predictor = infer.fastest_predictor(model, hardware)
+
+        def work(volume: Volume, tick: Tick) -> Answer:
+            image = on_plan(volume, model.plan)
+            need = image[0].numel() * 4 * (8 * model.plan.classes + 16 * maker.config.atlases)
+            if need > free_memory_bytes():
+                reason = f"it takes about {need / 2**30:.0f} GiB of memory, more than is free"
+                found = Personalized(image[:0], image[:0], "before", reason, {})
+            else:
+                everything = np.ones(model.plan.classes, np.bool_)
+                case = Prepared("scan", image.numpy(), None, (), (0,) * model.plan.classes, everything)
+                found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
+            told = _record(found)
+            if found.kept == "before":  # exactly what predict answers
+                return infer.segment(model, volume, predictor=predictor, probabilities=probabilities), told
+            shape = volume.geometry.shape
+            return infer.labels_from(found.probs, model.plan, shape=shape, probabilities=probabilities), told
+
+        return predict_by(work, model, inputs_, Path(out), skip_existing=skip_existing, observe=observe)
+
+
+def keep_atlases(model: Model, dataset: Dataset) -> Path:
+    """Put the labelled scans of a data set beside a model, for `personalize` to deform.
+
+    They are scans of people, on the model's grid and without their names: whoever gets the model gets them too.
+
+    Parameters
+    ----------
+    model : Model
+        In a folder.
+    dataset : Dataset
+        Whose labels are those of the model.
+
+    Raises
+    ------
+    FewscanError
+        If nothing is labelled, or labels or channels are not those of the model.
+    """
+    if model.path is None:
+        raise ConfigError("the model is not in a folder yet; train it with an output folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        return save_atlases(atlases_of(dataset, model.plan, folder=Path(scratch)), model.path)
+
+
+def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) -> list[Prepared]:
+    """From the data set given, or those that lie beside the model."""
+    if given is not None:
+        dataset = given if isinstance(given, Dataset) else datasets.find(Path(given))
+        return atlases_of(dataset, model.plan, folder=folder)
+    kept = load_atlases(model)
+    if not kept:
+        raise DataError(
+            "the model keeps no atlases, so there is nothing to deform; give labelled scans with --atlases, "
+            "or train with --keep-atlases"
+        )
+    return kept
+
+
+def _record(found: Personalized) -> Mapping[str, Any]:
+    """For the record of predictions."""
+    return {
+        "kept": found.kept,
+        "reason": found.reason,
+        "evidence": {key: round(value, 4) for key, value in found.evidence.items()},
+    }

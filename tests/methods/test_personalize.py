@@ -1,0 +1,119 @@
+"""Personalisation: atlases in the shape of a scan, a refined copy, and a guard that may refuse."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from phantom import SMALL, write_dataset
+
+from fewscan import api
+from fewscan.data import dataset as datasets
+from fewscan.errors import ConfigError
+from fewscan.learn.alignment import grid_of
+from fewscan.learn.atlases import atlases_of
+from fewscan.learn.hardware import pick
+from fewscan.methods import personalize
+from fewscan.methods.personalize import PersonalizeConfig, Personalizer
+from fewscan.methods.pseudo import mean_dice
+
+QUICK = PersonalizeConfig(views=1, rounds=1, steps=8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model, its three atlases and a fourth scan as the model sees it."""
+    root = tmp_path_factory.mktemp("personalize")
+    data = datasets.find(write_dataset(root / "data", labelled=4))
+    seen = datasets.select(data, labelled=[c.id for c in data.labelled[:3]], unlabelled=[])
+    model = api.train(seen, root / "model", steps=60, settings=SMALL, device="cpu")
+    (root / "grid").mkdir()
+    *atlases, other = atlases_of(data, model.plan, folder=root / "grid")
+    return model, atlases, other
+
+
+def dice(probs, case):
+    return mean_dice(probs.argmax(0), torch.from_numpy(np.array(case.label)).long())
+
+
+def test_a_badly_segmented_scan_gains_and_the_model_stays_equal_to_the_bit(trained):
+    model, atlases, other = trained
+    weights = {k: v.clone() for k, v in model.segmenter.state_dict().items()}
+    foggy = replace(other, image=(0.4 * other.image).astype(np.float32))  # another contrast
+    found = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))(foggy, mode="always")
+    assert found.kept == "after"
+    assert dice(found.probs, other) > dice(found.before, other)
+    assert dice(found.probs, other) > 0.8
+    torch.testing.assert_close(found.probs.sum(0), torch.ones(found.probs.shape[1:]), atol=1e-3, rtol=0)
+    for name, value in model.segmenter.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert not any(p.requires_grad and p.grad is not None for p in model.segmenter.parameters())
+
+
+def test_it_is_the_same_each_time(trained):
+    model, atlases, other = trained
+    maker = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))
+    assert torch.equal(maker(other, mode="always").after, maker(other, mode="always").after)
+
+
+def test_the_guard_refuses_what_the_atlases_do_not_fit(trained):
+    model, atlases, other = trained
+    maker = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))
+    rng = np.random.default_rng(0)
+    noise = replace(other, image=rng.normal(size=other.image.shape).astype(np.float32))
+    found = maker(noise, mode="auto")
+    assert found.kept == "before"
+    assert torch.equal(found.probs, found.before)
+    assert found.reason
+
+
+def test_an_empty_first_mask_is_left_alone(trained):
+    model, atlases, other = trained
+    blank = replace(other, image=np.zeros_like(np.array(other.image)))
+    maker = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))
+    maker._answer = lambda image, segmenter: torch.eye(3)[0].view(3, 1, 1, 1).expand(3, *image.shape[1:])
+    found = maker(blank, mode="always")
+    assert (found.kept, found.evidence) == ("before", {})
+    assert "empty" in found.reason
+
+
+def test_one_atlas_alone_is_enough(trained):
+    model, atlases, other = trained
+    found = Personalizer(model, atlases[:1], config=QUICK, hardware=pick("cpu"))(other, mode="always")
+    assert dice(found.probs, other) > 0.7
+    assert found.evidence["likeness_floor"] == 0.0
+
+
+def test_a_mask_supervises_the_deformation(trained):
+    """Where the image says nothing, the mask alone brings the atlases there."""
+    model, atlases, other = trained
+    shifted = np.roll(np.array(other.label), 3, axis=0)
+    mask = torch.nn.functional.one_hot(torch.from_numpy(shifted).long(), 3).permute(3, 0, 1, 2).float()
+    flat = torch.from_numpy(np.array(other.image)) * 0.01
+    overlap = {}
+    for weight in (0.0, 4.0):
+        maker = Personalizer(model, atlases, config=replace(QUICK, anatomy=weight), hardware=pick("cpu"))
+        voters = maker._shaped(flat, grid_of(other, model.plan.spacing), mask=mask)
+        overlap[weight] = mean_dice(maker._vote(flat, voters).argmax(0), mask.argmax(0))
+    assert overlap[4.0] > overlap[0.0] + 0.02
+
+
+def test_a_budget_leaves_out_what_does_not_fit(trained, monkeypatch):
+    model, atlases, other = trained
+    limits = []
+    real = personalize.fit
+
+    def spy(phases, state, **options):
+        limits.append(options["limits"])
+        return real(phases, state, **options)
+
+    monkeypatch.setattr(personalize, "fit", spy)
+    maker = Personalizer(model, atlases, config=replace(QUICK, steps=100_000), hardware=pick("cpu"))
+    maker(other, mode="always", seconds=1e-3)
+    assert limits[-1].steps <= personalize.TRIED + 1
+
+
+@pytest.mark.parametrize("wrong", [{"atlases": 0}, {"rounds": 0}, {"memory": 1.0}, {"lr": 0.0}, {"steps": -1}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        PersonalizeConfig(**wrong)
