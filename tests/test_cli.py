@@ -264,7 +264,9 @@ def test_an_interruption_ends_without_a_traceback(
 
 
 def test_every_option_says_what_it_does_and_every_verb_shows_examples() -> None:
-    for name, command in get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
+    nested = {f"{name} {n}": c for name, group in verbs.items() for n, c in getattr(group, "commands", {}).items()}
+    for name, command in {**verbs, **nested}.items():
         assert command.epilog, name
         assert not [p.name for p in command.params if not p.help], name
 

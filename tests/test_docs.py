@@ -29,8 +29,13 @@ def test_commands_shown_exist_with_their_options(page: Path) -> None:
         if verb.startswith("-"):
             continue
         assert verb in verbs, verb
-        known = {option for parameter in verbs[verb].params for option in parameter.opts} | {"--help"}
-        assert not {word for word in words if re.match(r"-{1,2}[a-z]", word)} - known, (verb, words)
+        command = verbs[verb]
+        while words and words[0] in getattr(command, "commands", {}):
+            command, words = command.commands[words[0]], words[1:]
+        assert not getattr(command, "commands", {}), (verb, words)
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        given = {word.partition("=")[0] for word in words if re.match(r"-{1,2}[a-z]", word)}
+        assert not given - known, (verb, words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -35,6 +35,7 @@ FLOORS = {
     "drafting": 8,
     "prediction": 8,
     "registration": 8,
+    "white_matter": 8,
     "naming": 9,
     "personalization": 9,
     "exporting": 10,
@@ -47,6 +48,7 @@ FLOORS = {
     "cli_export": 14,
     "cli_mesh": 14,
     "cli_registration": 14,
+    "cli_tracts": 14,
     "cli": 15,
     "__main__": 16,
 }

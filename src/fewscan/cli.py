@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fewscan import cli_export, cli_mesh, cli_registration  # noqa: F401 (add their verbs)
+from fewscan import cli_export, cli_mesh, cli_registration, cli_tracts  # noqa: F401 (add their verbs)
 from fewscan.errors import ConfigError, FewscanError
 from fewscan.options import (
     Budget,

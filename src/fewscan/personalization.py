@@ -55,10 +55,16 @@ def personalize(
         Auto keeps the model's own answer where the evidence speaks against the change.
     budget_per_case : float, optional
         Seconds for a scan; None takes as long as it takes.
-    probabilities, skip_existing, device, observe
+    probabilities : bool
         As for `predict`.
+    skip_existing : bool
+        Leave finished scans alone.
+    device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
+        Where to run.
     config : PersonalizeConfig, optional
         How; the preset when None.
+    observe : callable, optional
+        Gets progress, and a message per scan with the verdict.
 
     Raises
     ------

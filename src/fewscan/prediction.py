@@ -123,10 +123,16 @@ def predict_by(
     ----------
     work : callable
         Gets a scan and a callable for the share that is done; answers with labels and what is to be recorded.
-    model, inputs_, skip_existing, observe
+    model : Model
+        Trained.
+    inputs_ : path, Scan, or sequence of them
         As for `predict`.
     folder : Path
         To write.
+    skip_existing : bool
+        Leave finished scans alone.
+    observe : callable, optional
+        As for `predict`.
 
     Raises
     ------

@@ -19,6 +19,7 @@ METRICS = {
 }
 ABSENT = "\N{EN DASH}"
 MOST_CASES, MOST_LABELS = 40, 6
+BUNDLE_STATES = ("scored", "missed", "not predicted", "extra", "absent")
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -193,3 +194,36 @@ def _with_interval(entry: Mapping[str, float | None], digits: int) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return ABSENT if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def bundle_scores(summary: Mapping[str, Mapping[str, float]]) -> Table:
+    """One row for each bundle: means over cases, and how many were not scored for what reason.
+
+    Parameters
+    ----------
+    summary : mapping of bundle to figures
+        ``tracts.bundles.summary``.
+    """
+    heads = ("Dice", "overlap", "overreach", "mL", "drawn mL", "ends Dice", "ends, mm", "cases")
+    table = Table("bundle", *heads, box=None, pad_edge=False, header_style="bold")
+    keys = (("overlap", 3), ("overreach", 3), ("volume_ml", 1), ("reference_ml", 1), ("ends_dice", 3), ("ends_mm", 1))
+    for name, row in summary.items():
+        counts = [f"{row[state]:.0f} {state}" for state in BUNDLE_STATES if row[state]]
+        dice = _with_interval({"mean": row["dice"], "low": row["low"], "high": row["high"]}, 3)
+        table.add_row(escape(name), dice, *(_number(row[key], digits) for key, digits in keys), ", ".join(counts))
+    return table
+
+
+def bundle_volumes(report: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row for each tractogram.
+
+    Parameters
+    ----------
+    report : mapping of bundle to counts
+        ``white_matter.masks``.
+    """
+    heads = ("streamlines", "mL", "points beyond the grid")
+    table = Table("bundle", *heads, box=None, pad_edge=False, header_style="bold")
+    for name, row in report.items():
+        table.add_row(escape(name), str(row["streamlines"]), _number(row["volume_ml"], 2), str(row["points_beyond"]))
+    return table

@@ -1,0 +1,360 @@
+"""Bundles: names, TractSeg's folder layout, streamlines as masks, and the figures of one set against another.
+
+A case is a folder that holds ``bundle_segmentations/NAME.nii.gz``, and where ends are known
+``endings_segmentations/NAME_b.nii.gz`` and ``NAME_e.nii.gz``. Bundles overlap, so that each is a mask of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.data.io import atomic, read_labels, write_labelmap
+from fewscan.data.layouts import stem_of
+from fewscan.errors import ConfigError, DataError
+from fewscan.judge import metrics
+from fewscan.judge.metrics import RULES, Score
+from fewscan.judge.results import CaseScore, Evaluation, plain
+from fewscan.judge.statistics import bootstrap_interval
+from fewscan.learn.checkpoint import write_json
+from fewscan.space.geometry import Geometry, check_same
+
+SEGMENTATIONS, ENDINGS = "bundle_segmentations", "endings_segmentations"
+ENDS = ("b", "e")
+TARGETS = tuple(f"{name}_{side}" for name in ("AF", "CST", "IFO", "ILF", "UF") for side in ("left", "right"))
+"""Arcuate, corticospinal, inferior fronto-occipital, inferior longitudinal, uncinate: names as TractSeg writes them."""
+RECORD, TABLE, EVALUATION = "bundles.json", "bundles.csv", "evaluation.json"
+STATED: Mapping[str, str] = {
+    "scored": "in both",
+    "missed": "in the reference, predicted empty",
+    "not predicted": "in the reference, no file predicted",
+    "extra": "predicted, the reference is empty",
+    "absent": "empty in both: nothing to score",
+}
+BUNDLE_RULES: Mapping[str, str] = {
+    "overlap": "share of the reference that is predicted (Cote et al. 2013, doi 10.1016/j.media.2013.03.009)",
+    "overreach": "predicted voxels outside the reference, as a share of the reference (same source); may exceed 1",
+    "ends_dice": "mean Dice of the two ends, the better of the two ways to pair them; only where both sides have ends",
+    "ends_mm": "mean distance between the centres of paired ends",
+}
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleScore:
+    """One bundle of one case; NaN where there is nothing to measure.
+
+    Parameters
+    ----------
+    stated : str
+        A key of `STATED`.
+    score : Score
+        Dice, surface distances and volumes.
+    overlap, overreach : float
+        Shares of the reference.
+    ends_dice, ends_mm : float
+        Of the two ends, where both sides have them.
+    """
+
+    stated: str
+    score: Score
+    overlap: float = math.nan
+    overreach: float = math.nan
+    ends_dice: float = math.nan
+    ends_mm: float = math.nan
+
+
+def mirrored(name: str) -> str:
+    """Name of the bundle on the other side; its own where it has no side.
+
+    Parameters
+    ----------
+    name : str
+        As TractSeg writes it.
+
+    Examples
+    --------
+    >>> mirrored("CST_left"), mirrored("CC_4")
+    ('CST_right', 'CC_4')
+    """
+    for side, other in (("_left", "_right"), ("_right", "_left")):
+        if name.endswith(side):
+            return name.removesuffix(side) + other
+    return name
+
+
+def bundle_files(case: Path, *, folder: str = SEGMENTATIONS) -> dict[str, Path]:
+    """Masks of a case by bundle name, sorted; none where there is no such folder.
+
+    Parameters
+    ----------
+    case : Path
+        Folder of the case, or the folder of masks itself.
+    folder : str
+        `SEGMENTATIONS` or `ENDINGS`.
+    """
+    inside = case / folder
+    if not inside.is_dir() and case.name == folder:
+        inside = case
+    files = sorted(inside.glob("*.nii.gz")) if inside.is_dir() else []
+    return {stem_of(file): file for file in files if not file.name.startswith(".")}
+
+
+def case_folders(root: Path) -> dict[str, Path]:
+    """Cases below a folder by name, or the folder itself where it is one.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of cases, of one case, or of masks.
+
+    Raises
+    ------
+    DataError
+        If there is no bundle.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give a folder with {SEGMENTATIONS}/ or folders of such cases")
+    if bundle_files(root):
+        return {root.parent.name if root.name == SEGMENTATIONS else root.name: root}
+    found = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and bundle_files(p)}
+    if not found:
+        raise DataError(f"{root}: no bundle found; {SEGMENTATIONS}/NAME.nii.gz is looked for, here or one folder below")
+    return found
+
+
+def read_bundle(path: Path) -> tuple[Mask, Geometry]:
+    """Mask of a bundle, RAS-ordered, and its grid.
+
+    Parameters
+    ----------
+    path : Path
+        Label map of 0 and 1.
+
+    Raises
+    ------
+    DataError
+        If it holds other values.
+    """
+    label = read_labels(path)
+    if set(label.names) - {1}:
+        raise DataError(f"{path}: a bundle is 0 or 1, it holds {sorted(label.names)[:5]}; save one mask per bundle")
+    return label.data > 0, label.geometry
+
+
+def write_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry, folder: str = SEGMENTATIONS) -> None:
+    """Write masks in TractSeg's layout.
+
+    Parameters
+    ----------
+    masks : mapping of str to (X, Y, Z) bool
+        By bundle, on ``ras_geometry(native)``; empty ones are written too.
+    case : Path
+        Folder of the case.
+    native : Geometry
+        Grid of the files.
+    folder : str
+        `SEGMENTATIONS` or `ENDINGS`.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be written.
+    """
+    for name, mask in masks.items():
+        write_labelmap(mask.astype(np.uint8), case / folder / f"{name}.nii.gz", native=native)
+
+
+def score_bundle(predicted: Mask | None, reference: Mask, *, geometry: Geometry) -> BundleScore:
+    """Figures of one bundle.
+
+    Parameters
+    ----------
+    predicted : (X, Y, Z) bool, optional
+        None where no file was predicted.
+    reference : (X, Y, Z) bool
+        On the same grid.
+    geometry : Geometry
+        Their grid.
+
+    Examples
+    --------
+    >>> reference = np.zeros((4, 4, 4), bool); reference[:2] = True
+    >>> predicted = np.zeros((4, 4, 4), bool); predicted[1:3] = True
+    >>> found = score_bundle(predicted, reference, geometry=Geometry((4, 4, 4), np.eye(4)))
+    >>> found.score.dice, found.overlap, found.overreach
+    (0.5, 0.5, 0.5)
+    """
+    given = np.zeros_like(reference) if predicted is None else predicted
+    score = metrics.score(
+        given.astype(np.uint8), reference.astype(np.uint8), spacing=geometry.spacing, names={1: "bundle"}
+    )["bundle"]
+    stated = "not predicted" if predicted is None and score.status == "missed" else score.status
+    total = int(reference.sum())
+    if not total:
+        return BundleScore(stated=stated, score=score)
+    met, over = int((given & reference).sum()), int((given & ~reference).sum())
+    return BundleScore(stated=stated, score=score, overlap=met / total, overreach=over / total)
+
+
+def score_ends(predicted: Sequence[Mask], reference: Sequence[Mask], *, geometry: Geometry) -> tuple[float, float]:
+    """Mean Dice of two ends and mean distance of their centres in mm, paired whichever way fits better.
+
+    Parameters
+    ----------
+    predicted, reference : two (X, Y, Z) bool
+        The ends.
+    geometry : Geometry
+        Their grid.
+    """
+    if not all(mask.any() for mask in (*predicted, *reference)):
+        return math.nan, math.nan
+    ways = ((0, 1), (1, 0))
+    dice = [np.mean([metrics.dice(predicted[i], reference[j]) for j, i in enumerate(way)]) for way in ways]
+    ours, theirs = ([_centre(mask, geometry) for mask in masks] for masks in (predicted, reference))
+    apart = [np.mean([np.linalg.norm(ours[i] - theirs[j]) for j, i in enumerate(way)]) for way in ways]
+    best = int(np.argmin(apart))
+    return float(dice[best]), float(apart[best])
+
+
+def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str, dict[str, BundleScore]]:
+    """Judge each bundle of each case that the reference has; write `RECORD`, `TABLE` and `EVALUATION`.
+
+    Parameters
+    ----------
+    predicted, reference : Path
+        Folders of cases in TractSeg's layout, or one case each; cases belong together by name.
+    out : Path
+        Folder to write.
+
+    Raises
+    ------
+    DataError
+        If no case or no bundle belongs together.
+    GeometryError
+        If grids differ.
+    """
+    cases, truths = case_folders(predicted), case_folders(reference)
+    if len(cases) == len(truths) == 1:
+        cases = {next(iter(truths)): next(iter(cases.values()))}
+    shared = [name for name in truths if name in cases]
+    if not shared:
+        raise DataError(f"{predicted}: cases {sorted(cases)[:3]} are not among {sorted(truths)[:3]} of {reference}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; give a folder")
+    found = {case: _judge(cases[case], truths[case]) for case in shared}
+    evaluation = Evaluation(
+        cases=tuple(_case_score(case, bundles, cases[case], truths[case]) for case, bundles in found.items()),
+        unmatched={
+            "predictions": tuple(sorted(cases.keys() - truths)),
+            "references": tuple(sorted(truths.keys() - cases)),
+        },
+    )
+    evaluation.save(out / EVALUATION)
+    write_json(_record(found, evaluation), out / RECORD)
+    _write_table(found, out / TABLE)
+    return found
+
+
+def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[str, float]]:
+    """Mean over cases by bundle: Dice with its interval, overlap, overreach, volumes, ends, and how many are scored.
+
+    Parameters
+    ----------
+    found : mapping of case to bundle to BundleScore
+        From `evaluate_bundles`.
+    """
+    names = sorted({name for bundles in found.values() for name in bundles})
+    table = {}
+    for name in names:
+        rows = [bundles[name] for bundles in found.values() if name in bundles]
+        dice = [row.score.dice for row in rows]
+        low, high = bootstrap_interval(dice)
+        table[name] = {
+            "dice": _mean(dice),
+            "low": low,
+            "high": high,
+            **{key: _mean([getattr(row, key) for row in rows]) for key in BUNDLE_RULES},
+            "volume_ml": _mean([row.score.volume_ml for row in rows]),
+            "reference_ml": _mean([row.score.reference_ml for row in rows]),
+            **{state: float(sum(row.stated == state for row in rows)) for state in STATED},
+        }
+    return table
+
+
+def _judge(case: Path, truth: Path) -> dict[str, BundleScore]:
+    """Every bundle of the reference."""
+    files, references = bundle_files(case), bundle_files(truth)
+    if not files.keys() & references.keys():
+        raise DataError(f"{case}: none of its bundles {sorted(files)[:4]} is among {sorted(references)[:4]} of {truth}")
+    ends, true_ends = (bundle_files(folder, folder=ENDINGS) for folder in (case, truth))
+    found = {}
+    for name, file in references.items():
+        reference, geometry = read_bundle(file)
+        score = score_bundle(_read_on(files[name], geometry) if name in files else None, reference, geometry=geometry)
+        pair = [f"{name}_{end}" for end in ENDS]
+        if all(end in ends and end in true_ends for end in pair):
+            ours, theirs = ([_read_on(of[end], geometry) for end in pair] for of in (ends, true_ends))
+            dice, apart = score_ends(ours, theirs, geometry=geometry)
+            score = replace(score, ends_dice=dice, ends_mm=apart)
+        found[name] = score
+    return found
+
+
+def _read_on(file: Path, geometry: Geometry) -> Mask:
+    mask, own = read_bundle(file)
+    check_same(own, geometry, what=f"{file} and the reference")
+    return mask
+
+
+def _case_score(case: str, bundles: Mapping[str, BundleScore], predicted: Path, reference: Path) -> CaseScore:
+    geometry = read_bundle(next(iter(bundle_files(reference).values())))[1]
+    return CaseScore(
+        id=case, labels={name: found.score for name, found in bundles.items()}, prediction=predicted,
+        reference=reference, tolerance_mm=metrics.default_tolerance_mm(geometry.spacing),
+    )  # fmt: skip
+
+
+def _record(found: Mapping[str, Mapping[str, BundleScore]], evaluation: Evaluation) -> dict[str, object]:
+    cases = {
+        case: {name: plain({**asdict(one), "said": STATED[one.stated]}) for name, one in bundles.items()}
+        for case, bundles in found.items()
+    }
+    return {
+        "format": "fewscan bundles 1",
+        "summary": plain(summary(found)),
+        "cases": cases,
+        "unmatched": {key: list(ids) for key, ids in evaluation.unmatched.items()},
+        "rules": dict(RULES) | dict(BUNDLE_RULES),
+        "use": "research use only",
+    }
+
+
+def _write_table(found: Mapping[str, Mapping[str, BundleScore]], path: Path) -> None:
+    heads = ("case", "bundle", "stated", "dice", "overlap", "overreach", "volume_ml", "reference_ml", "hd95_mm",
+             "ends_dice", "ends_mm")  # fmt: skip
+    with atomic(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(heads)
+        for case, bundles in found.items():
+            for name, one in bundles.items():
+                values = (one.score.dice, one.overlap, one.overreach, one.score.volume_ml, one.score.reference_ml,
+                          one.score.hd95_mm, one.ends_dice, one.ends_mm)  # fmt: skip
+                table.writerow([case, name, STATED[one.stated], *("" if math.isnan(v) else f"{v:.4f}" for v in values)])
+
+
+def _centre(mask: Mask, geometry: Geometry) -> NDArray[np.float64]:
+    place: NDArray[np.float64] = geometry.affine[:3, :3] @ np.argwhere(mask).mean(0) + geometry.affine[:3, 3]
+    return place
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return math.fsum(finite) / len(finite) if finite else math.nan

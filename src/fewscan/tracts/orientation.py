@@ -1,0 +1,189 @@
+"""Do the directions fit the anatomy? A proof by the coherence of fibres, under every exchange and reversal of axes.
+
+Neighbours along a fibre point the same way. Where axes of the directions were exchanged or reversed against the image,
+one steps off the fibre and meets another. After Schilling et al. 2019, doi 10.1016/j.mri.2019.01.018; ours: steps in
+mm, the likeness of directions counts in full rather than by a threshold, and spatial blocks say how sure the lead is.
+
+Of the 48 signed permutations 24 are distinct: a direction of diffusion and its opposite are one. What turns image and
+directions alike, such as a header with left and right exchanged, cannot be seen this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from fewscan.errors import DataError
+from fewscan.space.geometry import Array, Geometry
+from fewscan.tracts.gradients import axes_text, parse_axes, signed_permutations
+
+STEPS_MM = (2.5, 5.0, 7.5)
+LEAST_WEIGHT = 0.25  # of a voxel that counts as fibre; on the scale of fractional anisotropy
+LEAST_VOXELS = 200
+MOST_VOXELS = 15_000  # more of them change nothing but the time
+BLOCK_MM = 20.0
+LEAST_LEAD = 3.0
+"""Standard errors by which the best must lead before anything is called right or wrong."""
+AS_THEY_ARE = "x,y,z"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orientation:
+    """What the proof found.
+
+    Parameters
+    ----------
+    verdict : {"right", "wrong", "unsure"}
+        Of the directions as they are.
+    axes : str
+        How to take the axes so that they fit best, as `gradients.parse_axes` reads it.
+    lead : float
+        Of the best before the second where right, before the directions as they are where wrong; standard errors.
+    scores : mapping of str to float
+        Coherence of the 24 distinct ways, best first; 0 to 1.
+    voxels : int
+        How many took part.
+    """
+
+    verdict: Literal["right", "wrong", "unsure"]
+    axes: str
+    lead: float
+    scores: Mapping[str, float]
+    voxels: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries."""
+        return {
+            "verdict": self.verdict,
+            "axes": self.axes,
+            "lead": round(self.lead, 2),
+            "voxels": self.voxels,
+            "coherence": {name: round(score, 4) for name, score in self.scores.items()},
+        }
+
+
+def prove(
+    vectors: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    *,
+    geometry: Geometry,
+    frame: Array | None = None,
+    exclude: NDArray[np.bool_] | None = None,
+) -> Orientation:
+    """Compare the coherence of fibres under all signed permutations of the axes.
+
+    Parameters
+    ----------
+    vectors : (3, X, Y, Z) float
+        Unit directions of the strongest fibre in the RAS+ world.
+    weight : (X, Y, Z) float
+        How clear the fibre is, 0 to 1: fractional anisotropy, or length of the first peak; 0 outside the brain.
+    geometry : Geometry
+        Their grid.
+    frame : (3, 3) float, optional
+        From the axes that may have been exchanged to the world, such as `gradients.fsl_to_world`; the world's own when
+        left out.
+    exclude : (X, Y, Z) bool, optional
+        Tumour, to be left out.
+    """
+    frame = np.eye(3) if frame is None else frame
+    ways = {axes_text(p): frame @ p @ frame.T for p in signed_permutations()}
+    inside = ndimage.binary_erosion(weight > 0, iterations=2)
+    if exclude is not None:
+        inside &= ~exclude
+    places = np.argwhere((weight > LEAST_WEIGHT) & inside)
+    if len(places) < LEAST_VOXELS:
+        return Orientation(verdict="unsure", axes=AS_THEY_ARE, lead=0.0, scores={}, voxels=len(places))
+    places = places[:: max(1, len(places) // MOST_VOXELS)]
+    like = {name: _likeness(vectors, weight, places, geometry=geometry, turn=turn) for name, turn in ways.items()}
+    blocks = np.unique(places * np.array(geometry.spacing) // BLOCK_MM, axis=0, return_inverse=True)[1].ravel()
+    sums: dict[str, Array] = {name: np.bincount(blocks, found).astype(float) for name, found in like.items()}
+    ranked = sorted(sums, key=lambda name: -float(sums[name].sum()))
+    best = ranked[0]
+    lead = _lead(sums[best] - sums[ranked[1] if best == AS_THEY_ARE else AS_THEY_ARE])
+    known: Literal["right", "wrong"] = "right" if best == AS_THEY_ARE else "wrong"
+    return Orientation(
+        verdict=known if lead >= LEAST_LEAD else "unsure",
+        axes=best,
+        lead=lead,
+        scores={name: float(sums[name].sum() / len(places)) for name in ranked},
+        voxels=len(places),
+    )
+
+
+def refuse_wrong(found: Orientation, path: Path, *, turn: Array, what: str) -> None:
+    """Raise where the proof found the directions wrong, with the remedy.
+
+    Parameters
+    ----------
+    found : Orientation
+        Of directions read with ``turn``.
+    path : Path
+        File of the directions.
+    turn : (3, 3) float
+        Axes applied already.
+    what : str
+        "rows" of a bvecs file or "components" of peaks.
+
+    Raises
+    ------
+    DataError
+        If the verdict is "wrong".
+    """
+    if found.verdict != "wrong":
+        return
+    fix = axes_text(turn @ parse_axes(found.axes))
+    best, now = max(found.scores.values()), found.scores[axes_text(np.eye(3))]
+    raise DataError(
+        f"{path}: directions do not fit the anatomy as they are read (fibre coherence {now:.3f}), but do when the "
+        f"{what} are taken as {fix} ({best:.3f}, ahead by {found.lead:.0f} standard errors); give --axes={fix}"
+    )
+
+
+def said(found: Orientation) -> str:
+    """One sentence on the proof.
+
+    Parameters
+    ----------
+    found : Orientation
+        Right or unsure.
+    """
+    if not found.scores:
+        return f"orientation not proven: {found.voxels} voxels of clear fibre are too few"
+    names = list(found.scores)
+    if found.verdict == "right":
+        return (
+            f"orientation right: fibre coherence {found.scores[names[0]]:.3f}, next best of 24 is {names[1]} with "
+            f"{found.scores[names[1]]:.3f} ({found.lead:.0f} standard errors)"
+        )
+    return (
+        f"orientation unsure: best is {found.axes}, ahead by {found.lead:.1f} standard errors only; look at the picture"
+    )
+
+
+def _likeness(
+    vectors: NDArray[np.float32], weight: NDArray[np.float32], places: NDArray[Any], *, geometry: Geometry, turn: Array
+) -> Array:
+    """Mean over steps along the turned directions of weight times |cosine| with what is met there, one a place."""
+    here = vectors[(slice(None), *places.T)].T.astype(np.float64)
+    last = np.array(geometry.shape) - 1
+    step = here @ (np.linalg.inv(geometry.affine[:3, :3]) @ turn).T  # one mm along the turned direction, in voxels
+    total = np.zeros(len(places))
+    for reach in (s * mm for s in (1, -1) for mm in STEPS_MM):
+        there = tuple(np.clip(np.rint(places + reach * step).astype(int), 0, last).T)
+        total += weight[there] * np.abs((vectors[(slice(None), *there)].T * here).sum(1))
+    return total / (2 * len(STEPS_MM))
+
+
+def _lead(difference: Array) -> float:
+    """Sum over spatial blocks in units of its standard error, the blocks taken as independent."""
+    if len(difference) < 2:
+        return 0.0
+    error = float(np.sqrt(len(difference) * difference.var(ddof=1)))
+    return float(difference.sum() / error) if error > 0 else 0.0

@@ -1,0 +1,102 @@
+"""White matter by files: inputs with a picture of the proof, masks of streamlines, cohorts; what the verbs call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.data.io import peek
+from fewscan.deliver.directions import directions_png
+from fewscan.errors import ConfigError, DataError
+from fewscan.space.geometry import Geometry, ras_geometry
+from fewscan.tracts import bundles, streamlines
+from fewscan.tracts.inputs import make_inputs
+from fewscan.tracts.orientation import Orientation, said
+
+PICTURE = "orientation.png"
+
+
+def inputs(
+    source: Path, out: Path, *, bvals: Path | None = None, bvecs: Path | None = None, mask: Path | None = None,
+    lesion: Path | None = None, axes: str | None = None, tell: Callable[[str], None] | None = None,
+) -> Orientation:  # fmt: skip
+    """Make network inputs of a diffusion scan or of peaks, with a picture of their directions.
+
+    Parameters
+    ----------
+    source : Path
+        Diffusion scan, or peaks where no gradient files are given.
+    out : Path
+        Folder to write.
+    bvals, bvecs : Path, optional
+        FSL's gradient files.
+    mask, lesion : Path, optional
+        Brain and tumour, on the source's grid.
+    axes : str, optional
+        How to take the axes of the directions, such as ``x,-y,z``.
+    tell : callable, optional
+        Gets a line for each step.
+
+    Raises
+    ------
+    FewscanError
+        If files cannot be used or the directions are proven wrong; the picture is written all the same.
+    """
+    if (bvals is None) != (bvecs is None):
+        raise ConfigError("give both --bvals and --bvecs for a diffusion scan, or neither for peaks")
+
+    def _show(
+        found: Orientation, principal: NDArray[np.float32], clearness: NDArray[np.float32], geometry: Geometry
+    ) -> None:
+        title = said(found) if found.verdict != "wrong" else f"orientation WRONG: the axes fit as {found.axes}"
+        directions_png(principal, clearness, geometry=geometry, title=title, out=out / PICTURE)
+
+    tables = None if bvals is None or bvecs is None else (bvals, bvecs)
+    return make_inputs(
+        source, out, tables=tables, mask=mask, lesion=lesion, axes=axes, tell=tell, show=_show
+    )[1]  # fmt: skip
+
+
+def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, dict[str, Any]]:
+    """Training masks of bundles in TractSeg's layout, the ends too; each file is the bundle of its name.
+
+    Parameters
+    ----------
+    tractograms : sequence of Path
+        .trk or .tck, one a bundle; or folders of them.
+    out : Path
+        Folder of the case.
+    like : Path
+        Image that gives the grid.
+
+    Raises
+    ------
+    FewscanError
+        If a file cannot be used, two are of one bundle, or none of a bundle's points lies on the grid.
+    """
+    native = peek(like).geometry
+    grid = ras_geometry(native)
+    files = [f for t in tractograms for f in (sorted(t.iterdir()) if t.is_dir() else [t])]
+    files = [f for f in files if f.suffix.lower() in streamlines.SUFFIXES or f in tractograms]
+    names = [f.stem for f in files]
+    if not files or len(set(names)) < len(names):
+        raise ConfigError(f"one .trk or .tck for each bundle is needed, got {names}")
+    if there := [n for n in names if (out / bundles.SEGMENTATIONS / f"{n}.nii.gz").exists()]:
+        raise ConfigError(f"{out / bundles.SEGMENTATIONS}: holds {there[0]} already; give another -o")
+    report = {}
+    for file in files:
+        lines = streamlines.read_streamlines(file)
+        mask, beyond = streamlines.visited(lines, grid)
+        if not mask.any():
+            raise DataError(f"{file}: none of its streamlines lies on the grid of {like}; are both in one space?")
+        first, last = streamlines.ends(lines, grid)
+        bundles.write_bundles({file.stem: mask}, out, native=native)
+        ends = {f"{file.stem}_b": first, f"{file.stem}_e": last}
+        bundles.write_bundles(ends, out, native=native, folder=bundles.ENDINGS)
+        ml = float(mask.sum()) * grid.voxel_mm3 / 1000
+        report[file.stem] = {"streamlines": len(lines), "volume_ml": round(ml, 2), "points_beyond": beyond}
+    return report

@@ -1,0 +1,204 @@
+"""Bundles: figures of known masks, stated absences, streamlines as masks, TractSeg's layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fewscan import cli, white_matter
+from fewscan.data.io import write_image
+from fewscan.errors import ConfigError, DataError, GeometryError
+from fewscan.judge.results import read_evaluation
+from fewscan.space.geometry import Geometry, ras_geometry
+from fewscan.tracts.bundles import (
+    EVALUATION,
+    RECORD,
+    SEGMENTATIONS,
+    TABLE,
+    bundle_files,
+    evaluate_bundles,
+    read_bundle,
+    score_bundle,
+    score_ends,
+    summary,
+    write_bundles,
+)
+from fewscan.tracts.streamlines import ends, read_streamlines, visited
+
+NATIVE = Geometry((10, 12, 8), np.array([[-2.0, 0, 0, 9], [0, 2, 0, -11], [0, 0, 3, -10], [0, 0, 0, 1.0]]))
+
+
+def box(*limits: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(NATIVE.shape, bool)
+    mask[tuple(slice(*limit) for limit in limits)] = True
+    return mask
+
+
+ROD, HALF = box((2, 6), (2, 10), (2, 6)), box((4, 8), (2, 10), (2, 6))
+EMPTY = np.zeros(NATIVE.shape, bool)
+
+
+def lines() -> list[np.ndarray]:
+    """Three curved streamlines, every other one the other way round."""
+    t = np.linspace(0, 1, 9)[:, None]
+    found = [np.c_[2 * np.sin(3 * t) + shift, -8.3 + 16 * t, -4 + 6 * t] for shift in (-1.0, 0.0, 1.0)]
+    return [line[::-1] if n % 2 else line for n, line in enumerate(found)]
+
+
+def save(path: Path) -> Path:
+    tractogram = nib.streamlines.Tractogram(lines(), affine_to_rasmm=np.eye(4))
+    header = {"voxel_to_rasmm": NATIVE.affine.astype(np.float32), "dimensions": NATIVE.shape,
+              "voxel_sizes": NATIVE.spacing, "voxel_order": NATIVE.axis_codes}  # fmt: skip
+    nib.streamlines.save(tractogram, str(path), header=header if path.suffix == ".trk" else None)
+    return path
+
+
+def test_figures_are_those_of_counting() -> None:
+    found = score_bundle(HALF, ROD, geometry=ras_geometry(NATIVE))
+    assert (found.stated, found.score.dice, found.overlap, found.overreach) == ("scored", 0.5, 0.5, 0.5)
+    assert found.score.volume_ml == pytest.approx(4 * 8 * 4 * 12 / 1000)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "reference", "stated", "dice"),
+    [(EMPTY, ROD, "missed", 0.0), (None, ROD, "not predicted", 0.0), (ROD, EMPTY, "extra", 0.0),
+     (EMPTY, EMPTY, "absent", math.nan), (None, EMPTY, "absent", math.nan)],
+)  # fmt: skip
+def test_an_empty_bundle_is_stated(
+    predicted: np.ndarray | None, reference: np.ndarray, stated: str, dice: float
+) -> None:
+    found = score_bundle(predicted, reference, geometry=NATIVE)
+    assert found.stated == stated
+    np.testing.assert_equal(found.score.dice, dice)
+
+
+def test_ends_are_paired_whichever_way_fits() -> None:
+    first, last = box((2, 6), (2, 4), (2, 6)), box((2, 6), (8, 10), (2, 6))
+    assert score_ends([last, first], [first, last], geometry=NATIVE) == (1.0, 0.0)
+    dice, apart = score_ends([first, box((2, 6), (9, 11), (2, 6))], [first, last], geometry=NATIVE)
+    assert dice == pytest.approx(0.75)
+    assert apart == pytest.approx(1.0)  # one end 2 mm off, the other none
+    assert np.isnan(score_ends([EMPTY, first], [first, last], geometry=NATIVE)).all()
+
+
+def case(folder: Path, **masks: np.ndarray) -> Path:
+    write_bundles(masks, folder, native=NATIVE)
+    return folder
+
+
+def test_a_folder_of_cases_becomes_tables_that_state_what_is_missing(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        case(tmp_path / "reference" / name, CST_left=ROD, AF_left=ROD, UF_left=EMPTY)
+    case(tmp_path / "predicted" / "p1", CST_left=HALF, AF_left=EMPTY, UF_left=EMPTY)
+    case(tmp_path / "predicted" / "p2", CST_left=ROD)
+    case(tmp_path / "predicted" / "p3", CST_left=ROD)
+    found = evaluate_bundles(tmp_path / "predicted", tmp_path / "reference", out=tmp_path / "out")
+    assert [found["p1"][n].stated for n in ("CST_left", "AF_left", "UF_left")] == ["scored", "missed", "absent"]
+    assert [found["p2"][n].stated for n in ("CST_left", "AF_left", "UF_left")] == ["scored", "not predicted", "absent"]
+    table = summary(found)
+    assert (table["CST_left"]["dice"], table["CST_left"]["scored"]) == (0.75, 2)
+    assert math.isnan(table["UF_left"]["dice"])
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["unmatched"] == {"predictions": ["p3"], "references": []}
+    assert record["cases"]["p2"]["AF_left"]["said"] == "in the reference, no file predicted"
+    assert record["summary"]["UF_left"]["dice"] is None
+    rows = (tmp_path / "out" / TABLE).read_text().splitlines()
+    assert len(rows) == 7
+    assert "p1,UF_left,empty in both: nothing to score,,,,0.0000,0.0000,,," in rows
+    assert read_evaluation(tmp_path / "out" / EVALUATION).values("dice", label="CST_left") == [0.5, 1.0]
+
+
+def test_the_verb_shows_states_and_the_json_has_no_nan(tmp_path: Path) -> None:
+    one = case(tmp_path / "a", CST_left=ROD, UF_left=EMPTY)
+    words = ["tracts", "evaluate", str(one), str(one / SEGMENTATIONS), "-o", str(tmp_path / "o")]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code == 0, done.output
+    assert "1 absent" in done.output
+    assert "research use" in done.output
+    done = CliRunner().invoke(cli.app, [*words, "--json", "-"])
+    assert json.loads(done.output)["UF_left"]["dice"] is None
+
+
+def test_cases_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        case(tmp_path / "reference" / name, CST_left=ROD)
+        case(tmp_path / "predicted" / name.upper(), CST_left=ROD)
+    with pytest.raises(DataError, match="are not among"):
+        evaluate_bundles(tmp_path / "predicted", tmp_path / "reference", out=tmp_path / "out")
+    with pytest.raises(DataError, match="none of its bundles"):
+        evaluate_bundles(case(tmp_path / "x", CST=ROD), tmp_path / "reference" / "p1", out=tmp_path / "out")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="no bundle found"):
+        evaluate_bundles(tmp_path / "nothing", tmp_path / "reference", out=tmp_path / "out")
+    write_bundles({"CST_left": ROD[1:]}, tmp_path / "y", native=Geometry((9, 12, 8), NATIVE.affine))
+    with pytest.raises(GeometryError, match="grids differ"):
+        evaluate_bundles(tmp_path / "y", tmp_path / "reference" / "p1", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".trk", ".tck"])
+def test_streamlines_come_back_in_world_millimetres(tmp_path: Path, suffix: str) -> None:
+    found = read_streamlines(save(tmp_path / f"CST_left{suffix}"))
+    for line, wanted in zip(found, lines(), strict=True):
+        np.testing.assert_allclose(line, wanted, atol=1e-4)
+
+
+def test_visited_voxels_are_those_of_a_dense_walk() -> None:
+    mask, beyond = visited(lines(), ras_geometry(NATIVE))
+    geometry, expected = ras_geometry(NATIVE), np.zeros(NATIVE.shape, bool)
+    for line in lines():
+        for a, b in pairwise(line):
+            for share in np.linspace(0, 1, 200):
+                place = np.linalg.inv(geometry.affine) @ [*(a + share * (b - a)), 1]
+                expected[tuple(np.rint(place[:3]).astype(int))] = True
+    assert beyond == 0
+    assert not (mask & ~expected).any()
+    assert (mask & expected).sum() > 0.95 * expected.sum()  # corners that are barely touched may be passed over
+
+
+def test_ends_do_not_depend_on_which_way_streamlines_run() -> None:
+    first, last = ends(lines(), ras_geometry(NATIVE))
+    again = ends([line[::-1] for line in lines()], ras_geometry(NATIVE))
+    assert np.array_equal(first, again[0])
+    assert np.array_equal(last, again[1])
+    upper, lower = (np.argwhere(mask)[:, 2].mean() for mask in (first, last))
+    assert upper > lower
+    assert not (first & last).any()
+
+
+def test_masks_of_tractograms_lie_on_the_image_in_its_own_axes(tmp_path: Path) -> None:
+    write_image(np.zeros(NATIVE.shape, np.float32), tmp_path / "peaks.nii.gz", native=NATIVE)
+    save(tmp_path / "CST_left.trk")
+    report = white_matter.masks([tmp_path / "CST_left.trk"], tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+    files = bundle_files(tmp_path / "case")
+    mask, geometry = read_bundle(files["CST_left"])
+    assert np.array_equal(mask, visited(lines(), geometry)[0])
+    np.testing.assert_allclose(nib.load(files["CST_left"]).affine, NATIVE.affine)
+    assert report["CST_left"]["streamlines"] == 3
+    assert sorted(bundle_files(tmp_path / "case", folder="endings_segmentations")) == ["CST_left_b", "CST_left_e"]
+    with pytest.raises(ConfigError, match="holds CST_left already"):
+        white_matter.masks([tmp_path / "CST_left.trk"], tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+
+
+def test_tractograms_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    write_image(np.zeros(NATIVE.shape, np.float32), tmp_path / "far.nii.gz",
+                native=Geometry(NATIVE.shape, NATIVE.affine + _shift(500)))  # fmt: skip
+    trk = save(tmp_path / "a.trk")
+    with pytest.raises(DataError, match="none of its streamlines lies on the grid"):
+        white_matter.masks([trk], tmp_path / "case", like=tmp_path / "far.nii.gz")
+    (tmp_path / "b.trk").write_bytes(b"TRACK")
+    for name, sentence in (("b.trk", "cannot be read"), ("c.tck", "no such file"), ("d.vtk", "not a tractogram")):
+        with pytest.raises(DataError, match=sentence):
+            read_streamlines(tmp_path / name)
+
+
+def _shift(mm: float) -> np.ndarray:
+    matrix = np.zeros((4, 4))
+    matrix[:3, 3] = mm
+    return matrix

@@ -1,0 +1,191 @@
+"""Inputs of a network: known fibres come back, in the world, whatever the grid; wrong directions are refused."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from phantoms import fibres, grid, scan, table
+
+from fewscan import white_matter
+from fewscan.data.io import read_raw, write_image, write_labelmap
+from fewscan.errors import ConfigError, DataError
+from fewscan.space.geometry import Geometry, ras_geometry, to_ras
+from fewscan.tracts import estimate
+from fewscan.tracts.gradients import axes_text, fsl_to_world, parse_axes, signed_permutations
+from fewscan.tracts.inputs import (
+    PEAKS,
+    SCALARS,
+    TENSOR,
+    Inputs,
+    estimate_inputs,
+    inputs_of_peaks,
+    read_peaks,
+)
+from fewscan.tracts.orientation import prove
+
+
+@pytest.fixture(scope="module")
+def estimated() -> tuple[Inputs, Geometry]:
+    geometry = grid()
+    dwi, brain = scan(geometry, table())
+    return estimate_inputs(dwi, table(), mask=brain), geometry
+
+
+def files(folder: Path, native: Geometry) -> tuple[Path, Path, Path, Path]:
+    """A scan of the phantom as a scanner would write it: voxels and bvecs along the file's own axes."""
+    geometry, gradients = ras_geometry(native), table()
+    dwi, brain = scan(geometry, gradients)
+    write_image(dwi, folder / "dwi.nii.gz", native=native)
+    write_labelmap(brain.astype(np.uint8), folder / "mask.nii.gz", native=native)
+    np.savetxt(folder / "bvals", gradients.bvals[None])
+    np.savetxt(folder / "bvecs", fsl_to_world(native).T @ gradients.directions.T)
+    return folder / "dwi.nii.gz", folder / "bvals", folder / "bvecs", folder / "mask.nii.gz"
+
+
+def angles(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Degrees between directions along the last axis, sign ignored."""
+    a, b = (v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-9) for v in (found, truth))
+    return np.degrees(np.arccos(np.clip(np.abs((a * b).sum(-1)), 0, 1)))
+
+
+def test_single_and_crossing_fibres_come_back(estimated: tuple[Inputs, Geometry]) -> None:
+    inputs, geometry = estimated
+    fractions, directions, _ = fibres(geometry)
+    peaks = inputs.images[PEAKS].reshape(3, 3, *geometry.shape).transpose(2, 3, 4, 0, 1)
+    count = (fractions > 0).sum(-1)
+    one = (count == 1) & (fractions[..., 0] > 0)
+    assert np.median(angles(peaks[one][:, 0], directions[one][:, 0])) < 8
+    assert np.median(angles(inputs.principal.transpose(1, 2, 3, 0)[one], directions[one][:, 0])) < 5
+    both = (fractions[..., 0] > 0) & (fractions[..., 1] > 0) & (count == 2)
+    nearest = np.min([angles(peaks[both][:, n], directions[both][:, 1]) for n in range(3)], axis=0)
+    assert both.sum() > 30
+    assert np.median(nearest) < 25
+
+
+def test_channels_are_what_they_say(estimated: tuple[Inputs, Geometry]) -> None:
+    inputs, _ = estimated
+    assert {name: len(image) for name, image in inputs.images.items()} == {PEAKS: 9, TENSOR: 6, SCALARS: 3}
+    tensor, (fa, md, s0) = inputs.images[TENSOR], inputs.images[SCALARS]
+    np.testing.assert_allclose((tensor[0] + tensor[3] + tensor[5]) / 3, md, atol=1e-4)
+    assert 0.5 < np.median(md[inputs.mask]) < 1.5  # um2/ms; the ball has 1.4, each stick a third of it
+    assert np.median(s0[inputs.mask]) == pytest.approx(1)
+    assert 0 <= fa.min() <= fa.max() <= 1
+    lengths = np.linalg.norm(inputs.images[PEAKS].reshape(3, 3, *fa.shape), axis=1)
+    assert (np.diff(lengths, axis=0) <= 1e-6).all()
+    assert np.percentile(lengths[0][inputs.mask], 99) == pytest.approx(1, rel=0.1)
+    assert not any(image[:, ~inputs.mask].any() for image in inputs.images.values())
+
+
+def test_world_directions_do_not_depend_on_the_axes_of_the_file(tmp_path: Path) -> None:
+    native = grid(np.array([[0, 0, 1.0], [-1, 0, 0], [0, 1, 0]]))
+    dwi, bvals, bvecs, mask = files(tmp_path, native)
+    found = white_matter.inputs(dwi, tmp_path / "out", bvals=bvals, bvecs=bvecs, mask=mask)
+    assert found.verdict == "right"
+    data, back = read_raw(tmp_path / "out" / PEAKS)
+    peaks, geometry = to_ras(data, back)
+    fractions, directions, _ = fibres(geometry)
+    one = (fractions > 0).sum(-1) == 1
+    strongest = np.take_along_axis(directions, fractions.argmax(-1)[..., None, None], -2)[..., 0, :]
+    assert np.median(angles(peaks[:3].transpose(1, 2, 3, 0)[one], strongest[one])) < 8
+    record = json.loads((tmp_path / "out" / "inputs.json").read_text())
+    assert record["orientation"]["verdict"] == "right"
+    assert len(record["orientation"]["coherence"]) == 24
+    assert (tmp_path / "out" / white_matter.PICTURE).stat().st_size > 10_000
+
+
+def test_every_wrong_axis_is_named_with_its_remedy(estimated: tuple[Inputs, Geometry]) -> None:
+    inputs, geometry = estimated
+    for way in signed_permutations():
+        turned = np.tensordot(way, inputs.principal, axes=(1, 0)).astype(np.float32)
+        found = prove(turned, inputs.clearness, geometry=geometry)
+        assert found.axes == axes_text(way.T)
+        assert found.verdict == ("right" if axes_text(way) == "x,y,z" else "wrong")
+
+
+def test_a_wrong_table_is_refused_and_its_remedy_works(tmp_path: Path) -> None:
+    dwi, bvals, bvecs, mask = files(tmp_path, grid(np.diag([-1.0, 1, 1])))
+    good = np.loadtxt(bvecs)
+    np.savetxt(bvecs, parse_axes("y,-x,z") @ good)
+    with pytest.raises(DataError, match=r"bvecs: .*rows are taken as (\S+) .*give --axes=") as refused:
+        white_matter.inputs(dwi, tmp_path / "out", bvals=bvals, bvecs=bvecs, mask=mask)
+    assert (tmp_path / "out" / white_matter.PICTURE).exists()
+    assert not (tmp_path / "out" / PEAKS).exists()
+    axes = str(refused.value).partition("--axes=")[2]
+    assert np.allclose(np.abs(parse_axes(axes) @ parse_axes("y,-x,z")), np.eye(3))
+    assert white_matter.inputs(
+        dwi, tmp_path / "out", bvals=bvals, bvecs=bvecs, mask=mask, axes=axes
+    ).verdict == "right"  # fmt: skip
+
+
+def test_peaks_of_other_programs_are_read_nan_and_all(estimated: tuple[Inputs, Geometry], tmp_path: Path) -> None:
+    inputs, _ = estimated
+    native = grid(np.diag([-1.0, 1, 1]))
+    peaks = 0.37 * inputs.images[PEAKS].copy()  # as another program scales them, ...
+    peaks[:, ~inputs.mask] = np.nan
+    write_image(peaks[[3, 4, 5, 0, 1, 2, 6, 7, 8]], tmp_path / "mrtrix.nii.gz", native=native)  # ... in another order
+    values, geometry, _ = read_peaks(tmp_path / "mrtrix.nii.gz")
+    assert geometry.shape == inputs.mask.shape
+    found = inputs_of_peaks(values, mask=inputs.mask)
+    np.testing.assert_allclose(found.images[PEAKS], inputs.images[PEAKS] / _full(inputs), atol=1e-5)
+    assert white_matter.inputs(tmp_path / "mrtrix.nii.gz", tmp_path / "out").verdict == "right"
+    write_image(peaks * np.tile([-1, 1, 1], 3)[:, None, None, None].astype(np.float32), tmp_path / "fsl.nii.gz",
+                native=native)  # fmt: skip
+    with pytest.raises(DataError, match=r"fsl.nii.gz: .*components are taken as -x,y,z"):
+        white_matter.inputs(tmp_path / "fsl.nii.gz", tmp_path / "out2")
+
+
+def _full(inputs: Inputs) -> float:
+    lengths = np.linalg.norm(inputs.images[PEAKS][:3], axis=0)[inputs.mask]
+    return float(np.percentile(lengths[lengths > 0], 99))
+
+
+def test_noise_is_called_neither_right_nor_wrong() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3, 30, 30, 30)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=0)
+    found = prove(vectors, np.full((30, 30, 30), 0.5, np.float32), geometry=Geometry((30, 30, 30), np.eye(4)))
+    assert found.verdict == "unsure"
+    few = prove(vectors, np.zeros((30, 30, 30), np.float32), geometry=Geometry((30, 30, 30), np.eye(4)))
+    assert (few.verdict, few.voxels) == ("unsure", 0)
+
+
+def test_without_dipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("dipy"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ConfigError, match=r"pip install 'fewscan\[tracts\]'"):
+        estimate.fit_tensors(np.ones((4, 31), np.float32), table())
+
+
+@pytest.mark.parametrize(
+    ("files_given", "sentence"),
+    [
+        ({"bvals": Path("b")}, "both --bvals and --bvecs"),
+        ({"axes": "x,y"}, "x, y and z once each"),
+        ({}, "31 volumes, three peaks of three components have 9"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(tmp_path: Path, files_given: dict[str, Any], sentence: str) -> None:
+    write_image(np.ones((31, 4, 4, 4), np.float32), tmp_path / "dwi.nii.gz", native=Geometry((4, 4, 4), np.eye(4)))
+    with pytest.raises((ConfigError, DataError), match=sentence):
+        white_matter.inputs(tmp_path / "dwi.nii.gz", tmp_path / "out", **files_given)
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
+    write_image(np.ones((9, 4, 4, 4), np.float32), tmp_path / PEAKS, native=Geometry((4, 4, 4), np.eye(4)))
+    with pytest.raises(ConfigError, match="would be overwritten"):
+        white_matter.inputs(tmp_path / PEAKS, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / TENSOR).write_bytes(b"")
+    with pytest.raises(ConfigError, match="not written by fewscan"):
+        white_matter.inputs(tmp_path / PEAKS, tmp_path / "other")
