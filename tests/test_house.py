@@ -35,6 +35,7 @@ FLOORS = {
     "drafting": 8,
     "prediction": 8,
     "registration": 8,
+    "training": 8,
     "white_matter": 8,
     "naming": 9,
     "personalization": 9,
@@ -42,6 +43,8 @@ FLOORS = {
     "meshing": 10,
     "api": 11,
     "runs": 12,
+    "shifting": 12,
+    "transferring": 12,
     "options": 13,
     "progress": 13,
     "tables": 13,
@@ -49,6 +52,7 @@ FLOORS = {
     "cli_mesh": 14,
     "cli_registration": 14,
     "cli_tracts": 14,
+    "cli_transfer": 14,
     "cli": 15,
     "__main__": 16,
 }
@@ -60,11 +64,14 @@ MORE_ARGUMENTS = {  # "module:function": reason
     "prediction:predict": "mirrors the flags of the verb",
     "registration:register": "mirrors the flags of the verb",
     "runs:crossval": "mirrors the flags of the verb",
+    "transferring:transfer": "mirrors the flags of the verb",
 }
 MORE_POSITIONAL = {
     "personalization:personalize": "as predict",
     "prediction:predict": "model, what and where, in the order of the command line",
     "registration:register": "fixed, moving and where, in the order of the command line",
+    "shifting:shift": "model, source, target and where, in the order of the command line",
+    "transferring:transfer": "model, data and where, in the order of the command line",
 }
 LONGER: dict[str, str] = {  # "module" or "module:function": reason
     "benchmarks.peers.nnunet:main": "runs in the peer's own environment, top to bottom, without fewscan",

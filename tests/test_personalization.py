@@ -70,7 +70,9 @@ def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):
     root, found, model = project
     with pytest.raises(DataError, match="--atlases"):
         asked(project, tmp_path / "none")
-    personalization.keep_atlases(model, found)
+    seen = datasets.select(found, labelled=[c.id for c in found.labelled], unlabelled=[])
+    model = api.train(seen, root / "kept", steps=2, settings=SMALL, device="cpu", keep_atlases=True)
+    project = (root, found, model)
     kept = atlases.load_atlases(model)
     (tmp_path / "grid").mkdir()
     fresh = atlases.atlases_of(found, model.plan, folder=tmp_path / "grid")
@@ -79,14 +81,12 @@ def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):
         np.testing.assert_allclose(one.image, other.image, atol=4e-3)
         np.testing.assert_array_equal(one.label, other.label)
         assert one.counts == other.counts
-    assert b"case_0" not in (root / "model" / atlases.FILE).read_bytes()
+    assert b"case_0" not in (root / "kept" / atlases.FILE).read_bytes()
     assert asked(project, tmp_path / "kept")[0].path.is_file()
-    file = root / "model" / atlases.FILE
+    file = root / "kept" / atlases.FILE
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(ModelError, match="SHA-256"):
         asked(project, tmp_path / "damaged")
-    for name in (atlases.FILE, atlases.RECORD):
-        (root / "model" / name).unlink()
 
 
 def test_foreign_atlases_and_impossible_wishes_are_refused(project, tmp_path):

@@ -31,12 +31,16 @@ if TYPE_CHECKING:
     from fewscan.data.sample import sample_path
     from fewscan.errors import FewscanError
     from fewscan.runs import crossval, demo
+    from fewscan.shifting import shift
+    from fewscan.transferring import transfer
 
 _HOME = {
     "crossval": "fewscan.runs",
     "demo": "fewscan.runs",
     "FewscanError": "fewscan.errors",
     "sample_path": "fewscan.data.sample",
+    "shift": "fewscan.shifting",
+    "transfer": "fewscan.transferring",
 }
 
 __all__ = [
@@ -57,7 +61,9 @@ __all__ = [
     "predict",
     "report",
     "sample_path",
+    "shift",
     "train",
+    "transfer",
 ]
 
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fewscan import drafting
+from fewscan import drafting, training
 from fewscan.data import dataset as datasets
 from fewscan.data import doctor, repair
 from fewscan.data.dataset import Dataset
-from fewscan.deliver.pictures import curve_png
 from fewscan.deliver.printable import Printer
 from fewscan.deliver.report import write_report
 from fewscan.deliver.solids import Additions
-from fewscan.errors import ConfigError, DataError
+from fewscan.errors import ConfigError
 from fewscan.exporting import export
 from fewscan.judge import evaluate as judging
 from fewscan.judge.evaluate import Comparison
@@ -31,6 +30,7 @@ from fewscan.methods import joint, segment
 from fewscan.methods import register as register_method
 from fewscan.methods.draft import Fusion
 from fewscan.methods.pairwise import RegisterConfig
+from fewscan.personalization import keep_atlases as keep
 from fewscan.personalization import personalize
 from fewscan.prediction import Inputs, Prediction, predict
 from fewscan.quantity import duration
@@ -129,7 +129,14 @@ class Model(checkpoint.Model):
         return predict(self, scans, out, probabilities=probabilities, tta=tta)
 
 
-def _with_verbs(model: checkpoint.Model) -> Model:
+def with_verbs(model: checkpoint.Model) -> Model:
+    """The model with what can be done with it.
+
+    Parameters
+    ----------
+    model : Model
+        As the engine knows it.
+    """
     return Model(**{field.name: getattr(model, field.name) for field in fields(model)})
 
 
@@ -197,6 +204,7 @@ def train(
     settings: Mapping[str, str] | None = None,
     method: str = "auto",
     dry_run: bool = False,
+    keep_atlases: bool = False,
     observe: Observer | None = None,
 ) -> Model:
     """Train a model and leave it as a folder.
@@ -227,6 +235,8 @@ def train(
         Published method; auto is segment, or when a run goes on the method that began it.
     dry_run : bool
         Stop after the plan: nothing is trained or written.
+    keep_atlases : bool
+        Leave the labelled scans beside the model, for `personalize`: whoever gets the model gets them too.
     observe : callable, optional
         Gets messages and a `learn.engine.Status` from time to time.
 
@@ -245,49 +255,37 @@ def train(
         method = "segment"
         if (resume or extend is not None) and (Path(out) / "state.safetensors").is_file():
             method = str(checkpoint.stored_identity(Path(out)).get("method", method))
+            if method not in METHODS:
+                raise ConfigError(f"{out} was made by fewscan {method}; go on with that verb and --resume")
     if budget is None and steps is None and ((not resume and extend is None) or dry_run):
         budget = DEFAULT_BUDGET
-    budget, extend = _seconds(budget), _seconds(extend)
     request = Request(
         dataset=found, out=Path(out), method=method, settings=override(Settings(), settings or {}),
-        hardware=pick(device), budget=budget, steps=steps, extend=extend, seed=seed, resume=resume,
+        hardware=pick(device), budget=seconds(budget), steps=steps, extend=seconds(extend), seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
-    checkup = doctor.examine(request.dataset)
-    if not checkup.usable:
-        worst = next(f for f in checkup.findings if f.severity == "error")
-        others = sum(f.severity == "error" for f in checkup.findings) - 1
-        more = f" (and {others} more; `fewscan check` lists them)" if others else ""
-        raise DataError(f"{worst.path or worst.case}: {worst.message}; {worst.remedy}{more}")
     if dry_run:
+        training.usable(found)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             model = METHODS[method](
                 replace(request, out=Path(scratch) / "model", resume=False, extend=None, dry_run=True)
             )
         request.say("nothing was trained")
-        return _with_verbs(model)
-    model = METHODS[method](request)
-    checkpoint.write_json(without_folders(checkup), Path(out) / "check.json")
-    curve_png(Path(out) / "history.jsonl", Path(out) / "curve.png")
-    return _with_verbs(model)
+        return with_verbs(model)
+    model = training.run(request, METHODS[method])
+    if keep_atlases:
+        keep(model, found)
+    return with_verbs(model)
 
 
-def without_folders(checkup: doctor.Checkup) -> dict[str, Any]:
-    """A check-up for folders that travel: where the files lie, and so whose they are, stays behind.
+def seconds(value: float | str | None) -> float | None:
+    """Seconds, of a duration in words too.
 
     Parameters
     ----------
-    checkup : Checkup
-        From `check`.
+    value : float or str, optional
+        Such as 600.0 or "10m".
     """
-    content = checkup.to_json()
-    content["data"] = Path(content["data"]).name
-    for finding in content["findings"]:
-        finding["path"] = Path(finding["path"]).name
-    return content
-
-
-def _seconds(value: float | str | None) -> float | None:
     return duration(value) if isinstance(value, str) else value
 
 
@@ -304,7 +302,7 @@ def load(path: Path | str) -> Model:
     ModelError
         If it is not one, is damaged, or was changed since.
     """
-    return _with_verbs(checkpoint.load_model(Path(path)))
+    return with_verbs(checkpoint.load_model(Path(path)))
 
 
 def evaluate(predictions: Path | str, labels: Path | str, *, images: Path | str | None = None) -> Evaluation:

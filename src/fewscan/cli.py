@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fewscan import cli_export, cli_mesh, cli_registration, cli_tracts  # noqa: F401 (add their verbs)
+from fewscan import cli_export, cli_mesh, cli_registration, cli_tracts, cli_transfer  # noqa: F401 (add their verbs)
 from fewscan.errors import ConfigError, FewscanError
 from fewscan.options import (
     Budget,
@@ -104,6 +104,9 @@ def train(
     max_memory: Memory = None,
     settings: Settings = None,
     method: Method = "auto",
+    keep_atlases: Annotated[
+        bool, typer.Option("--keep-atlases", help="Leave the labelled scans beside the model, to personalise with.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Train a segmenter; Ctrl-C ends early and leaves a usable model."""
@@ -123,6 +126,7 @@ def train(
             max_memory=maybe(size, max_memory),
             settings=pairs(settings or ()),
             method=method,
+            keep_atlases=keep_atlases,
             dry_run=dry_run,
             observe=observe,
         )

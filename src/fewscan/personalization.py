@@ -98,7 +98,7 @@ def personalize(
             shape = volume.geometry.shape
             return infer.labels_from(found.probs, model.plan, shape=shape, probabilities=probabilities), told
 
-        return predict_by(work, model, inputs_, Path(out), skip_existing=skip_existing, observe=observe)
+        return predict_by(work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
 
 
 def keep_atlases(model: Model, dataset: Dataset) -> Path:

@@ -105,15 +105,15 @@ def predict(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
         ), None
 
-    return predict_by(whole, model, inputs_, Path(out), skip_existing=skip_existing, observe=observe)
+    return predict_by(whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
 
 
 def predict_by(
     work: Callable[[Volume, Tick], Answer],
     model: Model,
-    inputs_: Inputs,
-    folder: Path,
     *,
+    scans: Inputs,
+    folder: Path,
     skip_existing: bool = False,
     observe: Observer | None = None,
 ) -> list[Prediction]:
@@ -125,7 +125,7 @@ def predict_by(
         Gets a scan and a callable for the share that is done; answers with labels and what is to be recorded.
     model : Model
         Trained.
-    inputs_ : path, Scan, or sequence of them
+    scans : path, Scan, or sequence of them
         As for `predict`.
     folder : Path
         To write.
@@ -139,8 +139,8 @@ def predict_by(
     FewscanError
         If a scan cannot be used; scans finished before stay.
     """
-    scans = _scans(inputs_, model)
-    records = _claim(folder, scans, skip_existing=skip_existing)
+    found = _scans(scans, model)
+    records = _claim(folder, found, skip_existing=skip_existing)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
     begin = time.monotonic()
@@ -148,11 +148,11 @@ def predict_by(
     def tick(share: float) -> None:
         """Progress through all scans; their sizes are not known before they are read, so each counts alike."""
         if observe is not None:
-            fraction, seconds = (len(done) + share) / len(scans), time.monotonic() - begin
+            fraction, seconds = (len(done) + share) / len(found), time.monotonic() - begin
             left = seconds * (1 - fraction) / max(fraction, 1e-9)
-            observe(Status(len(done) + 1, len(scans), fraction, seconds, left, math.nan, {}, 0.0, scans[len(done)].id))
+            observe(Status(len(done) + 1, len(found), fraction, seconds, left, math.nan, {}, 0.0, found[len(done)].id))
 
-    for scan in scans:
+    for scan in found:
         target = folder / f"{scan.id}.nii.gz"
         if skip_existing and target.is_file():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
@@ -165,7 +165,7 @@ def predict_by(
         record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
         checkpoint.write_json(record, folder / RECORD)
         if observe is not None:
-            observe(f"{len(done)} of {len(scans)}: {scan.id}, {answer.seconds:.1f} s{_said(answer)}")
+            observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(answer)}")
     return done
 
 

@@ -19,6 +19,7 @@ from fewscan.learn import checkpoint
 from fewscan.learn.inputs import Scan
 from fewscan.learn.request import Observer
 from fewscan.prediction import Prediction, predict
+from fewscan.training import without_folders
 
 
 def crossval(
@@ -156,7 +157,7 @@ def demo(
     out, sample = Path(out), sample_path()
     _clear_demo(out)
     found = api.open(sample)
-    checkpoint.write_json(api.without_folders(api.check(found)), out / "check.json")
+    checkpoint.write_json(without_folders(api.check(found)), out / "check.json")
     model = api.train(found, out / "model", budget=budget, seed=seed, device=device, observe=observe)
     predict(model, sample / "test" / "images", out / "predictions", device=device, observe=observe)
     evaluation = judging.evaluate(

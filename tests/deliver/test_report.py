@@ -65,7 +65,9 @@ def run(tmp_path):
     lines = [json.dumps({"step": s, "seconds": s * 0.1, "loss": 1 / s, "lr": 1e-3, "terms": {}}) for s in range(1, 60)]
     (tmp_path / "model" / "history.jsonl").write_text("\n".join(lines) + '\n{"step": 60, "sec')
     model = {"seed": 7, "hashes": {"weights": "abc"}, "command": EVIL, "versions": {"fewscan": "0.1.0"}}
-    (tmp_path / "model" / "model.json").write_text(json.dumps(model))
+    moved = {"kept": "base", "by": "cross-validation", "cases": {EVIL: {"base": 0.8, "adapted": 0.7}}, "base": 0.8,
+             "adapted": 0.7, "weights": {"kept": 4, "labels": {EVIL: ""}}, "source": [EVIL]}  # fmt: skip
+    (tmp_path / "model" / "model.json").write_text(json.dumps(model | {"transfer": moved}))
     rows = [{"id": "case_0", "seconds": 0.5, "volumes_ml": {"front & top": 1.25}}]
     (tmp_path / "predictions" / "predictions.json").write_text(json.dumps({"predictions": rows}))
     finding = {"code": "x", "severity": "error", "case": "case_0", "message": "bad <b>", "remedy": "do this"}
@@ -126,7 +128,7 @@ def test_paths_of_this_machine_are_not_shown(run):
     ("kept", "parts"),
     [
         ("check.json", ["data"]),
-        ("model", ["training", "model"]),
+        ("model", ["transfer", "training", "model"]),
         ("evaluation.json", ["figures", "pictures", "structures", "scans"]),
         ("predictions/predictions.json", ["predictions"]),
         ("registration.json", ["registration"]),

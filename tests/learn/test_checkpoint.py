@@ -8,6 +8,7 @@ import torch
 from fewscan.errors import ConfigError, ModelError
 from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings, override, settings_from_dict, to_dict
+from fewscan.learn.state import State
 
 
 @pytest.fixture
@@ -85,3 +86,10 @@ def test_settings_survive_json():
 def test_wrong_settings_say_what_is_right(name, value, message):
     with pytest.raises(ConfigError, match=message):
         override(Settings(), {name: value})
+
+
+def test_a_saved_state_keeps_the_order_of_labels(tmp_path):
+    network = torch.nn.Linear(2, 1)
+    names = {str(value): f"label {value}" for value in range(1, 13)}
+    checkpoint.save_state(State([network], Settings().train), tmp_path, identity={"plan": {"names": names}})
+    assert list(checkpoint.stored_identity(tmp_path)["plan"]["names"]) == list(names)

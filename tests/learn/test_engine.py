@@ -68,6 +68,16 @@ def test_phases_take_turns_and_freeze_each_other():
     assert all(p.requires_grad for n in (a, b) for p in n.parameters())
 
 
+def test_a_phase_changes_only_the_weights_it_names():
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    phase = one_phase(net, learns=frozenset({"bias"}), objective=regress(net, 5.0))
+    fit([phase], State([net], CONFIG), limits=Limits(steps=5), config=CONFIG, seed=0)
+    assert torch.equal(net.weight, before["weight"])
+    assert not torch.equal(net.bias, before["bias"])
+    assert net.weight.requires_grad
+
+
 def test_freezing_is_undone_when_the_objective_fails():
     a, b = network(1), network(2)
     with pytest.raises(RuntimeError, match="oops"), only_training(a, [a, b]):

@@ -16,6 +16,9 @@ PHASES = {
     "segment": "segmenter, on drawn labels",
     "anatomy": "segmenter, on labels proposed for unlabelled scans",
     "register": "registration network, on pairs of scans",
+    "warm-up": "weights that are new, on a frozen trunk",
+    "adapt": "the adapted segmenter",
+    "folds": "segmenters of the cross-validation",
 }
 """A phase's name in the history, in words."""
 

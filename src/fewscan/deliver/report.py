@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from html import escape
 from importlib import resources
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data.io import atomic
-from fewscan.deliver import drafted, learning, printed, registered, sections, verdict
+from fewscan.deliver import drafted, learning, printed, registered, sections, transferred, verdict
 from fewscan.deliver.pictures import read_history
 from fewscan.deliver.sections import Run
 from fewscan.errors import DataError
@@ -25,6 +25,7 @@ SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Structures", sections.labels),
     ("Scans", sections.cases),
     ("Data", sections.data_check),
+    ("Transfer", transferred.transfer),
     ("Training", learning.training),
     ("Predictions", sections.predictions),
     ("Meshes", printed.certificate),
@@ -51,13 +52,33 @@ def write_report(directory: Path, out: Path) -> Path:
     """
     run = read_run(directory)
     parts = [(title, body) for title, section in SECTIONS if (body := section(run))]
+    headline, remarks = _said(run)
+    page = render(directory.resolve().name or "run", headline, remarks=remarks, parts=parts)
+    with atomic(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def render(title: str, headline: str, *, remarks: Sequence[str], parts: Sequence[tuple[str, str]]) -> str:
+    """A whole page: verdict first, then the parts.
+
+    Parameters
+    ----------
+    title : str
+        Of the window.
+    headline : str
+        The one sentence to take away.
+    remarks : sequence of str
+        What else to know first.
+    parts : sequence of (str, str)
+        Title and HTML of each.
+    """
     links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
     main = "".join(f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{body}</section>' for title, body in parts)
-    headline, remarks = _said(run)
     points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
     page = _asset("report.html")
     for key, value in {
-        "title": escape(directory.resolve().name or "run"),
+        "title": escape(title),
         "style": _asset("report.css"),
         "script": _asset("report.js"),
         "verdict": escape(headline),
@@ -67,9 +88,7 @@ def write_report(directory: Path, out: Path) -> Path:
     }.items():
         before, after = page.split(f"<!-- {key} -->", 1)  # content is never searched for further marks
         page = before + value + after
-    with atomic(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out
+    return page
 
 
 def read_run(directory: Path) -> Run:

@@ -70,6 +70,17 @@ def remarks(
         found.append(f"The data check found {' and '.join(counts)}; see Data.")
     if part(model or {}, "guard").get("kept") == "apart":
         found.append("Unlabelled scans taught the segmenter nothing good: the one from before was kept; see Training.")
+    moved = part(model or {}, "transfer")
+    if moved.get("kept") == "base":
+        found.append(
+            "The new scans taught the model nothing that could be shown: the one before was kept; see Transfer."
+        )
+    elif moved:
+        before, after = figure(moved, "base"), figure(moved, "adapted")
+        if moved.get("by") == "cross-validation":
+            found.append(f"Adapting raised the cross-validated Dice from {number(before)} to {number(after)}.")
+        else:
+            found.append("Nothing shows yet that adapting helps on other patients: label a second one; see Transfer.")
     if evaluation is None and (model or {}).get("segments") is False:
         found.append("To measure it, run `fewscan register` with --model on two labelled scans.")
     elif evaluation is None:

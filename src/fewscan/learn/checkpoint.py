@@ -255,7 +255,7 @@ def save_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
         What must be the same when the run goes on: plan, settings, seed, data, precision.
     """
     tensors, numbers = state_tensors(state)
-    metadata = {"numbers": json.dumps(numbers), "identity": json.dumps(identity, sort_keys=True)}
+    metadata = {"numbers": json.dumps(numbers), "identity": json.dumps(identity)}
     with atomic(folder / "state.safetensors") as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
 
@@ -307,7 +307,7 @@ def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         stored = json.loads(metadata["identity"])
-        wanted = json.loads(json.dumps(identity, sort_keys=True))
+        wanted = json.loads(json.dumps(identity))
         differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
         if differing:
             raise ModelError(

@@ -233,6 +233,38 @@ class JointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """How a trained segmenter is adapted to another population.
+
+    Parameters
+    ----------
+    layers : {"auto", "all", "decoder", "last", "norms"}
+        Weights that learn; those that the new data call for always do.
+    lr : float
+        Peak learning rate of weights that came from the trained model.
+    warm : float
+        Share of the run in which only weights that are new, or were put together anew, learn; at the rate of training.
+    folds : int
+        Most folds of the cross-validation that compares with the trained model.
+    guard : bool
+        Whether the trained model is kept where the adapted one is no better; else the latter is, and gets all the time.
+    """
+
+    layers: str = "auto"
+    lr: float = 3e-4
+    warm: float = 0.1
+    folds: int = 3
+    guard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.layers not in ("auto", "all", "decoder", "last", "norms"):
+            raise ConfigError(f"transfer.layers must be auto, all, decoder, last or norms, got {self.layers!r}")
+        _check("transfer.lr", self.lr, 1e-8, 1)
+        _check("transfer.warm", self.warm, 0, 0.9)
+        _check("transfer.folds", self.folds, 2, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of a run, the preset unless changed.
 
@@ -248,6 +280,8 @@ class Settings:
         How the registration network learns.
     joint : JointConfig
         How the two teach each other.
+    transfer : TransferConfig
+        How a trained segmenter is adapted.
 
     Examples
     --------
@@ -260,6 +294,7 @@ class Settings:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     pair: PairConfig = field(default_factory=PairConfig)
     joint: JointConfig = field(default_factory=JointConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
 
 
 def override(settings: Settings, changes: Mapping[str, str]) -> Settings:
@@ -354,6 +389,7 @@ def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
             augment=AugmentConfig(**data["augment"]),
             pair=PairConfig(**pair),
             joint=JointConfig(**data.get("joint", {})),
+            transfer=TransferConfig(**data.get("transfer", {})),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"the stored settings are not of this version of fewscan: {error}") from None

@@ -51,6 +51,8 @@ class Phase:
         Steps in a row before the next phase's turn.
     lr : float
         Peak learning rate.
+    learns : frozenset of str, optional
+        Names of the network's weights that this phase changes; all of them when None.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Phase:
     train: nn.Module
     steps: int = 1
     lr: float
+    learns: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +182,9 @@ def phase_at(step: int, phases: Sequence[Phase]) -> Phase:
 
 
 @contextmanager
-def only_training(network: nn.Module, networks: Sequence[nn.Module]) -> Iterator[None]:
+def only_training(
+    network: nn.Module, networks: Sequence[nn.Module], *, learns: frozenset[str] | None = None
+) -> Iterator[None]:
     """Freeze every network but one, and restore gradients and modes afterwards.
 
     Parameters
@@ -188,14 +193,16 @@ def only_training(network: nn.Module, networks: Sequence[nn.Module]) -> Iterator
         To train.
     networks : sequence of nn.Module
         All that take part.
+    learns : frozenset of str, optional
+        Names of its weights that change; all of them when None.
     """
     before = [(p, p.requires_grad) for n in networks for p in n.parameters()]
     modes = [(n, n.training) for n in networks]
     try:
         for n in networks:
             n.train(n is network)
-            for p in n.parameters():
-                p.requires_grad_(n is network)
+            for name, p in n.named_parameters():
+                p.requires_grad_(n is network and (learns is None or name in learns))
         yield
     finally:
         for p, wanted in before:
@@ -334,7 +341,7 @@ def _step(phase: Phase, batch: Any, state: State, config: TrainConfig, lr: float
     optimizer = state.optimizers[which]
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with only_training(phase.train, state.networks):
+    with only_training(phase.train, state.networks, learns=phase.learns):
         terms = phase.objective(batch)
         if terms.keys() != phase.weights.keys():
             raise ConfigError(

@@ -58,6 +58,10 @@ class UNet(nn.Module):
         Convolutions per block at the finest level, where they cost most; two elsewhere.
     """
 
+    ENTRY = "down.0.0.weight"
+    HEAD = ("head.weight", "head.bias")
+    DECODER = ("up.", "merge.", "head.")
+
     def __init__(
         self,
         channels: int,
@@ -87,6 +91,12 @@ class UNet(nn.Module):
                 )
         self.head = nn.Conv3d(widths[0], classes, 1)
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (B, C, X, Y, Z) to the features (B, D, X', Y', Z') of the coarsest level."""
+        for down in self.down:
+            x = down(x)
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, X, Y, Z) to logits (B, K, X, Y, Z); X, Y, Z must be multiples of the product of strides."""
         skips = []
@@ -98,6 +108,26 @@ class UNet(nn.Module):
             x = merge(torch.cat([up(x), skips.pop()], 1))
         logits: Tensor = self.head(x)
         return logits
+
+
+def layers(network: nn.Module, which: str) -> frozenset[str]:
+    """Names of the weights in a part of a network.
+
+    Parameters
+    ----------
+    network : nn.Module
+        With the names ``ENTRY``, ``HEAD`` and ``DECODER`` of its parts.
+    which : {"all", "decoder", "last", "norms"}
+        The part: everything; what comes after the bottleneck; the last layer; scale and shift of every normalisation.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    if which == "all":
+        return frozenset(names)
+    if which == "norms":
+        owners = [name for name, part in network.named_modules() if isinstance(part, nn.InstanceNorm3d)]
+        return frozenset(n for n in names if n.rpartition(".")[0] in owners)
+    parts = {"decoder": network.DECODER, "last": network.HEAD}[which]
+    return frozenset(n for n in names if n.startswith(parts))  # type: ignore[arg-type]
 
 
 class Absent(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fewscan.data.dataset import Dataset
+from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import Settings
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware
@@ -37,6 +38,8 @@ class Request:
         Seconds to add to a finished run.
     seed : int
         Of everything random.
+    base : Model, optional
+        Trained model to start from, for methods that do.
     resume : bool
         Go on from the state in ``out``.
     max_memory : int, optional
@@ -58,6 +61,7 @@ class Request:
     steps: int | None = None
     extend: float | None = None
     seed: int = 0
+    base: Model | None = None
     resume: bool = False
     max_memory: int | None = None
     dry_run: bool = False

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -50,9 +50,7 @@ def make_plan(request: Request) -> Plan:
     ResourceError
         If even the smallest patch needs more memory than allowed.
     """
-    allowed = request.max_memory
-    if request.hardware.device.type == "cpu":
-        allowed = min(free_memory_bytes(), allowed or sys.maxsize)
+    allowed = allowed_bytes(request)
     settings = request.settings
     plan = _derive(request, settings)
     while allowed is not None and estimate_bytes(plan) > allowed:
@@ -66,6 +64,19 @@ def make_plan(request: Request) -> Plan:
         settings = replace(settings, train=replace(settings.train, patch_voxels=voxels))
         plan = _derive(request, settings)
     return plan
+
+
+def allowed_bytes(request: Request) -> int | None:
+    """Memory that training may take; None where nothing limits it.
+
+    Parameters
+    ----------
+    request : Request
+        Hardware, and the limit asked for.
+    """
+    if request.hardware.device.type == "cpu":
+        return min(free_memory_bytes(), request.max_memory or sys.maxsize)
+    return request.max_memory
 
 
 def _derive(request: Request, settings: Settings) -> Plan:
@@ -138,7 +149,9 @@ class Session:
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
+        base = self.request.base
         return {
+            **({} if base is None else {"base": base.provenance.get("sha256")}),
             "method": self.request.method,
             "plan": self.plan.to_dict(),
             "settings": to_dict(self.settings),
@@ -286,6 +299,7 @@ class Session:
         *,
         others: Mapping[str, nn.Module] | None = None,
         record: Mapping[str, Any] | None = None,
+        plan: Plan | None = None,
     ) -> Model:
         """Write the model folder.
 
@@ -297,6 +311,8 @@ class Session:
             Further networks to keep.
         record : mapping, optional
             What else the method has to say, for ``model.json``.
+        plan : Plan, optional
+            Of the segmenter, where it is not the session's.
         """
         request = self.request
         provenance = {
@@ -314,8 +330,9 @@ class Session:
             **(record or {}),
         }
         model = Model(
-            segmenter=segmenter, plan=self.plan, settings=self.settings, provenance=provenance, others=others or {}
-        )
+            segmenter=segmenter, plan=plan or self.plan, settings=self.settings, provenance=provenance,
+            others=others or {},
+        )  # fmt: skip
         if request.dry_run:
             return model
         model = checkpoint.save_model(model, request.out)
@@ -328,7 +345,9 @@ class Session:
 
 
 @contextmanager
-def open_session(request: Request, *, unlabelled: int = 0, labels: bool = True) -> Iterator[Session]:
+def open_session(
+    request: Request, *, unlabelled: int = 0, labels: bool = True, plan_of: Callable[[Request], Plan] = make_plan
+) -> Iterator[Session]:
     """Prepare folder, plan and cache; the cache goes when the session ends.
 
     Parameters
@@ -339,6 +358,8 @@ def open_session(request: Request, *, unlabelled: int = 0, labels: bool = True) 
         Most scans without labels that the method uses, drawn by the seed where there are more.
     labels : bool
         Whether it needs any with.
+    plan_of : callable
+        What makes the plan of a run that does not go on.
 
     Raises
     ------
@@ -353,7 +374,7 @@ def open_session(request: Request, *, unlabelled: int = 0, labels: bool = True) 
     cache.mkdir(exist_ok=True)
     try:
         stored = checkpoint.stored_identity(request.out) if request.going_on else None
-        plan = make_plan(request) if stored is None else plan_from_dict(stored["plan"])
+        plan = plan_of(request) if stored is None else plan_from_dict(stored["plan"])
         others = list(request.dataset.unlabelled)
         if stored is None or not unlabelled:
             drawn = np.random.default_rng(request.seed).permutation(len(others))[:unlabelled]

@@ -148,6 +148,29 @@ def fuse(target: Tensor, voters: Sequence[Voter], *, fusion: Fusion) -> tuple[ND
     return label, sure
 
 
+def shares(target: Tensor, voters: Sequence[Voter], *, classes: int) -> Tensor:
+    """Share (K, X, Y, Z) of a locally weighted vote that each class has; background where no atlas reaches.
+
+    Parameters
+    ----------
+    target : (C, X, Y, Z) float
+        The scan, normalised.
+    voters : sequence of Voter
+        In its shape; their labels are class indices.
+    classes : int
+        Background included.
+    """
+    weights = vote_weights(target[:1], torch.stack([voter.image[0] for voter in voters]), fusion="local")
+    found = torch.zeros(classes, *target.shape[1:])
+    for weight, voter in zip(weights, voters, strict=True):
+        index = torch.from_numpy(voter.label.astype(np.int64))
+        seen = index != IGNORE
+        found.scatter_add_(0, torch.where(seen, index, 0)[None], (weight * seen)[None])
+    heard = found.sum(0)
+    found[0] += (heard <= 0).float()
+    return found / heard.where(heard > 0, torch.ones_like(heard))
+
+
 def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) -> Sequence[Case]:
     """The atlases most like a scan, by the correlation of thumbnails over the same share of each block.
 

@@ -27,12 +27,10 @@ from typing import Any, cast
 import numpy as np
 import safetensors
 import safetensors.torch
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fewscan.data.io import atomic
-from fewscan.learn import augment, infer
+from fewscan.learn import infer
 from fewscan.learn.batches import Prepared, labelled_as
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Phase, stop_on_signals
@@ -42,8 +40,8 @@ from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import register, segment
-from fewscan.methods.pseudo import COMPARED, LABELLING, Index, Labeller, fused, index_of, mean_dice
-from fewscan.space.geometry import Shape
+from fewscan.methods.evidence import consistency, fit
+from fewscan.methods.pseudo import COMPARED, LABELLING, Index, Labeller, fused, index_of
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
 COST = 0.45  # of a registration step by a segmentation step, for each voxel: measured on a CPU
@@ -120,7 +118,9 @@ def run(request: Request) -> Model:
 def _fits(both: _Both, state: State) -> bool:
     """Whether more scans can help: a segmenter that has not learnt the drawn ones needs steps first."""
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), both.session.hardware)
-    return float(np.mean([_fit(c, both.session, predictor) for c in both.session.labelled[:COMPARED]])) >= FITTED
+    return (
+        float(np.mean([fit(c, both.session, predictor=predictor) for c in both.session.labelled[:COMPARED]])) >= FITTED
+    )
 
 
 def _phases(both: _Both, labeller: Labeller, labels: Mapping[str, Index] | None) -> list[Phase]:
@@ -269,9 +269,9 @@ def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 
     rows = {}
     for name, network in (("apart", before), ("joint", after)):
         predictor = infer.network_predictor(network.eval(), session.hardware)
-        consistency = [_consistency(c, session, predictor) for c in session.unlabelled[:most]]
-        fit = [_fit(c, session, predictor) for c in session.labelled[:most]]
-        rows[name] = {"consistency": float(np.mean(consistency)), "labelled": float(np.mean(fit))}
+        same = [consistency(c, session, predictor=predictor) for c in session.unlabelled[:most]]
+        fitted = [fit(c, session, predictor=predictor) for c in session.labelled[:most]]
+        rows[name] = {"consistency": float(np.mean(same)), "labelled": float(np.mean(fitted))}
     lost = {k: rows["apart"][k] - rows["joint"][k] for k in ("consistency", "labelled")}
     worse = [k for k, v in lost.items() if v > WORSE[k]]
     kept = "apart" if worse else "joint"
@@ -279,29 +279,3 @@ def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 
         f"{k} {rows['apart'][k]:.3f} before and {rows['joint'][k]:.3f} after" for k in lost
     )
     return {"kept": kept, "reason": reason, **rows}
-
-
-def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tensor:
-    return infer.probabilities(image, session.plan, predictor=predictor).argmax(0)
-
-
-def _consistency(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
-    """Dice between the answers to a scan and to a disturbed copy of it."""
-    image = torch.from_numpy(np.array(case.image))
-    rng, shape, spacing = torch.Generator().manual_seed(0), _shape(image), session.plan.spacing
-    params = augment.sample(session.settings.augment, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
-    other = augment.intensity(params, image[None])[0]
-    return mean_dice(_answer(image, session, predictor), _answer(other, session, predictor))
-
-
-def _fit(case: Prepared, session: Session, predictor: infer.Predictor) -> float:
-    assert case.label is not None
-    truth = torch.from_numpy(np.array(case.label))
-    found = _answer(torch.from_numpy(np.array(case.image)), session, predictor)
-    asked = torch.from_numpy(case.drawn)
-    return mean_dice(torch.where((truth < 0) | ~asked[found], 0, found), truth.clamp(min=0))
-
-
-def _shape(image: Tensor | NDArray[Any]) -> Shape:
-    """Of (C, X, Y, Z)."""
-    return int(image.shape[1]), int(image.shape[2]), int(image.shape[3])

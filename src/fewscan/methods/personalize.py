@@ -34,7 +34,8 @@ from fewscan.learn.hardware import Hardware
 from fewscan.learn.registrar import Registrar, register_images
 from fewscan.learn.state import State
 from fewscan.methods import draft, segment
-from fewscan.methods.pseudo import ALONE, Rating, index_of, mean_dice
+from fewscan.methods.evidence import mean_dice
+from fewscan.methods.pseudo import ALONE, Rating, index_of
 from fewscan.space import affine
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
@@ -184,7 +185,10 @@ class Personalizer:
                 image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
                 voters = self._shaped(image, own, mask=None, leave=case)
                 if voters:
-                    vote, truth = self._vote(image, voters), torch.from_numpy(np.array(case.label)).long()
+                    vote, truth = (
+                        draft.shares(image, voters, classes=self.plan.classes),
+                        torch.from_numpy(np.array(case.label)).long(),
+                    )
                     worth.append(mean_dice(torch.where(truth < 0, 0, vote.argmax(0)), truth.clamp(min=0)))
                     alike.append(self._likeness(image, voters, one_hot(truth[None].clamp(min=0), self.plan.classes)[0]))
             mean = float(np.mean(worth)) if worth else ALONE
@@ -225,7 +229,7 @@ class Personalizer:
             voters = self._shaped(image, own, mask=mask) or voters
             if not voters:
                 return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
-            vote = self._vote(image, voters)
+            vote = draft.shares(image, voters, classes=self.plan.classes)
             agreement = mean_dice(first.argmax(0), vote.argmax(0))
             share = Rating(known.worth, min(agreement / max(known.worth, 1e-3), 0.95), agreement, assumed=False).weights
             fused = share[0] * vote + share[1] * first
@@ -234,7 +238,7 @@ class Personalizer:
                 break
         evidence = {
             "consistency": steady, "agreement": agreement, "atlases_worth": known.worth, "likeness_floor": known.floor,
-            "likeness": self._likeness(image, voters, mask), "reached": self._reached(voters, mask),
+            "likeness": self._likeness(image, voters, mask), "reached": _reached(voters, mask),
         }  # fmt: skip
         refused = self._refusal(evidence)
         if refused and mode == "auto":
@@ -325,31 +329,11 @@ class Personalizer:
             moving.append(affine.onto(maps, grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix))
         return still.contiguous(), torch.stack(moving)
 
-    def _vote(self, image: Tensor, voters: Sequence[draft.Voter]) -> Tensor:
-        """Share (K, X, Y, Z) of the vote that each class has; background where no atlas reaches."""
-        weights = draft.vote_weights(image[:1], torch.stack([voter.image[0] for voter in voters]), fusion="local")
-        shares = torch.zeros(self.plan.classes, *image.shape[1:])
-        for weight, voter in zip(weights, voters, strict=True):
-            index = torch.from_numpy(voter.label.astype(np.int64))
-            seen = index != IGNORE
-            shares.scatter_add_(0, torch.where(seen, index, 0)[None], (weight * seen)[None])
-        heard = shares.sum(0)
-        shares[0] += (heard <= 0).float()
-        return shares / heard.where(heard > 0, torch.ones_like(heard))
-
     def _likeness(self, image: Tensor, voters: Sequence[draft.Voter], mask: Tensor) -> float:
         """Mean local correlation of the scan and its deformed atlases, around the structures."""
         near = torch.nn.functional.max_pool3d((1 - mask[0])[None, None], 5, stride=1, padding=2)
         found = [float(lncc(image[None, :1], voter.image[None, :1], weight=near)) for voter in voters]
         return float(np.mean(found))
-
-    def _reached(self, voters: Sequence[draft.Voter], mask: Tensor) -> float:
-        """Share of the structures that lies where some atlas was looked at."""
-        inside = mask.argmax(0) > 0
-        seen = torch.zeros_like(inside)
-        for voter in voters:
-            seen |= torch.from_numpy(voter.label != IGNORE)
-        return float((inside & seen).sum() / inside.sum().clamp(min=1))
 
     def _refusal(self, evidence: Mapping[str, float]) -> str:
         """Why the first mask is kept; empty where nothing speaks for that."""
@@ -390,6 +374,13 @@ class Personalizer:
             steps = min(steps, state.step + max(1, int(left)))
         state = fit([phase], state, limits=Limits(steps=steps), config=train, seed=0)
         return state.average_of(network).eval()
+
+
+def _reached(voters: Sequence[draft.Voter], mask: Tensor) -> float:
+    """Share of the structures that lies where some atlas was looked at."""
+    inside = mask.argmax(0) > 0
+    seen = np.logical_or.reduce([voter.label != IGNORE for voter in voters])
+    return float((inside & torch.from_numpy(seen)).sum() / inside.sum().clamp(min=1))
 
 
 def _turns(shape: Sequence[int], spacing: Sequence[float], *, count: int) -> Iterator[tuple[Geometry, Array, float]]:

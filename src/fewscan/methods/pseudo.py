@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.data.io import atomic
-from fewscan.judge.metrics import dice
 from fewscan.learn import infer
 from fewscan.learn.batches import Prepared
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar
 from fewscan.learn.session import Session
 from fewscan.methods import draft
+from fewscan.methods.evidence import mean_dice
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.volume import IGNORE
 
@@ -239,16 +239,3 @@ def index_of(label: NDArray[np.uint16]) -> Index:
         Class indices, `IGNORE` where none was looked at.
     """
     return np.where(label == IGNORE, -1, label.astype(np.int32)).astype(np.int16)
-
-
-def mean_dice(a: Tensor, b: Tensor) -> float:
-    """Mean over the labels that occur in either map; 1 when none does.
-
-    Parameters
-    ----------
-    a, b : (X, Y, Z) int
-        Class indices.
-    """
-    one, other = a.numpy(), b.numpy()
-    scores = [dice(one == k, other == k) for k in np.union1d(one, other) if k > 0]
-    return float(np.mean(scores)) if scores else 1.0

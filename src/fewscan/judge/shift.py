@@ -1,0 +1,280 @@
+"""How far one population of scans is from another, and of what kind the difference is.
+
+Systematic differences, of acquisition and pre-processing, are looked for in tissue away from lesions: intensity scale,
+contrast, noise, fine detail, voxel size, field of view; and in the features of a model's encoder. Each is held against
+what chance gives when patients are dealt to the two populations at random (permutation; the largest of all kinds for
+the verdict, so that looking at many kinds finds no more than 5 % of false ones: Westfall & Young 1993). The split
+into a systematic and a lesion-specific part follows Riccardi et al., Medical Image Analysis 2025, doi
+10.1016/j.media.2025.103766; of that paper only the abstract was readable, the measures are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.judge.looks import Array, Look
+from fewscan.judge.metrics import dice
+
+NEAR_MM = 15.0  # tissue up to here around a lesion is near it
+PERMUTATIONS = 999
+FEWEST = 3  # patients on each side, below which nothing can be shown
+DIMENSIONS = 8  # of the features, by principal components, in which Gaussians are compared
+RARE = 0.05
+FLOORS = {"intensity scale": 0.05, "contrast": 0.02, "fine detail": 0.1, "voxel size": 0.03, "field of view": 0.05}
+"""Kinds of systematic difference, each with the spread within a population that is assumed at least."""
+
+GEOMETRIC = ("voxel size", "field of view")  # read off the header: where one differs, the others may follow from it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A distance between two populations, and what chance gives.
+
+    Parameters
+    ----------
+    value : float
+        Measured; 0 or so where there is no difference.
+    low, high : float
+        Middle 95 % of what comes when patients are dealt out at random.
+    p : float
+        Share of such draws that are at least as far apart, the measured one counted in.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Systematic:
+    """What differs between two populations, whatever a lesion does.
+
+    Parameters
+    ----------
+    kinds : mapping of str to Distance
+        Target minus source for each kind, in standard deviations within a population; of several channels or axes the
+        one that differs most. ``p`` is corrected for the number of kinds.
+    distances : mapping of str to Distance
+        Wasserstein distance of the intensities; maximum mean discrepancy and Fréchet distance of the features.
+    named : tuple of str
+        Kinds that chance does not explain, the most telling first.
+    """
+
+    kinds: dict[str, Distance]
+    distances: dict[str, Distance]
+    named: tuple[str, ...]
+
+
+def systematic(source: Sequence[Look], target: Sequence[Look], *, seed: int = 0) -> Systematic:
+    """Hold two populations against each other.
+
+    Parameters
+    ----------
+    source, target : sequence of Look
+        At least one each; below `FEWEST` patients on either side nothing is named.
+    seed : int
+        Of the permutations.
+    """
+    looks = [*source, *target]
+    patients = [("source", one.patient) for one in source] + [("target", one.patient) for one in target]
+    draws = _draws(patients, seed=seed)
+    z = {kind: _standardised([one.numbers[kind] for one in looks], draws, floor=f) for kind, f in FLOORS.items()}
+    largest = np.max([np.abs(values) for values in z.values()], axis=0)
+    kinds = {}
+    for kind, values in z.items():
+        low, high = np.quantile(values[1:], [0.025, 0.975])
+        p = float(np.mean(largest >= abs(values[0]) - 1e-12))
+        kinds[kind] = Distance(value=float(values[0]), low=float(low), high=float(high), p=p)
+    enough = all(len({p for p in patients if p[0] == side}) >= FEWEST for side in ("source", "target"))
+    known = [kind for kind, found in kinds.items() if enough and found.p <= RARE]
+    named = sorted(known, key=lambda kind: (kind not in GEOMETRIC, kind != "voxel size", -abs(kinds[kind].value)))
+    return Systematic(kinds=kinds, distances=_distances(looks, draws), named=tuple(named))
+
+
+def _draws(patients: Sequence[tuple[str, str]], *, seed: int) -> NDArray[np.bool_]:
+    """Who is of the target, (1 + permutations, scans): first as it is, then with whole patients dealt out anew.
+
+    A name that occurs in both populations is taken for two people: data sets number their patients alike.
+    """
+    everyone = list(dict.fromkeys(patients))
+    column = np.array([everyone.index(one) for one in patients])
+    first = np.array([[side == "target" for side, _ in everyone]])
+    rng = np.random.default_rng(seed)
+    rest = np.stack([rng.permutation(first[0]) for _ in range(PERMUTATIONS)])
+    found: NDArray[np.bool_] = np.concatenate([first, rest])[:, column]
+    return found
+
+
+def _standardised(numbers: Sequence[Array], draws: NDArray[np.bool_], *, floor: float) -> Array:
+    """Difference of the means over the deviation within, of the column where that is largest; for each draw."""
+    x = np.stack(numbers)  # scans, columns
+    a, b = draws.astype(float), (~draws).astype(float)
+    na, nb = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
+    ma, mb = a @ x / na, b @ x / nb
+    within = (a @ x**2 - na * ma**2 + b @ x**2 - nb * mb**2) / np.maximum(na + nb - 2, 1)
+    z = (ma - mb) / np.maximum(np.sqrt(np.maximum(within, 0)), floor)
+    return np.take_along_axis(z, np.abs(z).argmax(1)[:, None], 1)[:, 0]
+
+
+def _distances(looks: Sequence[Look], draws: NDArray[np.bool_]) -> dict[str, Distance]:
+    quantiles = np.stack([one.quantiles for one in looks])
+
+    def wasserstein(target: NDArray[np.bool_]) -> float:
+        gap = quantiles[target].mean(0) - quantiles[~target].mean(0)
+        return float(np.abs(gap).mean(1).max())  # of several channels the one that differs most
+
+    measures: dict[str, Callable[[NDArray[np.bool_]], float]] = {"intensity, Wasserstein": wasserstein}
+    if all(len(one.features) for one in looks):
+        measures |= _of_features(looks)
+    found = {}
+    for name, measure in measures.items():
+        values = np.array([measure(draw) for draw in draws])
+        low, high = np.quantile(values[1:], [0.025, 0.975])
+        p = float(np.mean(values >= values[0] - 1e-12))
+        found[name] = Distance(value=float(values[0]), low=float(low), high=float(high), p=p)
+    return found
+
+
+def _of_features(looks: Sequence[Look]) -> dict[str, Callable[[NDArray[np.bool_]], float]]:
+    """Maximum mean discrepancy of the scans' mean features, Fréchet distance of the features themselves."""
+    means = np.stack([one.features.mean(0) for one in looks])
+    pooled = np.concatenate([one.features - one.features.mean(0) for one in looks])
+    scale = np.maximum(pooled.std(0), 1e-6)
+    points = means / scale
+    squared = ((points[:, None] - points[None]) ** 2).sum(2)
+    kernel = np.exp(-squared / max(float(np.median(squared[squared > 0])) if (squared > 0).any() else 1.0, 1e-12))
+    everything = np.concatenate([one.features for one in looks]) / scale
+    _, _, axes = np.linalg.svd(everything - everything.mean(0), full_matrices=False)
+    small = [one.features / scale @ axes[:DIMENSIONS].T for one in looks]
+    first, second = np.stack([f.mean(0) for f in small]), np.stack([f.T @ f / len(f) for f in small])
+
+    def mmd(target: NDArray[np.bool_]) -> float:
+        a, b = target, ~target
+        return float(kernel[np.ix_(a, a)].mean() + kernel[np.ix_(b, b)].mean() - 2 * kernel[np.ix_(a, b)].mean())
+
+    def frechet(target: NDArray[np.bool_]) -> float:
+        m, n = first[target].mean(0), first[~target].mean(0)
+        c, d = second[target].mean(0) - np.outer(m, m), second[~target].mean(0) - np.outer(n, n)
+        w, v = np.linalg.eigh(c)
+        root = v * np.sqrt(np.maximum(w, 0)) @ v.T
+        cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ d @ root), 0)).sum()
+        return float(((m - n) ** 2).sum() + np.trace(c) + np.trace(d) - 2 * cross)
+
+    return {"features, MMD": mmd, "features, Fréchet": frechet}
+
+
+def difference(source: Sequence[float], target: Sequence[float], *, seed: int = 0) -> Distance:
+    """Difference of two means, target minus source, and what chance gives.
+
+    Parameters
+    ----------
+    source, target : sequence of float
+        One value per patient.
+    seed : int
+        Of the permutations.
+
+    Examples
+    --------
+    >>> found = difference([1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.0])
+    >>> round(found.value, 6), found.low > -1.1, found.p < 0.05
+    (1.0, True, True)
+    """
+    values, rng = np.array([*source, *target], np.float64), np.random.default_rng(seed)
+    draws = np.stack([np.arange(len(values)), *(rng.permutation(len(values)) for _ in range(PERMUTATIONS))])
+    gaps = values[draws[:, len(source) :]].mean(1) - values[draws[:, : len(source)]].mean(1)
+    low, high = np.quantile(gaps[1:], [0.025, 0.975])
+    p = float(np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-12))
+    return Distance(value=float(gaps[0]), low=float(low), high=float(high), p=p)
+
+
+def near_and_far(values: NDArray[Any], away: NDArray[np.float32], *, mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean of a map near a lesion, outside of it, and far from it; NaN where there is no such voxel.
+
+    Parameters
+    ----------
+    values : (X, Y, Z) float
+        The map.
+    away : (X, Y, Z) float32
+        From `looks.distance_mm`.
+    mask : (X, Y, Z) bool
+        Where to look.
+    """
+    near, far = mask & (away > 0) & (away <= NEAR_MM), mask & (away > NEAR_MM)
+    return tuple(float(values[part].mean()) if part.any() else float("nan") for part in (near, far))  # type: ignore[return-value]
+
+
+def near_and_far_dice(
+    found: NDArray[np.bool_], truth: NDArray[np.bool_], *, away: NDArray[np.float32]
+) -> tuple[float, float]:
+    """Dice of a structure within `NEAR_MM` of a lesion, the lesion included, and beyond; NaN where it does not occur.
+
+    Parameters
+    ----------
+    found, truth : (X, Y, Z) bool
+        Masks on one grid.
+    away : (X, Y, Z) float32
+        From `looks.distance_mm`.
+    """
+    near = away <= NEAR_MM
+    return dice(found & near, truth & near), dice(found & ~near, truth & ~near)
+
+
+def advice(found: Systematic, *, normalised: bool, deformed: bool = False, review: Sequence[str] = ()) -> str:
+    """One plain sentence: what to do about a shift.
+
+    The number of cases is a rule of thumb by the size of the difference, not a measurement.
+
+    Parameters
+    ----------
+    found : Systematic
+        From `systematic`.
+    normalised : bool
+        Whether the model divides each scan by its own intensity scale.
+    deformed : bool
+        Whether tissue around lesions is deformed more than chance explains.
+    review : sequence of str
+        Cases that need a human.
+
+    Examples
+    --------
+    >>> nothing = Distance(value=0.1, low=-1.0, high=1.0, p=0.9)
+    >>> advice(Systematic(kinds={"contrast": nothing}, distances={}, named=()), normalised=True)
+    'No systematic difference shows that chance would not explain: use the model as it is, and check its first answers.'
+    """
+    named = [name for name in found.named if not (normalised and name == "intensity scale")]
+    seen = [name for name, distance in found.distances.items() if distance.p <= RARE]
+    if named:
+        size = max(abs(found.kinds[name].value) for name in named)
+        count = next(k for most, k in ((2.0, 2), (5.0, 5), (np.inf, 10)) if size <= most)
+        verb = "differs" if len(named) == 1 else "differ"
+        said = f"{_listed(named)} {verb}: fine-tuning with about {count} labelled cases should repair this part"
+        said = said[0].upper() + said[1:]
+    elif found.named:
+        said = (
+            "Only the intensity scale differs, which the model's normalisation takes away: there is nothing to repair"
+        )
+    elif seen:
+        said = (
+            "The scans differ in a way that is none of the kinds measured here: fine-tuning with about 5 labelled "
+            "cases may repair it"
+        )
+    else:
+        said = (
+            "No systematic difference shows that chance would not explain: use the model as it is, and check its first "
+            "answers"
+        )
+    if deformed:
+        said += "; it will not repair the deformation around lesions"
+    if review:
+        said += f"; {_listed(list(review))} {'needs' if len(review) == 1 else 'need'} a human"
+    return said + "."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

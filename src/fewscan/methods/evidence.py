@@ -1,0 +1,68 @@
+"""What speaks for or against a segmenter without any further label; the guards of several methods look at it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewscan.judge.metrics import dice
+from fewscan.learn import augment, infer
+from fewscan.learn.batches import Prepared
+from fewscan.learn.session import Session
+
+
+def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor) -> float:
+    """Dice between the answers to a scan and to a copy of it with other contrast, shading and noise.
+
+    Parameters
+    ----------
+    case : Prepared
+        With or without labels.
+    session : Session
+        Plan and strength of the change.
+    predictor : callable
+        Windows to logits.
+    """
+    image = torch.from_numpy(np.array(case.image))
+    rng, shape = torch.Generator().manual_seed(0), (image.shape[1], image.shape[2], image.shape[3])
+    config, spacing = session.settings.augment, session.plan.spacing
+    params = augment.sample(config, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
+    other = augment.intensity(params, image[None])[0]
+    return mean_dice(_answer(image, session, predictor), _answer(other, session, predictor))
+
+
+def fit(case: Prepared, session: Session, *, predictor: infer.Predictor) -> float:
+    """Mean Dice on a case of the session, of the labels that were drawn in it.
+
+    Parameters
+    ----------
+    case : Prepared
+        Labelled.
+    session : Session
+        Its plan.
+    predictor : callable
+        Windows to logits.
+    """
+    assert case.label is not None
+    truth = torch.from_numpy(np.array(case.label))
+    found = _answer(torch.from_numpy(np.array(case.image)), session, predictor)
+    asked = torch.from_numpy(case.drawn)
+    return mean_dice(torch.where((truth < 0) | ~asked[found], 0, found), truth.clamp(min=0))
+
+
+def mean_dice(a: Tensor, b: Tensor) -> float:
+    """Mean over the labels that occur in either map; 1 when none does.
+
+    Parameters
+    ----------
+    a, b : (X, Y, Z) int
+        Class indices.
+    """
+    one, other = a.numpy(), b.numpy()
+    scores = [dice(one == k, other == k) for k in np.union1d(one, other) if k > 0]
+    return float(np.mean(scores)) if scores else 1.0
+
+
+def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tensor:
+    return infer.probabilities(image, session.plan, predictor=predictor).argmax(0)

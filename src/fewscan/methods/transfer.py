@@ -1,0 +1,307 @@
+"""Transfer to another population: a trained segmenter, adapted with few labelled cases, kept only where it is better.
+
+Riccardi et al.: "Supervised white matter bundle segmentation in glioma patients with transfer learning", Medical Image
+Analysis 2025, doi 10.1016/j.media.2025.103766. Only the abstract was readable: fine-tuning on few patients manages the
+systematic shift of measurement and pre-processing, but cannot follow large deformations by tumours. This is a
+re-implementation of that idea; layers, rates and guard are ours.
+
+Weights are matched by name and shape, the rows of the last layer by label name, the columns of the first by channel
+(`learn.grafting`). What is new learns first on a frozen trunk; then the chosen layers follow at a smaller rate. Beside
+the network that is kept, one for each fold of a cross-validation takes its turns in the same run, so that all are
+annealed when the budget ends and each labelled case has an answer from a network that has not seen it. The trained
+model is kept where these answers are no better than its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fewscan.data import dataset as datasets
+from fewscan.data.dataset import CaseFiles, Dataset
+from fewscan.data.dicom_labels import plain_name
+from fewscan.errors import ModelError
+from fewscan.judge.metrics import dice
+from fewscan.learn import grafting, infer
+from fewscan.learn.batches import Prepared
+from fewscan.learn.checkpoint import Model, build_segmenter
+from fewscan.learn.engine import Phase
+from fewscan.learn.grafting import Grafted
+from fewscan.learn.hardware import Hardware
+from fewscan.learn.networks import Absent, layers
+from fewscan.learn.request import Request
+from fewscan.learn.session import Session, open_session
+from fewscan.learn.state import State
+from fewscan.methods import segment
+from fewscan.methods.evidence import consistency
+from fewscan.space.volume import IGNORE, Case, Volume
+
+AUTO = "all"  # layers that learn when nothing else is asked for: decisions/010-transfer.md
+JUDGING = 0.08  # most of a budget that the trained model's answers may take; the adapted ones' take as long
+MARGIN = 1.3  # on the time that the answers took the first time
+LESS_CONSISTENT = 0.02  # Dice between the answers to a scan and to a disturbed copy that may be lost
+LOOKED = 3  # scans without labels that consistency is judged on
+SOURCE_CASES = 8  # of the sample that tells what was forgotten
+
+Scores = dict[str, dict[str, float]]  # case to label to Dice
+
+
+@dataclass(frozen=True, eq=False)
+class _Learner:
+    """A network of the run, what it learns from, and the cases that it never sees."""
+
+    network: nn.Module
+    cases: Sequence[Prepared]
+    held: Sequence[str]
+    steps: int
+
+
+def run(request: Request, *, source: Dataset | None = None) -> Model:
+    """Adapt the model that a request starts from, and leave the better of the two as a model folder.
+
+    Parameters
+    ----------
+    request : Request
+        With a base; its labelled cases are of the new population.
+    source : Dataset, optional
+        Labelled cases of the old one, on a sample of which forgetting is measured; that takes time beyond the budget.
+
+    Raises
+    ------
+    DataError
+        If nothing is labelled.
+    ModelError
+        If the base has no segmenter.
+    """
+    base = request.base
+    if base is None or isinstance(base.segmenter, Absent):
+        raise ModelError(f"{base.path if base else 'no model'}: it only registers; give one that segments")
+    with open_session(request, unlabelled=LOOKED, plan_of=grafting.plan_of) as session:
+        for change in grafting.changes(session.plan, base.plan):
+            request.say(change)
+        learners, grafted = _learners(session, base)
+        request.say(str(grafted))
+        files = _order(session, learners)
+        begin = time.monotonic()
+        before = _before(session, base, files)
+        spent = time.monotonic() - begin
+        state = _fit(session, learners, grafted, reserve=spent)
+        verdict = _verdict(session, base, state, learners=learners, before=before)
+        request.say(verdict["reason"])
+        return _finish(session, base, state.average_of(learners[0].network), grafted, verdict, source)
+
+
+def _learners(session: Session, base: Model) -> tuple[list[_Learner], Grafted]:
+    """The network to keep, and one for each fold; all start alike."""
+    labelled = {case.id: case for case in session.labelled}
+    chosen = datasets.select(session.request.dataset, labelled=list(labelled))
+    patients = len({case.patient for case in chosen.labelled})
+    config = session.settings.transfer
+    folds = min(config.folds, patients) if config.guard else 1
+    split = datasets.folds(chosen, folds, seed=session.request.seed) if folds > 1 else []
+    parts: list[tuple[Sequence[Prepared], Sequence[str]]] = [(session.labelled, [])]
+    parts += [([labelled[i] for i in seen], held) for seen, held in split]
+    learners = []
+    for i, (cases, held) in enumerate(parts):
+        network = build_segmenter(session.plan, session.settings, seed=session.request.seed)
+        grafted = grafting.graft(network, base, plan=session.plan)
+        steps = max(1, len(split)) if i == 0 else 1  # half of the time for what is kept
+        learners.append(_Learner(network.to(session.hardware.device), cases, held, steps))
+    return learners, grafted
+
+
+def _order(session: Session, learners: Sequence[_Learner]) -> list[CaseFiles]:
+    """Cases to judge, those of different folds in turns: if time is short, each fold has some."""
+    files = {case.id: case for case in session.request.dataset.labelled}
+    held = [list(one.held) for one in learners[1:]] or [[case.id for case in session.labelled]]
+    longest = max(len(ids) for ids in held)
+    return [files[ids[i]] for i in range(longest) for ids in held if i < len(ids)]
+
+
+def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> Scores:
+    """The trained model's Dice, on as many cases as a share of the budget allows; nothing where it lacks a channel."""
+    request, begin, scores = session.request, time.monotonic(), Scores()
+    if grafting.columns(base.plan.channels, session.plan.channels) is None or not session.settings.transfer.guard:
+        return scores
+    budget = request.budget or request.extend
+    for case in files:
+        if request.dry_run or (scores and budget and time.monotonic() - begin > JUDGING * budget):
+            break
+        scores[case.id] = score(base, datasets.load(case, request.dataset), hardware=session.hardware)
+    return scores
+
+
+def score(model: Model, case: Case, *, hardware: Hardware) -> dict[str, float]:
+    """Dice of each label of a case that occurs in it or in the model's answer; labels belong together by name.
+
+    Parameters
+    ----------
+    model : Model
+        Whose channels the case has.
+    case : Case
+        Labelled.
+    hardware : Hardware
+        Where to predict.
+
+    Raises
+    ------
+    ModelError
+        If the case lacks a channel of the model.
+    """
+    assert case.label is not None
+    columns = grafting.columns(model.plan.channels, case.image.channels)
+    if columns is None:
+        raise ModelError(
+            f"case {case.id} has the channels {', '.join(case.image.channels)}, the model takes "
+            f"{', '.join(model.plan.channels)}; name the channels alike"
+        )
+    channels = tuple(case.image.channels[c] for c in columns)
+    image = Volume(case.image.data[columns], case.image.geometry, case.image.native, channels)
+    answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware)).label
+    numbers = {plain_name(name): value for value, name in model.names.items()}
+    truth, looked = case.label.data, case.label.data != IGNORE
+    found = {}
+    for value, name in case.label.names.items():
+        if case.drawn is None or value in case.drawn:
+            number = numbers.get(plain_name(name))
+            mask = np.zeros(truth.shape, bool) if number is None else (answer == number) & looked
+            if not np.isnan(overlap := dice(mask, truth == value)):
+                found[name] = overlap
+    return found
+
+
+def _fit(session: Session, learners: Sequence[_Learner], grafted: Grafted, *, reserve: float) -> State:
+    """What is new on a frozen trunk, then the layers asked for; time for the answers at the end is left over."""
+    config = session.settings.transfer
+    which = layers(learners[0].network, AUTO if config.layers == "auto" else config.layers)
+
+    def phases(name: str, *, learns: frozenset[str], lr: float) -> list[Phase]:
+        return [
+            replace(
+                segment.phase(session, cases=one.cases, segmenter=one.network, name=name if i == 0 else "folds"),
+                learns=learns, lr=lr, steps=one.steps,
+            )
+            for i, one in enumerate(learners)
+        ]  # fmt: skip
+
+    warm = config.warm if grafted.fresh else 0.0
+    session.fit(phases("warm-up", learns=grafted.fresh or which, lr=session.settings.train.lr), until=warm)
+    seconds = session.bounds.seconds
+    until = 1.0 if seconds is None else max(warm, 1 - (MARGIN * reserve + 1) / seconds)
+    return session.fit(phases("adapt", learns=which | grafted.fresh, lr=config.lr), until=until)
+
+
+def _verdict(
+    session: Session, base: Model, state: State, *, learners: Sequence[_Learner], before: Scores
+) -> dict[str, Any]:
+    """Which of the two is kept, by what can be checked, and why."""
+    if session.interrupted:
+        return {"kept": "adapted", "by": "nothing", "reason": "transfer was stopped before anything could be checked"}
+    if not session.settings.transfer.guard:
+        return {"kept": "adapted", "by": "nothing", "reason": "kept the adapted model unchecked, as asked for"}
+    if not before:
+        reason = "kept the adapted model: the one it started from cannot read these scans, so there is none to compare"
+        return {"kept": "adapted", "by": "nothing", "reason": reason}
+    files = {case.id: case for case in session.request.dataset.labelled}
+    after: Scores = {}
+    for learner in learners[1:] or learners:
+        model = replace(base, segmenter=state.average_of(learner.network), plan=session.plan)
+        for case in learner.held or list(before):
+            if case in before:
+                loaded = datasets.load(files[case], session.request.dataset)
+                after[case] = score(model, loaded, hardware=session.hardware)
+    cases = {i: {"base": _mean(before[i]), "adapted": _mean(after[i])} for i in before}
+    means = {k: _mean({i: row[k] for i, row in cases.items()}) for k in ("base", "adapted")}
+    found = {"cases": cases, "labels": _by_label(before, after), **means}
+    if learners[1:]:
+        kept = "adapted" if means["adapted"] > means["base"] else "base"
+        reason = (
+            f"kept the {_called(kept)}: cross-validated Dice over {len(cases)} labelled case(s) "
+            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted"
+        )
+        return found | {"kept": kept, "by": "cross-validation", "folds": len(learners) - 1, "reason": reason}
+    return found | _by_signs(session, base, state.average_of(learners[0].network), means)
+
+
+def _by_signs(session: Session, base: Model, adapted: nn.Module, means: Mapping[str, float]) -> dict[str, Any]:
+    """With one labelled patient none can be left out: a collapse shows, a gain does not."""
+    signs: dict[str, dict[str, float]] = {}
+    hardware, looked = session.hardware, session.unlabelled[:LOOKED]
+    same_input = (session.plan.spacing, session.plan.channels) == (base.plan.spacing, base.plan.channels)
+    if looked and same_input and session.plan.classes == base.plan.classes:
+        signs["consistency"] = {}
+        for name, network in (("base", base.segmenter), ("adapted", adapted)):
+            predictor = infer.network_predictor(network.to(hardware.device).eval(), hardware)
+            same = [consistency(case, session, predictor=predictor) for case in looked]
+            signs["consistency"][name] = float(np.mean(same))
+    fitted = means["adapted"] > means["base"]
+    steady = all(row["adapted"] >= row["base"] - LESS_CONSISTENT for row in signs.values())
+    kept = "adapted" if fitted and steady else "base"
+    said = f"Dice on the labelled case itself {means['base']:.3f} before, {means['adapted']:.3f} adapted"
+    for name, row in signs.items():
+        said += f"; {name} on scans without labels {row['base']:.3f} before, {row['adapted']:.3f} adapted"
+    reason = (
+        f"kept the {_called(kept)}: {said}. One labelled patient cannot show that it is better on others; label a "
+        "second one for a cross-validation"
+    )
+    return {"kept": kept, "by": "signs", "signs": signs, "reason": reason}
+
+
+def _called(kept: str) -> str:
+    return "adapted model" if kept == "adapted" else "model as it was"
+
+
+def _by_label(before: Scores, after: Scores) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys(name for row in (*before.values(), *after.values()) for name in row)
+    return {
+        name: {
+            key: _mean({i: row[name] for i, row in scores.items() if name in row})
+            for key, scores in (("base", before), ("adapted", after))
+        }
+        for name in names
+    }
+
+
+def _mean(row: Mapping[str, float]) -> float:
+    return float(np.mean(list(row.values()))) if row else 0.0
+
+
+def _finish(
+    session: Session, base: Model, adapted: nn.Module, grafted: Grafted, verdict: dict[str, Any], source: Dataset | None
+) -> Model:
+    """Write the model that is kept, with where it came from and what spoke for it."""
+    request, config = session.request, session.settings.transfer
+    record = {
+        "from": {"method": base.provenance.get("method"), "sha256": base.provenance.get("sha256")},
+        "layers": AUTO if config.layers == "auto" else config.layers,
+        "asked": config.layers,
+        "weights": grafted.to_dict(),
+        "changes": grafting.changes(session.plan, base.plan),
+        **verdict,
+    }
+    keeps = verdict["kept"] == "adapted"
+    segmenter = adapted if keeps else base.segmenter
+    plan = session.plan if keeps else replace(base.plan, names=grafting.renumbered(base.names, session.plan.names))
+    others = base.others if plan.channels == base.plan.channels else {}
+    if source is not None and not session.interrupted:
+        record["source"] = _forgotten(base, replace(base, segmenter=segmenter, plan=plan), source, session)
+        request.say("on the old population: Dice {before:.3f} before, {after:.3f} after".format(**record["source"]))
+    return session.finish(segmenter, others=others, record={"transfer": record}, plan=plan)
+
+
+def _forgotten(base: Model, kept: Model, source: Dataset, session: Session) -> dict[str, Any]:
+    """Dice of both models on labelled cases of the old population; those that the base was trained on are marked."""
+    rng, known = np.random.default_rng(session.request.seed), source.labelled
+    drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
+    trained = {str(i) for i in base.provenance.get("labelled", ())}
+    rows = {}
+    for files in drawn:
+        case = datasets.load(files, source)
+        pair = [score(model, case, hardware=session.hardware) for model in (base, kept)]
+        rows[files.id] = {"before": _mean(pair[0]), "after": _mean(pair[1]), "trained": files.id in trained}
+    return {"cases": rows, **{k: _mean({i: row[k] for i, row in rows.items()}) for k in ("before", "after")}}

@@ -1,0 +1,284 @@
+"""The shift card: how far a target population is from the one a model knows, of what kind, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewscan import api
+from fewscan.data import dataset as datasets
+from fewscan.data.dataset import CaseFiles, Dataset
+from fewscan.data.dicom_labels import plain_name
+from fewscan.data.io import read_labels
+from fewscan.deliver import card
+from fewscan.errors import ConfigError, DataError
+from fewscan.judge import looks
+from fewscan.judge import shift as judging
+from fewscan.judge.evaluate import case_id
+from fewscan.judge.results import plain
+from fewscan.learn import checkpoint, infer
+from fewscan.learn.engine import Status
+from fewscan.learn.hardware import Hardware, pick
+from fewscan.learn.request import Observer
+from fewscan.methods import pairwise
+from fewscan.methods.transfer import score
+from fewscan.space import field
+from fewscan.space.volume import Case, Volume
+
+MOST_SCANS = 40  # of each population
+MOST_JUDGED = 12  # labelled scans of each population that the model is judged on
+MOST_LESIONS = 6  # lesion cases, and as many healthy scans, that are registered
+TEMPLATES = 2  # healthy scans that are brought onto each of them
+MASKED_MM = 2.0  # around a lesion, where likeness does not count
+WORSE = 0.1  # Dice by which the surroundings of a lesion may fall behind the rest before a case needs a human
+
+
+@dataclass(frozen=True, eq=False)
+class _Card:
+    """What the parts of a card share."""
+
+    model: checkpoint.Model
+    source: Dataset
+    target: Dataset
+    lesions: dict[str, Path]
+    hardware: Hardware
+    seed: int
+    observe: Observer | None
+    started: float
+
+    def tell(self, share: float, note: str) -> None:
+        """Progress for people."""
+        if self.observe is not None:
+            spent = time.monotonic() - self.started
+            self.observe(Status(1, None, share, spent, spent * (1 - share) / max(share, 0.02), math.nan, {}, 0.0, note))
+
+    def sample(self, cases: Sequence[CaseFiles], most: int, *, first: frozenset[str] = frozenset()) -> list[CaseFiles]:
+        """At most so many of these cases, drawn by the seed; those named first come first."""
+        order = np.random.default_rng(self.seed).permutation(len(cases))
+        drawn = sorted((cases[i] for i in order), key=lambda case: case.id not in first)[:most]
+        return sorted(drawn, key=lambda case: case.id)
+
+    def mask(self, case: Case) -> NDArray[np.bool_] | None:
+        """The lesion on the grid of a case; None where there is none."""
+        path = self.lesions.get(case.id)
+        if path is None:
+            return None
+        label = read_labels(path)
+        geometry = case.image.geometry
+        mask = field.warp_nearest(label.data, label.geometry, field=field.from_matrix(np.eye(4), geometry)) > 0
+        return mask if mask.any() else None
+
+
+def shift(
+    model: checkpoint.Model | Path | str,
+    source: api.Data,
+    target: api.Data,
+    out: Path | str,
+    *,
+    lesions: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    observe: Observer | None = None,
+) -> dict[str, Any]:
+    """Compare two populations, and write the card with a JSON file of the same name beside it.
+
+    Parameters
+    ----------
+    model : Model or path
+        Trained on the source population.
+    source, target : Dataset or path
+        Scans of both, labelled or not.
+    out : path
+        HTML file to write.
+    lesions : path, optional
+        Folder of masks, named like the target's cases.
+    seed : int
+        Of samples and permutations.
+    device : {"auto", "cpu", "cuda", "cuda:N"}
+        Where the model runs.
+    observe : callable, optional
+        Gets a `learn.engine.Status` as it goes.
+
+    Raises
+    ------
+    FewscanError
+        If a file cannot be used, or channels and masks do not fit.
+    """
+    page = Path(out)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{page} must end in .html; its JSON file gets the same name")
+    loaded = model if isinstance(model, checkpoint.Model) else api.load(model)
+    old, new = api.dataset_of(source), api.dataset_of(target)
+    for data in (old, new):
+        if len(data.channels) != len(loaded.plan.channels):
+            wanted = ", ".join(loaded.plan.channels)
+            raise DataError(f"{data.root} has {len(data.channels)} channel(s), the model takes {wanted}; give the same")
+    masks = _masks(Path(lesions), new) if lesions is not None else {}
+    work = _Card(loaded, old, new, masks, pick(device), seed, observe, time.monotonic())
+    seen = [_looks(work, data, at) for data, at in ((old, 0.0), (new, 0.2))]
+    found = judging.systematic(*seen, seed=seed)
+    lesion = _lesions(work) if masks else {}
+    deformed = bool(lesion) and _more(lesion["measures"]["excess"])
+    normalised = all(scaling.kind == "scan" for scaling in loaded.plan.scaling)
+    review = [case for case, row in lesion.get("cases", {}).items() if row["review"]]
+    record: dict[str, Any] = {
+        "source": {"name": old.root.name, "scans": len(seen[0]), "patients": len({o.patient for o in seen[0]})},
+        "target": {"name": new.root.name, "scans": len(seen[1]), "patients": len({o.patient for o in seen[1]})},
+        "model": dict(loaded.provenance.get("sha256", {})),
+        "advice": judging.advice(found, normalised=normalised, deformed=deformed, review=review),
+        "systematic": asdict(found),
+        "scans": {side: {o.id: {k: v.tolist() for k, v in o.numbers.items()} for o in part}
+                  for side, part in zip(("source", "target"), seen, strict=True)},
+        "dice": {"source": _dice(work, old, 0.8), "target": _dice(work, new, 0.9)},
+        "lesion": lesion,
+        "seconds": round(time.monotonic() - work.started, 1),
+        "versions": checkpoint.versions(),
+        "use": "research use only",
+    }  # fmt: skip
+    page.parent.mkdir(parents=True, exist_ok=True)
+    record = plain(record)
+    checkpoint.write_json(record, page.with_suffix(".json"))
+    card.write_card(record, page)
+    return record
+
+
+def _masks(folder: Path, target: Dataset) -> dict[str, Path]:
+    """Case id to lesion mask; masks of cases that are not there, or none at all, are refused."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give a folder of masks named like the cases of {target.root}")
+    known = {case.id for case in target.cases}
+    found = {case_id(path): path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
+    masks = {case: path for case, path in found.items() if case in known}
+    if not masks:
+        raise DataError(f"{folder}: none of its {len(found)} files is named like a case of {target.root}; rename them")
+    return masks
+
+
+def _image(case: Case, model: checkpoint.Model) -> Volume:
+    """With the channels as the model names them."""
+    return Volume(case.image.data, case.image.geometry, case.image.native, model.plan.channels)
+
+
+def _looks(work: _Card, data: Dataset, at: float) -> list[looks.Look]:
+    """Measures of each scan."""
+    found = []
+    model = work.model
+    model.segmenter.to(work.hardware.device).eval()
+    sample = work.sample(data.cases, MOST_SCANS)
+    for i, files in enumerate(sample):
+        work.tell(at + 0.2 * i / len(sample), files.id)
+        case = datasets.load(files, data)
+        lesion = work.mask(case) if data is work.target else None
+        found.append(looks.look(_image(case, model), model, case=case.id, patient=files.patient, lesion=lesion))
+    return found
+
+
+def _dice(work: _Card, data: Dataset, at: float) -> dict[str, Any]:
+    """The model's Dice on scans of a population; those it was trained on are left out while there are others."""
+    trained = {str(name) for name in work.model.provenance.get("labelled", ())}
+    unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
+    rows = {}
+    sample = work.sample([c for c in data.labelled if c.id in unseen] or data.labelled, MOST_JUDGED)
+    known = {plain_name(name) for name in work.model.names.values()}
+    if not known & {plain_name(name) for name in data.names.values()}:
+        return {"mean": math.nan, "cases": {}, "trained": False}
+    for i, files in enumerate(sample):
+        work.tell(at + 0.1 * i / len(sample), files.id)
+        scores = score(work.model, datasets.load(files, data), hardware=work.hardware)
+        shared = [value for name, value in scores.items() if plain_name(name) in known]
+        rows[files.id] = float(np.mean(shared)) if shared else math.nan
+    values = [v for v in rows.values() if math.isfinite(v)]
+    return {"mean": float(np.mean(values)) if values else math.nan, "cases": rows, "trained": not unseen}
+
+
+def _lesions(work: _Card) -> dict[str, Any]:
+    """Deformation around lesions against the same places in healthy scans, distances, and Dice near and far."""
+    patients = work.sample([c for c in work.target.cases if c.id in work.lesions], MOST_LESIONS)
+    healthy = work.sample(work.source.cases, MOST_LESIONS + TEMPLATES)
+    templates = [datasets.load(files, work.source).image for files in healthy[:TEMPLATES]]
+    rows: dict[str, dict[str, Any]] = {}
+    control: list[dict[str, float]] = []
+    if len(healthy) <= TEMPLATES:
+        raise DataError(f"{work.source.root}: {len(healthy)} scans; lesions need more than {TEMPLATES} healthy ones")
+    for i, files in enumerate(patients):
+        work.tell(0.4 + 0.4 * i / len(patients), f"{files.id}, around the lesion")
+        case = datasets.load(files, work.target)
+        lesion = work.mask(case)
+        if lesion is None:
+            continue
+        rows[case.id] = _deformation(case.image, lesion, templates) | _structures(work, case, lesion)
+        other = datasets.load(healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)], work.source).image
+        control.append(_deformation(other, _placed(lesion, other.geometry.shape), templates))
+    if not rows:
+        raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
+    measures = {}
+    for key in ("excess", "displacement_mm"):
+        pair = [[row[key] for row in part if math.isfinite(row[key])] for part in (control, list(rows.values()))]
+        if all(pair):
+            measures[key] = asdict(judging.difference(*pair, seed=work.seed))
+        else:
+            measures[key] = {"value": math.nan, "low": math.nan, "high": math.nan, "p": 1.0}
+    usual = max(row["excess"] for row in control)
+    for row in rows.values():
+        behind = row["dice_far"] - row["dice_near"] > WORSE
+        row["review"] = bool((_more(measures["excess"]) and row["excess"] > usual) or behind)
+    means = {k: float(np.nanmean([r[k] for r in rows.values()] or [math.nan])) if any(
+        math.isfinite(r[k]) for r in rows.values()) else math.nan for k in ("dice_near", "dice_far")}  # fmt: skip
+    return {"cases": rows, "control": control, "measures": measures, **means, "near_mm": judging.NEAR_MM}
+
+
+def _more(measure: dict[str, float]) -> bool:
+    """Whether there is more than chance explains."""
+    return measure["p"] <= judging.RARE and measure["value"] > 0
+
+
+def _placed(lesion: NDArray[np.bool_], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """The mask at the same relative place of another grid."""
+    index = [
+        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, lesion.shape, strict=True)
+    ]
+    return lesion[np.ix_(*index)]
+
+
+def _deformation(image: Volume, lesion: NDArray[np.bool_], templates: Sequence[Volume]) -> dict[str, float]:
+    """How healthy templates must deform, beyond an affine map, to fit around a lesion: |log det J| and length, mm."""
+    away = looks.distance_mm(lesion, image.geometry.spacing)
+    mask = looks.tissue(image.data[0])
+    rows = []
+    for template in templates:
+        found = pairwise.register(image, template, weight=away > MASKED_MM)
+        to_voxels = np.linalg.inv(image.geometry.affine) @ np.linalg.inv(found.matrix) @ image.geometry.affine
+        u = field.through(to_voxels, found.field.u)  # what is left without the affine part
+        determinant = field.determinant(torch.from_numpy(u)[None])[0].numpy()
+        change = np.abs(np.log(np.maximum(determinant, 1e-3)))
+        length = np.linalg.norm(np.einsum("ij,jxyz->ixyz", image.geometry.affine[:3, :3], u), axis=0)
+        near, far = judging.near_and_far(change, away, mask=mask)
+        rows.append((near, far, judging.near_and_far(length, away, mask=mask)[0]))
+    near, far, moved = (float(np.mean(column)) for column in zip(*rows, strict=True))
+    return {"volume change": near, "volume change, far": far, "excess": near - far, "displacement_mm": moved}
+
+
+def _structures(work: _Card, case: Case, lesion: NDArray[np.bool_]) -> dict[str, Any]:
+    """Distance of the lesion to each structure, drawn or predicted, and Dice near and far where it was drawn."""
+    model, away = work.model, looks.distance_mm(lesion, case.image.geometry.spacing)
+    predictor = infer.torch_predictor(model, work.hardware)
+    answer = infer.segment(model, _image(case, model), predictor=predictor).label
+    drawn = {} if case.label is None else {plain_name(n): case.label.data == v for v, n in case.label.names.items()}
+    distances, pairs = {}, []
+    for value, name in model.names.items():
+        found, truth = answer == value, drawn.get(plain_name(name))
+        if truth is not None:
+            pairs.append(judging.near_and_far_dice(found, truth, away=away))
+        mask = found if truth is None else truth
+        distances[name] = float(away[mask].min()) if mask.any() else math.nan
+    columns = [[v for v in column if math.isfinite(v)] for column in zip(*pairs, strict=True)] if pairs else [[], []]
+    near, far = (float(np.mean(column)) if column else math.nan for column in columns)
+    return {"distance_mm": distances, "dice_near": near, "dice_far": far}

@@ -1,0 +1,163 @@
+"""The shift card: injected differences are named, chance is not, lesions are told apart, the page is whole."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phantom import phantom, write_dataset
+from torch import nn
+
+from fewscan import api, shifting
+from fewscan.data.dataset import load
+from fewscan.data.io import write_image, write_labelmap
+from fewscan.errors import ConfigError, DataError
+from fewscan.judge import looks, shift
+from fewscan.judge.shift import Distance, Systematic
+from fewscan.shifting import shift as make_card
+from fewscan.space.volume import Volume
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def benchmark():
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("shift")
+    finally:
+        sys.path.remove(folder)
+
+
+bench = benchmark()
+
+
+def named(*kinds, value=3.0, p=0.001):
+    found = {kind: Distance(value=value, low=-1.0, high=1.0, p=p) for kind in kinds}
+    return Systematic(kinds=found, distances={}, named=tuple(kinds))
+
+
+@pytest.fixture(scope="module")
+def normaliser(untrained):
+    """A model without an encoder: what differs is named without features."""
+    return replace(untrained, segmenter=nn.Identity())
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    return api.open(bench.synthetic(tmp_path_factory.mktemp("scans"), 24))
+
+
+def test_injected_shifts_are_named_in_most_of_twenty_cases(scans, normaliser):
+    told = [bench.run(scans, normaliser, seed=seed, kind=kind, each=8) for seed, kind in bench.cases(20)]
+    assert sum(row["right"] for row in told) >= 18, told
+
+
+def test_nothing_is_named_where_nothing_was_done(scans, normaliser):
+    told = [bench.run(scans, normaliser, seed=100 + seed, kind="none", each=6)["named"] for seed in range(10)]
+    assert told.count("nothing") >= 9, told
+
+
+def test_two_patients_show_nothing_however_far_apart(scans, normaliser):
+    images = [load(case, scans).image for case in scans.cases[:4]]
+    first = [looks.look(image, normaliser, case=str(i)) for i, image in enumerate(images[:2])]
+    rng = np.random.default_rng(0)
+    second = [
+        looks.look(bench.inject(i, "spacing", rng=rng), normaliser, case=f"t{n}") for n, i in enumerate(images[2:])
+    ]
+    assert shift.systematic(first, second).named == ()
+
+
+def test_many_scans_of_one_patient_count_as_one(scans, normaliser):
+    image = load(scans.cases[0], scans).image
+    rng = np.random.default_rng(0)
+    others = [load(case, scans).image for case in scans.cases[1:7]]
+    source = [looks.look(i, normaliser, case=f"s{n}") for n, i in enumerate(others)]
+    target = [
+        looks.look(bench.inject(image, "blur", rng=rng), normaliser, case=f"t{n}", patient="one") for n in range(8)
+    ]
+    assert shift.systematic(source, target).named == ()
+
+
+def test_features_tell_noisy_scans_from_others(scans, untrained):
+    rng = np.random.default_rng(0)
+    images = [load(case, scans).image for case in scans.cases[:12]]
+    source = [looks.look(i, untrained, case=f"s{n}") for n, i in enumerate(images[:6])]
+    target = [looks.look(bench.inject(i, "noise", rng=rng), untrained, case=f"t{n}") for n, i in enumerate(images[6:])]
+    found = shift.systematic(source, target).distances
+    assert set(found) == {"intensity, Wasserstein", "features, MMD", "features, Fréchet"}
+    assert min(found["features, MMD"].p, found["features, Fréchet"].p) < 0.05
+
+
+def test_a_lesion_hides_only_what_is_near_it(untrained):
+    image, _, geometry = phantom(0, shape=(40, 40, 40))
+    lesion = np.zeros(image.shape, bool)
+    lesion[2:8, 2:8, 2:8] = True
+    lit = np.where(lesion, 5000, image).astype(np.float32)
+    clean = looks.look(Volume(image[None], geometry, geometry), untrained, case="a", lesion=lesion)
+    bright = looks.look(Volume(lit[None], geometry, geometry), untrained, case="b", lesion=lesion)
+    np.testing.assert_allclose(bright.numbers["fine detail"], clean.numbers["fine detail"], atol=0.3)
+
+
+def test_dice_near_and_far_from_a_lesion():
+    lesion = np.zeros((40, 8, 8), bool)
+    lesion[0] = True
+    away = looks.distance_mm(lesion, (1.0, 1.0, 1.0))
+    truth = np.ones(lesion.shape, bool)
+    found = away > shift.NEAR_MM
+    assert shift.near_and_far_dice(found, truth, away=away) == (0.0, 1.0)
+    near, far = shift.near_and_far(found.astype(float), away, mask=truth)
+    assert (near, far) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "more", "said"),
+    [
+        (named("contrast"), {}, "Contrast differs: fine-tuning with about 5 labelled cases should repair this part."),
+        (named("intensity scale"), {}, "Only the intensity scale differs, which the model's normalisation takes away"),
+        (named("fine detail", "contrast", value=9.0), {}, "Fine detail and contrast differ: fine-tuning with about 10"),
+        (named("contrast"), {"deformed": True}, "; it will not repair the deformation around lesions."),
+        (named("contrast"), {"review": ["a", "b"]}, "; a and b need a human."),
+    ],
+)  # fmt: skip
+def test_the_advice_is_one_plain_sentence(found, more, said):
+    text = shift.advice(found, normalised=True, **more)
+    assert said in text
+    assert text.count(". ") == 0
+
+
+def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(shifting, "TEMPLATES", 1)
+    data, model = write_dataset(tmp_path / "source", labelled=4), untrained
+    target = write_dataset(tmp_path / "target", labelled=4, spacing=(2.0, 2.0, 2.0))
+    (tmp_path / "masks").mkdir()
+    geometry = phantom(0, spacing=(2.0, 2.0, 2.0))[2]
+    lesion = np.zeros(geometry.shape, np.uint8)
+    lesion[14:18, 4:8, 6:10] = 1
+    write_labelmap(lesion, tmp_path / "masks" / "case_00.nii.gz", native=geometry)
+    record = make_card(model, data, target, tmp_path / "card.html", lesions=tmp_path / "masks")
+    assert json.loads((tmp_path / "card.json").read_text()) == json.loads(json.dumps(record))
+    assert record["systematic"]["named"][0] == "voxel size"
+    assert sorted(record["lesion"]["cases"]) == ["case_00"]
+    assert record["lesion"]["cases"]["case_00"]["volume change"] > 0
+    page = (tmp_path / "card.html").read_text()
+    assert record["advice"] in page
+    for text in ("voxel size", "log det J", "Dice near", "case_00", "For research use only"):
+        assert text in page, text
+    assert str(tmp_path) not in page + (tmp_path / "card.json").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_what_cannot_be_compared_is_refused(untrained, tmp_path):
+    data, model = write_dataset(tmp_path / "data", labelled=1), untrained
+    with pytest.raises(ConfigError, match=r"must end in \.html"):
+        make_card(model, data, data, tmp_path / "card")
+    with pytest.raises(DataError, match="no such folder; give a folder of masks"):
+        make_card(model, data, data, tmp_path / "card.html", lesions=tmp_path / "none")
+    (tmp_path / "masks").mkdir()
+    write_image(np.ones((4, 4, 4), np.float32), tmp_path / "masks" / "else.nii.gz", native=phantom(0)[2])
+    with pytest.raises(DataError, match="none of its 1 files is named like a case"):
+        make_card(model, data, data, tmp_path / "card.html", lesions=tmp_path / "masks")

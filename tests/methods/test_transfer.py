@@ -1,0 +1,199 @@
+"""Transfer: weights go by name, the base stays as it is, the guard keeps the better one, a killed run goes on."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from phantom import NAMES, phantom, write_dataset
+
+from fewscan import api
+from fewscan.data.io import write_image, write_labelmap
+from fewscan.errors import ConfigError, ModelError
+from fewscan.learn import checkpoint, grafting, session
+from fewscan.learn.config import Settings
+from fewscan.learn.networks import layers
+from fewscan.methods import transfer as method
+from fewscan.space.geometry import Geometry
+from fewscan.transferring import transfer
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def inverted(root, *, labelled, unlabelled=0, names=NAMES):
+    """Phantoms of another contrast: dark is bright."""
+    data = write_dataset(root, labelled=labelled, unlabelled=unlabelled)
+    (root / "labels.json").write_text(json.dumps({str(k): v for k, v in names.items()}))
+    for path in (data / "images").iterdir():
+        image, _, geometry = phantom(int(path.name[5:7]))
+        write_image(300 - image, path, native=geometry)
+    return data
+
+
+def said_by(events):
+    return " ".join(event for event in events if isinstance(event, str))
+
+
+@pytest.fixture(scope="module")
+def adapted(trained, tmp_path_factory):
+    """A model moved to inverted phantoms, what was said, and the base's files before."""
+    _, base = trained
+    root, before, events = tmp_path_factory.mktemp("adapted"), hashes(base.path), []
+    data = inverted(root / "data", labelled=3, unlabelled=1)
+    source = write_dataset(root / "source", labelled=2)
+    model = transfer(
+        base.path, data, root / "model", steps=240, device="cpu", source=source, settings={"transfer.lr": "0.003"},
+        observe=events.append,
+    )  # fmt: skip
+    return root, model, events, before, base
+
+
+def test_the_base_stays_as_it_was_to_the_bit(adapted):
+    _, _, _, before, base = adapted
+    assert hashes(base.path) == before
+
+
+def test_what_helps_on_cases_left_out_is_kept_with_its_evidence(adapted):
+    root, model, events, _, _ = adapted
+    record = api.load(root / "model").provenance["transfer"]
+    assert (record["kept"], record["by"], record["folds"]) == ("adapted", "cross-validation", 3)
+    assert record["adapted"] > record["base"]
+    assert sorted(record["cases"]) == ["case_00", "case_01", "case_02"]
+    assert record["layers"] == "all"
+    assert record["weights"]["labels"] == {"ball": "ball", "rod": "rod"}
+    assert "kept the adapted model: cross-validated Dice over 3 labelled case(s)" in said_by(events)
+    assert not (root / "model" / "cache").exists()
+    assert {"before", "after", "cases"} <= record["source"].keys()
+    assert record["source"]["cases"]["case_00"]["trained"]
+    done = model.predict(root / "data" / "images" / "case_03.nii.gz", root / "out")
+    assert done[0].volumes_ml["ball"] > 0
+
+
+def test_the_report_shows_before_after_and_the_verdict(adapted):
+    root = adapted[0]
+    page = api.report(root / "model", root / "report.html").read_text()
+    assert 'id="transfer"' in page
+    for text in ("The adapted model was kept", "case_02", "cross-validat", "Old population"):
+        assert text in page, text
+
+
+def test_a_base_that_is_as_good_is_kept_to_the_bit(trained, tmp_path, monkeypatch):
+    data, base = trained
+    real = method.score
+    monkeypatch.setattr(
+        method, "score", lambda model, case, **k: dict.fromkeys(real(model, case, **k), 1.0 if model is base else 0.5)
+    )
+    model = transfer(base, data, tmp_path / "model", steps=12, device="cpu")
+    assert model.provenance["transfer"]["kept"] == "base"
+    for a, b in zip(model.segmenter.parameters(), base.segmenter.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_labelled_case_is_enough_and_says_what_cannot_be_known(trained, tmp_path):
+    _, base = trained
+    events = []
+    data = inverted(tmp_path / "data", labelled=1, unlabelled=1)
+    model = transfer(base, data, tmp_path / "model", steps=60, device="cpu", observe=events.append)
+    record = model.provenance["transfer"]
+    assert record["by"] == "signs"
+    assert "consistency" in record["signs"]
+    assert "One labelled patient cannot show" in said_by(events)
+
+
+def test_other_labels_learn_first_on_a_frozen_trunk(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "LOG_EVERY_SECONDS", 0.0)
+    _, base = trained
+    data = inverted(tmp_path / "data", labelled=2, names={1: "Rod", 2: "cyst"})
+    model = transfer(base, data, tmp_path / "model", steps=30, device="cpu", settings={"transfer.warm": "0.5"})
+    weights = model.provenance["transfer"]["weights"]
+    assert weights["labels"] == {"Rod": "rod", "cyst": ""}
+    assert weights["dropped"] == ["ball"]
+    assert set(weights["adapted"]) == {"head.weight", "head.bias"}
+    rows = [json.loads(line) for line in (tmp_path / "model" / "history.jsonl").read_text().splitlines()]
+    assert rows[0]["phase"] == "warm-up"
+    assert {"adapt", "folds"} <= {row["phase"] for row in rows}
+
+
+def test_only_the_layers_asked_for_change(trained, tmp_path):
+    data, base = trained
+    model = transfer(base, data, tmp_path / "model", steps=12, layers="norms", device="cpu")
+    moved = layers(base.segmenter, "norms")
+    if model.provenance["transfer"]["kept"] == "adapted":
+        own, trained_weights = model.segmenter.state_dict(), base.segmenter.state_dict()
+        assert {n for n in own if not torch.equal(own[n], trained_weights[n])} == moved
+    assert {n.rpartition(".")[0] for n in moved} < {n for n, _ in base.segmenter.named_modules()}
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(session, "LOG_EVERY_SECONDS", 0.0)
+    _, base = trained
+    data = inverted(tmp_path / "data", labelled=2, names={1: "ball", 2: "cyst"})
+
+    def stop(event):
+        if not isinstance(event, str) and event.step >= 25:
+            raise KeyboardInterrupt
+
+    whole = transfer(base, data, tmp_path / "whole", steps=40, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        transfer(base, data, tmp_path / "parts", steps=40, device="cpu", observe=stop)
+    with pytest.raises(ConfigError, match="made by fewscan transfer; go on with that verb"):
+        api.train(data, tmp_path / "parts", resume=True, device="cpu")
+    parts = transfer(base, data, tmp_path / "parts", resume=True, device="cpu")
+    assert whole.provenance["transfer"] == parts.provenance["transfer"]
+    for a, b in zip(whole.segmenter.parameters(), parts.segmenter.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_go_by_channel_and_label(untrained):
+    plan = replace(
+        untrained.plan, channels=("flair", "Image"), names={3: "rod", 7: "new", 9: "ball"},
+        scaling=untrained.plan.scaling * 2,
+    )  # fmt: skip
+    network = checkpoint.build_segmenter(plan, Settings(), seed=1)
+    fresh = {k: v.clone() for k, v in network.state_dict().items()}
+    grafted = grafting.graft(network, untrained, plan=plan)
+    own, base = network.state_dict(), untrained.segmenter.state_dict()
+    assert torch.equal(own["down.0.0.weight"], base["down.0.0.weight"].expand(-1, 2, -1, -1, -1))
+    assert torch.equal(own["head.weight"][[0, 1, 3]], base["head.weight"][[0, 2, 1]])
+    assert torch.equal(own["head.weight"][2], fresh["head.weight"][2])
+    assert grafted.fresh == {"down.0.0.weight", "head.weight", "head.bias"}
+    assert len(grafted.kept) == len(own) - 3
+    assert grafted.channels == {"flair": "image", "Image": "image"}
+
+
+def test_the_voxel_size_is_the_models_unless_a_label_would_be_lost(trained, tmp_path):
+    _, base = trained
+    for name, size in (("near", 0.9), ("fine", 0.2)):
+        data = write_dataset(tmp_path / name, labelled=1, spacing=(size,) * 3)
+        if name == "fine":
+            thin = np.zeros((20, 24, 18), np.uint8)
+            thin[5:7, 8:20, 9:11] = 1
+            write_labelmap(
+                thin, data / "labels" / "case_00.nii.gz", native=Geometry((20, 24, 18), np.diag([size] * 3 + [1]))
+            )
+        events = []
+        model = transfer(base, data, tmp_path / f"{name}_model", steps=4, device="cpu", observe=events.append)
+        plan = grafting.changes(model.plan, base.plan)
+        assert ("a label would be lost" in said_by(events)) == (name == "fine"), plan
+
+
+def test_what_cannot_be_transferred_is_refused(trained, tmp_path):
+    data, base = trained
+    with pytest.raises(ConfigError, match="would be overwritten; give another -o"):
+        transfer(base, data, base.path)
+    with pytest.raises(ConfigError, match=r"network\.widths cannot be set"):
+        transfer(base, data, tmp_path / "a", settings={"network.widths": "8,8"})
+    registers = replace(base, segmenter=checkpoint.networks.Absent())
+    with pytest.raises(ModelError, match="only registers; give one that segments"):
+        transfer(registers, data, tmp_path / "b", steps=1)
+    with pytest.raises(ConfigError, match="layers must be auto"):
+        transfer(base, data, tmp_path / "c", layers="first")
+
+
+def test_labels_take_the_numbers_of_the_new_data():
+    assert grafting.renumbered({1: "a", 2: "b", 3: "c"}, {1: "C", 7: "a"}) == {7: "a", 2: "b", 1: "c"}
