@@ -64,18 +64,22 @@ def source_of(root: Path, work: Path, *, task: str) -> tuple[Dataset, Dataset]:
     (name, count), _ = TASKS[task]
     data = api.open(root / name)
     if name == "hippocampus_msd":
-        (target,) = api.open(root / "hippocampus_oasis").names.values()
-        cases = []
-        for case in data.labelled:
-            path = work / "merged" / f"{case.id}.nii.gz"
-            if not path.is_file():
-                assert case.label is not None
-                label = read_labels(case.label)
-                write_labelmap((label.data > 0).astype(np.uint8), path, native=read_image(case.images[0]).native)
-            cases.append(replace(case, label=path))
-        data = replace(data, cases=tuple(cases), names={1: target})
+        data = one_hippocampus(data, work, name=next(iter(api.open(root / "hippocampus_oasis").names.values())))
     patients = sorted(patients_of(data))
     return only(data, patients[:count]), only(data, patients[count:])
+
+
+def one_hippocampus(data: Dataset, work: Path, *, name: str) -> Dataset:
+    """MSD's two halves as one structure of this name."""
+    cases = []
+    for case in data.labelled:
+        path = work / "merged" / f"{case.id}.nii.gz"
+        if not path.is_file():
+            assert case.label is not None
+            label = read_labels(case.label)
+            write_labelmap((label.data > 0).astype(np.uint8), path, native=read_image(case.images[0]).native)
+        cases.append(replace(case, label=path))
+    return replace(data, cases=tuple(cases), names={1: name})
 
 
 def source_model(train: Dataset, work: Path, *, task: str, minutes: float) -> Model:

@@ -54,6 +54,7 @@ ALIKE = 0.6  # least Dice between the first mask and the vote of the atlases for
 THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
 TURN, STRETCH = 0.2, 0.1  # rad and logarithm of scale by which views differ at most
 TRIED = 5  # steps of the refinement after which it is known how long one takes
+FITTING = "atlases and scan fit each other"
 LEAST_SEEN = 0.5  # share of the structures that atlases must reach
 
 Mode = Literal["auto", "always"]
@@ -136,7 +137,7 @@ class Personalized:
     kept : {"before", "after"}
         What the guard chose.
     reason : str
-        Why, for people.
+        Why, for people: `FITTING`, or what speaks against the change, also where it was made because that was asked.
     evidence : mapping of str to float
         The figures behind it.
     """
@@ -249,7 +250,7 @@ class Personalizer:
             network = self._refined(case, voters, mask, until=None if seconds is None else begin + seconds)
             after = share[0] * vote + share[1] * (first + self._answer(image, network)) / 2
         evidence["changed"] = 1 - mean_dice(before.argmax(0), after.argmax(0))
-        return Personalized(before, after, "after", "atlases and scan fit each other", evidence)
+        return Personalized(before, after, "after", refused or FITTING, evidence)
 
     # ------------------------------------------------------------------------------------------------- first mask
 
