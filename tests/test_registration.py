@@ -7,6 +7,7 @@ import pytest
 from phantom import phantom, write_dataset
 
 from fewscan import api, drafting, registration
+from fewscan.data import places
 from fewscan.data.fields import read_field
 from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
@@ -44,7 +45,8 @@ def test_it_leaves_its_files_on_the_fixed_grid(pair, tmp_path):
     seen = []
     report = run(pair, tmp_path / "out", observe=seen.append)
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {*registration.FILES, registration.RECORD, registration.PICTURES}
+    wanted = {*registration.FILES, registration.RECORD, registration.PICTURES, places.LOCAL}
+    assert {p.name for p in out.iterdir()} == wanted
     assert all((out / name).is_file() for name in report["pictures"])
     fixed, warped = read_image(pair["fixed"]), read_image(out / "warped.nii.gz")
     np.testing.assert_allclose(warped.geometry.affine, fixed.geometry.affine, atol=1e-5)

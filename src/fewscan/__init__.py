@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         predict,
         report,
         train,
+        view,
     )  # fmt: skip
     from fewscan.data.sample import sample_path
     from fewscan.errors import FewscanError
@@ -64,6 +65,7 @@ __all__ = [
     "shift",
     "train",
     "transfer",
+    "view",
 ]
 
 

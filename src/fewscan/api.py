@@ -14,7 +14,6 @@ from fewscan.data import dataset as datasets
 from fewscan.data import doctor, repair
 from fewscan.data.dataset import Dataset
 from fewscan.deliver.printable import Printer
-from fewscan.deliver.report import write_report
 from fewscan.deliver.solids import Additions
 from fewscan.errors import ConfigError
 from fewscan.exporting import export
@@ -35,6 +34,7 @@ from fewscan.personalization import personalize
 from fewscan.prediction import Inputs, Prediction, predict
 from fewscan.quantity import duration
 from fewscan.registration import register, register_config
+from fewscan.reporting import report, view
 
 __all__ = [
     "Additions",
@@ -57,6 +57,7 @@ __all__ = [
     "register_config",
     "report",
     "train",
+    "view",
 ]
 
 METHODS: dict[str, Callable[[Request], checkpoint.Model]] = {
@@ -331,24 +332,6 @@ def compare(a: Evaluation | Path | str, b: Evaluation | Path | str) -> Compariso
     """
     first, second = (e if isinstance(e, Evaluation) else read_evaluation(Path(e)) for e in (a, b))
     return judging.compare(first, second)
-
-
-def report(directory: Path | str, out: Path | str) -> Path:
-    """Write one offline HTML file about a folder of results.
-
-    Parameters
-    ----------
-    directory : path
-        With a model, predictions or an evaluation in it.
-    out : path
-        HTML file to write.
-
-    Raises
-    ------
-    FewscanError
-        If there is nothing to report on.
-    """
-    return write_report(Path(directory), Path(out))
 
 
 def draft(

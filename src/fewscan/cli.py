@@ -6,18 +6,19 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fewscan import cli_export, cli_mesh, cli_registration, cli_tracts, cli_transfer  # noqa: F401 (add their verbs)
+from fewscan import cli_export, cli_mesh, cli_registration, cli_tracts, cli_transfer, cli_view  # noqa: F401 (add their verbs)
 from fewscan.errors import ConfigError, FewscanError
 from fewscan.options import (
     Budget,
     Data,
     Device,
+    Images,
     Json,
     Memory,
     Method,
@@ -257,17 +258,26 @@ def crossval(
     _show_scores(evaluation, json_file)
 
 
-@app.command(epilog=examples("report demo", "report runs/knee -o knee.html"))
+@app.command(
+    epilog=examples(
+        "report demo", "report runs/knee -o knee.html", "report out --images scans", "report out --viewer none"
+    )
+)
 def report(
     directory: Annotated[
         Path, typer.Argument(help="Folder with a model, predictions or an evaluation.", metavar="DIR")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="HTML file to write.", metavar="FILE")] = Path("report.html"),
+    viewer: Annotated[
+        Literal["thin", "full", "none"], typer.Option(help="Scans in the page: below 25 MB, whole, or none.")
+    ] = "thin",
+    images: Images = None,
 ) -> None:
-    """Write one offline HTML file for a clinician."""
+    """Write one offline HTML file for a clinician, with a viewer inside."""
     from fewscan import api
 
-    stdout().print(f"Report: {api.report(directory, out)}", markup=False)
+    path = api.report(directory, out, viewer=viewer, images=images or ())
+    stdout().print(f"Report: {path}, {path.stat().st_size / 1e6:.1f} MB", markup=False)
 
 
 def main() -> None:

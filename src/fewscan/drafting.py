@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fewscan.data import places
 from fewscan.data.dataset import Dataset, load
 from fewscan.data.io import write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
@@ -75,6 +76,7 @@ def draft(
     judged = [case for case in atlases if any(_patient(a) != _patient(case) for a in atlases)][:MOST_JUDGED]
     total = len(judged) + len(data.unlabelled)
     record = _begin(out, fusion)
+    places.remember(out / RECORD, {case.id: {"image": case.images[0]} for case in data.unlabelled})
 
     def tell(done: int, note: str) -> None:
         if observe is not None:

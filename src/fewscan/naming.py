@@ -10,7 +10,9 @@ from typing import Any
 from fewscan.data.listing import read_listing, read_names
 from fewscan.errors import DataError
 from fewscan.learn.checkpoint import load_model
-from fewscan.prediction import RECORD
+
+PREDICTIONS = "predictions.json"
+"""Record that `predict` leaves beside its label maps."""
 
 
 def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, str] | None, int | None]:
@@ -56,7 +58,7 @@ def record_of(thing: Path) -> dict[str, Any]:
         Label map.
     """
     try:
-        record = json.loads((thing.parent / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((thing.parent / PREDICTIONS).read_text(encoding="utf-8"))
         mine = [row for row in record["predictions"] if row["path"] == thing.name]
         return dict(record) if mine else {}
     except (OSError, ValueError, KeyError, TypeError):

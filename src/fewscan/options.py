@@ -41,6 +41,10 @@ Settings = Annotated[
 ]
 Personalize = Literal["never", "auto", "always"]
 Method = Annotated[str, typer.Option(help="Published method to train with.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(help="Where scans are, if they do not lie where they lay; repeatable.", metavar="FOLDER"),
+]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here; - prints it alone.")]
 
 

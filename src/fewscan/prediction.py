@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fewscan.data import places
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError
 from fewscan.learn import checkpoint, infer, inputs
@@ -19,9 +20,9 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
+from fewscan.naming import PREDICTIONS as RECORD
 from fewscan.space.volume import Volume
 
-RECORD = "predictions.json"
 Tick = Callable[[float], None]
 Answer = tuple[infer.Segmented, Mapping[str, Any] | None]
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
@@ -141,6 +142,7 @@ def predict_by(
     """
     found = _scans(scans, model)
     records = _claim(folder, found, skip_existing=skip_existing)
+    kept = places.recall(folder / RECORD)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
     begin = time.monotonic()
@@ -164,6 +166,8 @@ def predict_by(
         weights = model.provenance.get("sha256", {})
         record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
         checkpoint.write_json(record, folder / RECORD)
+        kept |= {scan.id: {"image": scan.images[0]}}
+        places.remember(folder / RECORD, kept)
         if observe is not None:
             observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(answer)}")
     return done

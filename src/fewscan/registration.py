@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.data import places
 from fewscan.data.fields import write_field
 from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
 from fewscan.deliver import warps
@@ -116,6 +117,8 @@ def register(
     report["pictures"] = [f"{PICTURES}/{name}" for name in warps.write_pictures(scene, folder / PICTURES)]
     report["use"] = "research use only"
     write_json(report, folder / RECORD)
+    given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}
+    places.remember(folder / RECORD, {"pair": {role: Path(path) for role, path in given.items() if path is not None}})
     return report
 
 

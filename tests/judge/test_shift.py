@@ -148,7 +148,8 @@ def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monke
     for text in ("voxel size", "log det J", "Dice near", "case_00", "For research use only"):
         assert text in page, text
     assert str(tmp_path) not in page + (tmp_path / "card.json").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
 
 
 def test_what_cannot_be_compared_is_refused(untrained, tmp_path):

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewscan.data import annotation, dicom_labels, layouts, listing
 from fewscan.data.io import label_values, peek, read_image, read_labels
@@ -216,9 +217,20 @@ def _modality(found: layouts.Found) -> Modality:
             data = read_image(pair.images[0], channels=found.channels if len(pair.images) == 1 else None).data
         except FewscanError:
             continue
-        sample = data.ravel(order="K")[:: max(1, data.size // 100_000)]
-        votes.append(bool(np.mean(sample <= -300) > 0.01 and sample.max() > 200))
+        votes.append(looks_like_ct(data))
     return "ct" if votes and 2 * sum(votes) > len(votes) else "other"
+
+
+def looks_like_ct(data: NDArray[Any]) -> bool:
+    """Whether air at -300 or less and matter above 200 both occur, as in Hounsfield units.
+
+    Parameters
+    ----------
+    data : number
+        Intensities of a scan.
+    """
+    sample = data.ravel(order="K")[:: max(1, data.size // 100_000)]
+    return bool(np.mean(sample <= -300) > 0.01 and sample.max() > 200)
 
 
 def patient_of(case: str) -> str:

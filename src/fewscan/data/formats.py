@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -300,24 +300,52 @@ def write_nifti(data: NDArray[Any], path: Path, *, native: Geometry, intent: str
     intent : str, optional
         Given, the channels are vector components, along the fifth axis, under this intent name.
     """
+    with path.open("wb") as file:
+        packed = path.name.lower().endswith(".gz")
+        stream = igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
+        put_nifti(data, stream, native=native, intent=intent)
+        if packed:
+            stream.close()
+
+
+def put_nifti(
+    data: NDArray[Any],
+    stream: IO[bytes],
+    *,
+    native: Geometry,
+    intent: str | None = None,
+    scale: tuple[float, float] = (1.0, 0.0),
+) -> None:
+    """Write a NIfTI file into a stream; its header is fresh and says nothing but type, shape and place.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) or (C, X, Y, Z) number
+        In the axis order of ``native``.
+    stream : binary file
+        Open for writing.
+    native : Geometry
+        Grid of the file.
+    intent : str, optional
+        As for `write_nifti`.
+    scale : (2,) float
+        Slope and intercept that turn what is stored into what is meant.
+    """
     volumes = data if data.ndim == 4 else data[None]
     header = nib.Nifti1Header()
     header.set_data_dtype(data.dtype)
     header.set_data_shape((*native.shape, *((1,) if intent is not None else ()), *data.shape[:-3]))
     if intent is not None:
         header.set_intent(VECTOR, name=intent)
+    if scale != (1.0, 0.0):
+        header.set_slope_inter(*scale)
     header.set_xyzt_units("mm")
     header.set_sform(native.affine, code=1)
     header.set_qform(native.affine, code=1)
     if not np.allclose(header.get_qform(), native.affine, atol=1e-3):  # a qform cannot hold shear
         header.set_qform(native.affine, code=0)
     header["magic"], header["vox_offset"] = b"n+1", 352
-    with path.open("wb") as file:
-        packed = path.name.lower().endswith(".gz")
-        stream = igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) if packed else file
-        stream.write(header.binaryblock + b"\0\0\0\0")
-        for volume in volumes:
-            for index in range(volume.shape[-1]):  # the last axis is the slowest in the file
-                stream.write(volume[..., index].tobytes(order="F"))
-        if packed:
-            stream.close()
+    stream.write(header.binaryblock + b"\0\0\0\0")
+    for volume in volumes:
+        for index in range(volume.shape[-1]):  # the last axis is the slowest in the file
+            stream.write(volume[..., index].tobytes(order="F"))

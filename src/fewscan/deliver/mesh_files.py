@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fewscan.data.io import atomic
 from fewscan.deliver.binding import USE
 from fewscan.deliver.surface import Mesh
+from fewscan.errors import DataError
 from fewscan.space.geometry import Array
 
 Space = Literal["RAS", "LPS"]
@@ -206,9 +207,52 @@ def write_glb(items: Sequence[Item], path: Path) -> None:
         file.write(buffer)
 
 
+def read_glb(path: Path) -> list[Item]:
+    """Read what `write_glb` wrote: its parts in RAS millimetres; confidence comes back as nothing but colour.
+
+    Parameters
+    ----------
+    path : Path
+        File of our own.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, or another program's.
+    """
+    try:
+        raw = path.read_bytes()
+        length = struct.unpack_from("<I", raw, 12)[0]
+        content, body = json.loads(raw[20 : 20 + length]), memoryview(raw)[28 + length :]
+        if content["asset"]["generator"] != "fewscan":
+            raise ValueError("another program wrote it")
+
+        def take(number: int) -> NDArray[Any]:
+            accessor = content["accessors"][number]
+            start = content["bufferViews"][accessor["bufferView"]]["byteOffset"]
+            width = {"SCALAR": 1, "VEC3": 3}[accessor["type"]]
+            kind = np.uint32 if accessor["componentType"] == UINT else np.float32
+            return np.frombuffer(body, kind, accessor["count"] * width, start).reshape(-1, width)
+
+        items, back = [], np.linalg.inv(UP).T
+        for mesh, material in zip(content["meshes"], content["materials"], strict=True):
+            (part,) = mesh["primitives"]
+            surface = Mesh(take(part["attributes"]["POSITION"]) @ back, take(part["indices"]).reshape(-1, 3))
+            red, green, blue = (round(255 * _shown(c)) for c in material["pbrMetallicRoughness"]["baseColorFactor"][:3])
+            items.append(Item(name=str(mesh["name"]), mesh=surface, colour=(red, green, blue)))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise DataError(f"{path}: not a model of fewscan mesh ({error}); make it again") from None
+    return items
+
+
 def _linear(share: float) -> float:
     """A colour as screens take it to one as light adds up, which glTF asks for (sRGB, IEC 61966-2-1)."""
     return round(share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4, 4)
+
+
+def _shown(light: float) -> float:
+    """The inverse of `_linear`."""
+    return 12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
 
 
 def _upright(mesh: Mesh) -> NDArray[np.float32]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data.io import atomic
-from fewscan.deliver import drafted, learning, printed, registered, sections, transferred, verdict
+from fewscan.deliver import drafted, learning, printed, registered, sections, transferred, verdict, viewer
 from fewscan.deliver.pictures import read_history
+from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
-from fewscan.errors import DataError
+from fewscan.errors import ConfigError, DataError
 from fewscan.judge.results import read_evaluation
 
 SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
@@ -32,9 +33,11 @@ SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Model", sections.provenance),
 )
 """Title and function of each part, in the order shown; a new part is one function and one line here."""
+VIEWER_AFTER = ("Pictures", "Registration", "Drafts", "Predictions", "Meshes")
+"""The viewer follows the first of these that is there."""
 
 
-def write_report(directory: Path, out: Path) -> Path:
+def write_report(directory: Path, out: Path, *, extent: viewer.Extent = "thin", images: Sequence[Path] = ()) -> Path:
     """Write the report of a run.
 
     Parameters
@@ -44,22 +47,87 @@ def write_report(directory: Path, out: Path) -> Path:
         ``predictions/predictions.json``, ``registration.json``, ``draft.json`` and ``certificate.json``.
     out : Path
         HTML file to write.
+    extent : {"full", "thin", "none"}
+        What the viewer in the page holds of scans and masks.
+    images : sequence of Path
+        Folders or files where scans are looked for by name, when they do not lie where they lay.
 
     Raises
     ------
     DataError
         If the folder holds none of them, or one is damaged.
+    ConfigError
+        If the extent is unknown.
     """
+    if extent not in viewer.EXTENTS:
+        raise ConfigError(f"the viewer is one of {', '.join(viewer.EXTENTS)}, got {extent!r}")
     run = read_run(directory)
-    parts = [(title, body) for title, section in SECTIONS if (body := section(run))]
-    headline, remarks = _said(run)
-    page = render(directory.resolve().name or "run", headline, remarks=remarks, parts=parts)
+    parts = parts_of(run)
+    shown = [] if extent == "none" else scenes(run, images)
+    room = viewer.MOST_BYTES - len(page_of(run, parts).encode())
+    stills = run.evaluation is None and run.registration is None  # whose pictures are on the page already
+    page = page_of(run, parts, viewer_html=viewer.embedded(shown, extent=extent, room=room, stills=stills))
     with atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
 
 
-def render(title: str, headline: str, *, remarks: Sequence[str], parts: Sequence[tuple[str, str]]) -> str:
+def parts_of(run: Run) -> list[tuple[str, str]]:
+    """Title and HTML of each part that the run has something for.
+
+    Parameters
+    ----------
+    run : Run
+        Read by `read_run`.
+    """
+    return [(title, body) for title, section in SECTIONS if (body := section(run))]
+
+
+def page_of(
+    run: Run,
+    parts: Sequence[tuple[str, str]],
+    *,
+    viewer_html: str = "",
+    script: str = "",
+    connect: str = "'none'",
+) -> str:
+    """The whole page.
+
+    Parameters
+    ----------
+    run : Run
+        Read by `read_run`.
+    parts : sequence of (str, str)
+        From `parts_of`.
+    viewer_html : str
+        From `fewscan.deliver.viewer`; empty for none.
+    script : str
+        What the page's own script needs before it.
+    connect : str
+        What the page may fetch from, as its content security policy says it.
+    """
+    parts = list(parts)
+    if viewer_html:
+        titles = [title for title, _ in parts]
+        before = next((title for title in VIEWER_AFTER if title in titles), titles[-1])
+        parts.insert(titles.index(before) + 1, ("Viewer", viewer_html))
+    headline, remarks = _said(run)
+    title = run.directory.resolve().name or "run"
+    return render(
+        title, headline, remarks=remarks, parts=parts, viewed=bool(viewer_html), script=script, connect=connect
+    )
+
+
+def render(
+    title: str,
+    headline: str,
+    *,
+    remarks: Sequence[str],
+    parts: Sequence[tuple[str, str]],
+    viewed: bool = False,
+    script: str = "",
+    connect: str = "'none'",
+) -> str:
     """A whole page: verdict first, then the parts.
 
     Parameters
@@ -72,19 +140,26 @@ def render(title: str, headline: str, *, remarks: Sequence[str], parts: Sequence
         What else to know first.
     parts : sequence of (str, str)
         Title and HTML of each.
+    viewed : bool
+        Whether a viewer is among them.
+    script : str
+        What the page's own script needs before it.
+    connect : str
+        What the page may fetch from, as its content security policy says it.
     """
     links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
     main = "".join(f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{body}</section>' for title, body in parts)
     points = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
     page = _asset("report.html")
     for key, value in {
+        "connect": connect,
         "title": escape(title),
-        "style": _asset("report.css"),
-        "script": _asset("report.js"),
+        "style": _asset("report.css") + (_asset("viewer.css") if viewed else ""),
         "verdict": escape(headline),
         "remarks": points,
         "links": links,
         "sections": main,
+        "script": script + _asset("report.js") + (_asset("viewer.js") if viewed else ""),
     }.items():
         before, after = page.split(f"<!-- {key} -->", 1)  # content is never searched for further marks
         page = before + value + after

@@ -9,13 +9,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from fewscan.data import io
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
-from fewscan.space.geometry import check_same, to_ras
+from fewscan.space.geometry import Geometry, check_same, to_ras
+from fewscan.space.volume import Labelmap
 
 METRICS = (
     ("dice", "Dice", "overlap: 0 none, 1 identical", 2, False),
@@ -281,30 +284,86 @@ def _card(title: str, case: CaseScore, directory: Path) -> str:
         planes = _planes(case, directory)
     except FewscanError as error:
         return f'<article>{head}<p class="hint">No picture: {escape(markup.without_folders(str(error)))}</p></article>'
+    return f"<article>{head}{side_by_side(planes)}</article>"
+
+
+def side_by_side(planes: Sequence[pictures.Plane]) -> str:
+    """Cuts with their directions and scale bars.
+
+    Parameters
+    ----------
+    planes : sequence of Plane
+        From `pictures.three_planes`.
+    """
     drawn = "".join(
         f'<figure><div class="frame">{p.svg}<span class="left">{p.left}</span><span class="top">{p.top}</span>'
         f'<span class="bar-text">{p.bar_mm:g} mm</span></div><figcaption>{p.name}</figcaption></figure>'
         for p in planes
     )
-    return f'<article>{head}<div class="planes">{drawn}</div></article>'
+    return f'<div class="planes">{drawn}</div>'
 
 
 def _planes(case: CaseScore, directory: Path) -> list[pictures.Plane]:
-    reference = io.read_labels(_where(case.reference, directory), ignore=case.ignore)
-    prediction = io.read_labels(_where(case.prediction, directory, directory / "predictions" / case.prediction.name))
-    check_same(prediction.geometry, reference.geometry, what=case.id)
-    image = None
-    if case.image is not None:
-        data, native = io.read_raw(_where(case.image, directory))
-        image, geometry = to_ras(data[0], native)  # of several channels the first
-        check_same(geometry, reference.geometry, what=case.id)
+    reference, prediction, image = judged(case, directory)
     return pictures.three_planes(reference.data, prediction.data, image=image, spacing=reference.geometry.spacing)
 
 
-def _where(path: Path, directory: Path, *more: Path) -> Path:
+def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArray[Any] | None]:
+    """Reference, prediction and scan of a judged case, on one grid; None where no scan was given.
+
+    Parameters
+    ----------
+    case : CaseScore
+        Of the run's evaluation.
+    directory : Path
+        The run.
+
+    Raises
+    ------
+    FewscanError
+        If a file is gone or damaged, or lies on another grid.
+    """
+    reference = io.read_labels(lies_at(case.reference, directory), ignore=case.ignore)
+    beside = directory / "predictions" / case.prediction.name
+    prediction = io.read_labels(lies_at(case.prediction, directory, beside))
+    check_same(prediction.geometry, reference.geometry, what=case.id)
+    if case.image is None:
+        return reference, prediction, None
+    image, geometry = first_channel(lies_at(case.image, directory))
+    check_same(geometry, reference.geometry, what=case.id)
+    return reference, prediction, image
+
+
+def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
+    """(X, Y, Z) of a scan in RAS+ order and its grid; of several channels the first.
+
+    Parameters
+    ----------
+    path : Path
+        File or DICOM folder.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    data, native = io.read_raw(path)
+    return to_ras(data[0], native)
+
+
+def lies_at(path: Path, directory: Path, *more: Path) -> Path:
     """The file as `read_evaluation` found it, or where it lies when the run's folder was moved.
 
     A bare name says nothing of the folder, and another file may be called so.
+
+    Parameters
+    ----------
+    path : Path
+        As found.
+    directory : Path
+        The run.
+    *more : Path
+        Where else it may be.
     """
     places = (*((path, directory / path) if path.name != str(path) else ()), *more)
     return next((place for place in places if place.exists()), path)

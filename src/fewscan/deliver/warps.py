@@ -18,11 +18,12 @@ import torch
 from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from fewscan.data.io import atomic
 from fewscan.deliver.pictures import MOST_BYTES, PIXELS, PLANES
-from fewscan.space.field import Field, determinant, from_matrix, warp_array, warp_labels
-from fewscan.space.geometry import Array, Geometry
+from fewscan.space.field import Field, determinant, from_matrix, invert, resize, then, warp_array, warp_labels
+from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.volume import IGNORE, Labelmap, Volume
 
 KINDS = ("fixed", "before", "warped", "checkerboard", "volume")
@@ -38,6 +39,7 @@ SMALLER, SAME, LARGER, FOLDED = (64, 170, 255), (38, 44, 48), (255, 176, 64), (2
 """Red, green and blue of places that are smaller in the moving scan, alike, larger, and folded."""
 OUTSIDE_INDEX, FOLDED_INDEX = 0, 255  # of the palette; between them 254 colours
 FINEST = 128  # samples of the field along a side, from which grid lines are drawn
+LATTICE, LATTICE_VOXELS = 12, 64**3  # steps of the grid in space along its longest side, and samples of its field
 
 Grey = NDArray[np.uint8]
 
@@ -295,6 +297,40 @@ def _grid(scene: Scene, cut: _Cut) -> str:
         for level in np.arange(step / 2, cut.whole.shape[axis] * cut.whole.spacing[axis], step):
             path += [_path(line) for line in generator.lines(level)]
     return "".join(path)
+
+
+def lattice(field: Field, matrix: Array) -> tuple[list[NDArray[np.float32]], float]:
+    """Lines of a straight grid on the affinely aligned moving scan, as they come to lie on the fixed one.
+
+    Parameters
+    ----------
+    field : Field
+        From fixed to moving, the affine part in it.
+    matrix : (4, 4) float
+        The affine part alone, fixed to moving RAS+ mm.
+
+    Returns
+    -------
+    list of (N, 3) float32, float
+        Lines in RAS+ mm, and the distance between two of the straight grid.
+    """
+    coarse = with_at_most(field.fixed, LATTICE_VOXELS)
+    inverse = np.linalg.inv(matrix).astype(np.float64)
+    rest = then(field.u, inverse, fixed=field.fixed).u
+    back = invert(resize(torch.from_numpy(rest)[None], coarse.shape))[0].numpy()
+    step = max(n * mm for n, mm in zip(coarse.shape, coarse.spacing, strict=True)) / LATTICE
+    along = [np.arange(n, dtype=np.float64) for n in coarse.shape]
+    at = [np.arange(step / mm / 2, n - 1, step / mm) for n, mm in zip(coarse.shape, coarse.spacing, strict=True)]
+    lines = []
+    for axis in range(3):
+        a, b = (other for other in range(3) if other != axis)
+        for p in at[a]:
+            for q in at[b]:
+                line = np.empty((3, len(along[axis])))
+                line[axis], line[a], line[b] = along[axis], p, q
+                moved = line + [ndimage.map_coordinates(part, line, order=1, mode="nearest") for part in back]
+                lines.append((moved.T @ coarse.affine[:3, :3].T + coarse.affine[:3, 3]).astype(np.float32))
+    return lines, step
 
 
 def _path(line: Any) -> str:

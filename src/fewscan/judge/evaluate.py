@@ -82,7 +82,7 @@ def evaluate(
     pairs, unmatched = _pair(predictions, labels)
     names, ignore = _listed(labels, names, ignore)
     names = names or _values_in([reference for _, reference in pairs.values()], ignore)
-    scans = {} if images is None else _named(_files(images))
+    scans = {} if images is None else files_by_name(images)
     cases = []
     for case, (prediction, reference) in pairs.items():
         files = (prediction, reference, scans.get(stem_of(prediction)) or scans.get(case))
@@ -211,6 +211,22 @@ def _references(path: Path) -> list[Path]:
     of = {case_id(file) for file in marked}
     others = [case_id(file) for file in files if file not in marked]
     return marked if any(other == case or other.startswith(f"{case}_") for case in of for other in others) else files
+
+
+def files_by_name(path: Path) -> dict[str, Path]:
+    """Image files in a folder, or the one file, by name, and by `case_id` where that is nobody's name.
+
+    Parameters
+    ----------
+    path : Path
+        Folder or file.
+
+    Raises
+    ------
+    DataError
+        If it does not exist.
+    """
+    return _named(_files(path))
 
 
 def _named(files: Sequence[Path]) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """What an evaluation found: per case, per label and in summary; kept as ``evaluation.json``.
 
 An evaluation may be handed on, so it names files only below its own folder or by their bare names. Where they really
-lie on this machine is kept beside it in ``files.local.json``, for the pictures of a report.
+lie on this machine is kept beside it, see `fewscan.data.places`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fewscan.data import io
+from fewscan.data import io, places
 from fewscan.data.dataset import patient_of
 from fewscan.errors import DataError
 from fewscan.judge.metrics import METRICS, RULES, Score
 from fewscan.judge.statistics import bootstrap_interval
-
-LOCAL = "files.local.json"
-NOTE = "where the files of the evaluations beside this lie on this machine; never hand this file on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +150,7 @@ class Evaluation:
         with io.atomic(path) as temporary:
             content = self.to_json(root=path.parent)
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        places = _places(path.parent)
-        places[path.name] = {c.id: {k: str(p.absolute()) for k, p in _files_of(c).items()} for c in self.cases}
-        with io.atomic(path.parent / LOCAL) as temporary:
-            temporary.write_text(json.dumps({"note": NOTE, "files": places}, indent=1) + "\n", encoding="utf-8")
+        places.remember(path, {case.id: _files_of(case) for case in self.cases})
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -174,24 +168,12 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        places = _places(path.parent).get(path.name, {})
-        cases = tuple(_case_from_json(case, path.parent, places.get(case["id"], {})) for case in content["cases"])
+        kept = places.recall(path)
+        cases = tuple(_case_from_json(case, path.parent, kept.get(case["id"], {})) for case in content["cases"])
         unmatched = {key: tuple(ids) for key, ids in content["unmatched"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not an evaluation ({error}); write one with `fewscan evaluate --json`") from error
     return Evaluation(cases=cases, unmatched=unmatched)
-
-
-def _places(folder: Path) -> dict[str, dict[str, dict[str, str]]]:
-    """Evaluation, case and role to real path, from ``files.local.json``; empty without it or when it is damaged."""
-    try:
-        listed = json.loads((folder / LOCAL).read_text(encoding="utf-8"))["files"]
-        return {
-            name: {case: {k: str(v) for k, v in files.items()} for case, files in cases.items()}
-            for name, cases in listed.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _files_of(case: CaseScore) -> dict[str, Path]:
@@ -207,11 +189,11 @@ def _named(file: Path, root: Path | None) -> str:
     return place if "/" in place else f"./{place}"
 
 
-def _found(stored: str, folder: Path, real: str | None) -> Path:
+def _found(stored: str, folder: Path, real: Path | None) -> Path:
     """Where a file lies: below the folder if it says so, else where it lay on this machine, else its bare name."""
-    places = [folder / stored] if "/" in stored else []
-    places += [] if real is None else [Path(real)]
-    return next((place for place in places if place.exists()), Path(stored))
+    possible = [folder / stored] if "/" in stored else []
+    possible += [] if real is None else [real]
+    return next((place for place in possible if place.exists()), Path(stored))
 
 
 def _case_to_json(case: CaseScore, root: Path | None) -> dict[str, Any]:
@@ -229,9 +211,9 @@ def _case_to_json(case: CaseScore, root: Path | None) -> dict[str, Any]:
     return content
 
 
-def _case_from_json(case: Mapping[str, Any], folder: Path, places: Mapping[str, str]) -> CaseScore:
+def _case_from_json(case: Mapping[str, Any], folder: Path, kept: Mapping[str, Path]) -> CaseScore:
     roles = [role for role in ("prediction", "reference", "image") if case[role] is not None]
-    files = {role: _found(case[role], folder, places.get(role)) for role in roles}
+    files = {role: _found(case[role], folder, kept.get(role)) for role in roles}
     labels = {name: _score_from_json(score) for name, score in case["labels"].items()}
     return CaseScore(
         id=case["id"],
