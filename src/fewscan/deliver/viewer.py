@@ -41,7 +41,7 @@ class _Embedded:
 
     blocks: list[str] = field(default_factory=list)
     stills: list[str] = field(default_factory=list)
-    thin: list[str] = field(default_factory=list)
+    thin: dict[str, list[str]] = field(default_factory=dict)  # what was taken away, of which scenes
     lost: list[str] = field(default_factory=list)
     left: int = 0
 
@@ -124,7 +124,8 @@ def _embed(scenes: Sequence[Scene], *, extent: Extent, room: int, stills: bool) 
         found.blocks.append(block)
         if stills and len(found.stills) < STILLS:
             found.stills += _still(scene.title, content)
-        found.thin += [f"{scene.title}: {', '.join(thin)}"] if thin else []
+        if thin:
+            found.thin.setdefault(", ".join(thin), []).append(scene.title)
     return found
 
 
@@ -144,7 +145,10 @@ def _notes(found: _Embedded) -> list[str]:
     if found.thin:
         notes.append(
             "This page holds less than the files: "
-            + "; ".join(found.thin)
+            + "; ".join(
+                f"{'each scan' if len(titles) == len(found.blocks) > 1 else ', '.join(titles)}: {what}"
+                for what, titles in found.thin.items()
+            )
             + ". `fewscan view` shows the files as they are, `fewscan report --viewer full` puts them into the page."
         )
     if found.left:
