@@ -122,6 +122,7 @@ EVERY_VERB = [
     ("train", "scans", "-o", "m", "--extend", "1h", "--seed", "3"),
     ("predict", "m", "a.nii.gz", "b", "-o", "out", "--probabilities", "--tta", "--skip-existing"),
     ("predict", "m", "a.nii.gz", "-o", "out", "--personalize", "auto", "--atlases", "scans", "--budget-per-case", "2m"),
+    ("predict", "m", "a.nii.gz", "-o", "out", "--calibration", "folds"),
     ("evaluate", "out", "labels", "--images", "images"),
     ("compare", "a.json", "b.json"),
     ("crossval", "scans", "-o", "folds", "--folds", "4", "--steps", "5"),

@@ -151,6 +151,9 @@ def predict(
     budget_per_case: Annotated[
         str, typer.Option(help="Wall clock for personalising one scan.", metavar="TIME")
     ] = "60s",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder that crossval wrote: says what Dice to expect.", metavar="FOLDS")
+    ] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave finished scans alone.")] = False,
     max_memory: Memory = None,
     device: Device = "auto",
@@ -158,42 +161,34 @@ def predict(
     """Segment scans, each on its own grid: OUT/NAME.nii.gz."""
     from fewscan import api
     from fewscan.progress import display
-    from fewscan.tables import volumes
+    from fewscan.tables import expected, volumes
 
     if personalize == "never" and atlases is not None:
         raise ConfigError("--atlases are there to personalise with; add --personalize auto, or leave them out")
+    if personalize != "never" and calibration is not None:
+        raise ConfigError("--calibration was learnt from plain predictions; leave it out, or --personalize")
     if personalize != "never" and tta:
         raise ConfigError("--personalize averages over disturbed copies already; leave --tta out")
     with display("predict") as observe:
+        shared: dict[str, Any] = {
+            "probabilities": probabilities, "skip_existing": skip_existing, "device": device, "observe": observe
+        }  # fmt: skip
         if personalize == "never":
             done = api.predict(
-                api.load(model),
-                inputs,
-                out,
-                probabilities=probabilities,
-                tta=tta,
-                skip_existing=skip_existing,
-                max_memory=maybe(size, max_memory),
-                device=device,
-                observe=observe,
-            )
+                api.load(model), inputs, out, tta=tta, calibration=calibration, max_memory=maybe(size, max_memory),
+                **shared,
+            )  # fmt: skip
         else:
+            spent = duration(budget_per_case)
             done = api.personalize(
-                api.load(model),
-                inputs,
-                out,
-                atlases=atlases,
-                mode=personalize,
-                budget_per_case=duration(budget_per_case),
-                probabilities=probabilities,
-                skip_existing=skip_existing,
-                device=device,
-                observe=observe,
+                api.load(model), inputs, out, atlases=atlases, mode=personalize, budget_per_case=spent, **shared
             )
     new = [prediction for prediction in done if not prediction.skipped]
     screen = stdout()
     if new:
         screen.print(volumes((p.id, p.volumes_ml, p.seconds) for p in new))
+    if calibration is not None:
+        screen.print(expected((p.id, p.expected) for p in new if p.expected is not None))
     screen.print(f"{len(new)} written to {out}, {len(done) - len(new)} there already", markup=False)
 
 

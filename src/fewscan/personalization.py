@@ -92,7 +92,7 @@ def personalize(
                 everything = np.ones(model.plan.classes, np.bool_)
                 case = Prepared("scan", image.numpy(), None, (), (0,) * model.plan.classes, everything)
                 found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
-            told = _record(found)
+            told = {"personalized": _record(found)}
             if found.kept == "before":  # exactly what predict answers
                 return infer.segment(model, volume, predictor=predictor, probabilities=probabilities), told
             shape = volume.geometry.shape

@@ -15,8 +15,10 @@ import numpy as np
 from fewscan.data import places
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError
+from fewscan.judge.confidence import Calibration, read_calibration
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.checkpoint import Model
+from fewscan.learn.doubt import Doubt, doubt
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
@@ -24,7 +26,7 @@ from fewscan.naming import PREDICTIONS as RECORD
 from fewscan.space.volume import Volume
 
 Tick = Callable[[float], None]
-Answer = tuple[infer.Segmented, Mapping[str, Any] | None]
+Answer = tuple[infer.Segmented, Mapping[str, Any]]
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
 
 
@@ -46,6 +48,8 @@ class Prediction:
         Whether the file was there already.
     personalized : mapping, optional
         What the guard of personalisation kept, why, and its evidence.
+    expected : mapping, optional
+        Expected Dice of each label with its range and level, and the slices to look at first.
     """
 
     id: str
@@ -54,6 +58,7 @@ class Prediction:
     volumes_ml: Mapping[str, float]
     skipped: bool = False
     personalized: Mapping[str, Any] | None = None
+    expected: Mapping[str, Any] | None = None
 
 
 def predict(
@@ -64,6 +69,7 @@ def predict(
     probabilities: bool = False,
     tta: bool = False,
     skip_existing: bool = False,
+    calibration: Path | str | None = None,
     max_memory: int | None = None,
     device: str = "auto",
     observe: Observer | None = None,
@@ -85,6 +91,8 @@ def predict(
         Average with mirrored inputs, where anatomy allows.
     skip_existing : bool
         Leave finished scans alone.
+    calibration : path, optional
+        Folder of a cross-validation of the same task: each label then gets an expected Dice.
     max_memory : int, optional
         Bytes for the logits that are held at a time.
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
@@ -99,12 +107,16 @@ def predict(
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
+    known = None if calibration is None else read_calibration(Path(calibration))
 
     def whole(volume: Volume, tick: Tick) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
-        return infer.segment(
+        answer = infer.segment(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
-        ), None
+        )
+        return answer, {} if known is None else {
+            "expected": _expected(known, doubt(volume, model.plan, predictor=predictor))
+        }
 
     return predict_by(whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
 
@@ -173,6 +185,17 @@ def predict_by(
     return done
 
 
+def _expected(known: Calibration, found: Doubt | None) -> dict[str, Any]:
+    """For the record: expected Dice by label, and where to look."""
+    if found is None:
+        return {"labels": {}, "reason": "the scan is too large to be held whole"}
+    labels = {}
+    for name, signs in found.signs.items():
+        row = asdict(known.expect(name, signs))
+        labels[name] = {key: round(value, 3) for key, value in row.items()}
+    return {"labels": labels, "error": round(known.error, 3), "patients": known.patients, **found.to_json()}
+
+
 def _said(answer: Prediction) -> str:
     if answer.personalized is None:
         return ""
@@ -212,7 +235,7 @@ def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callabl
     """Read, segment, write."""
     begin = time.monotonic()
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
-    answer, personalized = work(volume)
+    answer, told = work(volume)
     write_labelmap(answer.label, target, native=volume.native)
     if answer.probs is not None:
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
@@ -221,6 +244,4 @@ def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callabl
     for slab in answer.label:  # one at a time: counting takes eight bytes a voxel
         counts += np.bincount(slab.reshape(-1), minlength=len(counts))
     volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
-    return Prediction(
-        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, personalized=personalized
-    )
+    return Prediction(id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, **told)

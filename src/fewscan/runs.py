@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
+from fewscan.data.listing import read_json
 from fewscan.data.sample import sample_path
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, DataError
 from fewscan.judge import evaluate as judging
+from fewscan.judge.confidence import FILE as CALIBRATION
+from fewscan.judge.confidence import Judged, calibrate
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
+from fewscan.learn.doubt import doubt
+from fewscan.learn.hardware import pick
+from fewscan.learn.infer import torch_predictor
 from fewscan.learn.inputs import Scan
+from fewscan.learn.networks import Absent
 from fewscan.learn.request import Observer
 from fewscan.prediction import Prediction, predict
 from fewscan.training import without_folders
+
+SIGNS = "signs.json"  # of doubt, in each fold
 
 
 def crossval(
@@ -42,7 +52,8 @@ def crossval(
     data : Dataset or path
         Its labelled cases are split; unlabelled ones are used in every fold.
     out : path
-        Folder for models, predictions and ``evaluation.json``; finished folds are not repeated.
+        Folder for models, predictions and ``evaluation.json``; finished folds are not repeated. From three patients on
+        also ``calibration.json``, from which `predict` tells what Dice to expect.
     folds : "loo" or int
         Leave one patient out, or so many folds.
     budget, steps : float or int, optional
@@ -90,11 +101,47 @@ def crossval(
         cases = [files[c] for c in test_ids]
         done = predict(model, [Scan(c.id, c.images) for c in cases], folder / "predictions", device=device)
         part = judging.merge(_judge(found, case, answer) for case, answer in zip(cases, done, strict=True))
+        _note_doubt(model, cases, found, folder=folder, device=device)
         part.save(record)
         parts.append(part)
     whole = judging.merge(parts)
     whole.save(out / "evaluation.json")
+    _calibrate(whole, files, out, say=observe or (lambda _: None))
     return whole
+
+
+def _note_doubt(
+    model: api.Model, cases: Sequence[datasets.CaseFiles], data: datasets.Dataset, *, folder: Path, device: str
+) -> None:
+    """Signs of doubt of each left-out case, from the model that has not seen it."""
+    if isinstance(model.segmenter, Absent):
+        return
+    predictor, noted = torch_predictor(model, pick(device)), {}
+    for case in cases:
+        if (found := doubt(datasets.load(case, data).image, model.plan, predictor=predictor)) is not None:
+            noted[case.id] = found.signs
+    checkpoint.write_json(noted, folder / SIGNS)
+
+
+def _calibrate(
+    whole: Evaluation, files: Mapping[str, datasets.CaseFiles], out: Path, *, say: Callable[[str], None]
+) -> None:
+    """Learn from all folds what signs of doubt say of Dice, for predictions of new scans."""
+    noted: dict[str, Any] = {}
+    for path in out.glob(f"fold_*/{SIGNS}"):
+        noted |= read_json(path)
+    rows = [
+        Judged(case=case.id, patient=files[case.id].patient, label=name, signs=noted[case.id][name], dice=score.dice)
+        for case in whole.cases
+        for name, score in case.labels.items()
+        if name in noted.get(case.id, {}) and not math.isnan(score.dice)
+    ]
+    try:
+        known = calibrate(rows)
+    except DataError as error:
+        say(f"no expected Dice for new scans: {error}")
+        return
+    checkpoint.write_json(known.to_json(), out / CALIBRATION)
 
 
 def _claim_fold(folder: Path, recipe: dict[str, Any]) -> None:

@@ -120,6 +120,29 @@ def volumes(rows: Iterable[tuple[str, Mapping[str, float], float]], *, most: int
     return table
 
 
+def expected(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Expected Dice of each label of each predicted scan, and the slices to look at first.
+
+    Parameters
+    ----------
+    rows : iterable of (id, expectation)
+        As `fewscan.prediction.Prediction` holds it.
+    """
+    table = Table("scan", "label", "expected Dice", "range", "look first at", box=None, pad_edge=False,
+                  header_style="bold")  # fmt: skip
+    for name, found in rows:
+        labels = sorted(found["labels"].items(), key=lambda row: row[1]["dice"])
+        places = zip(found.get("slices", ()), found.get("heights_mm", ()), strict=True)
+        slices = ", ".join(f"{z} ({mm:g} mm)" for z, mm in places)
+        for i, (label, row) in enumerate(labels):
+            told = f"{row['low']:.2f} to {row['high']:.2f} ({row['level']:.0%})"
+            table.add_row(escape(name if i == 0 else ""), escape(label), f"{row['dice']:.2f}", told,
+                          slices if i == 0 else "")  # fmt: skip
+        if not labels:
+            table.add_row(escape(name), "", "", escape(str(found.get("reason", "no label was found"))), slices)
+    return table
+
+
 def registration(report: Mapping[str, Any]) -> Table:
     """What a registration found, one fact a row.
 

@@ -71,7 +71,8 @@ def test_an_empty_first_mask_is_left_alone(trained):
     model, atlases, other = trained
     blank = replace(other, image=np.zeros_like(np.array(other.image)))
     maker = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))
-    maker._answer = lambda image, segmenter: torch.eye(3)[0].view(3, 1, 1, 1).expand(3, *image.shape[1:])
+    empty = torch.eye(3)[0].view(3, 1, 1, 1).expand(3, *blank.image.shape[1:])
+    maker._views = lambda image: (empty, empty, 1.0)
     found = maker(blank, mode="always")
     assert (found.kept, found.evidence) == ("before", {})
     assert "empty" in found.reason

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data.io import atomic
-from fewscan.deliver import drafted, learning, printed, registered, sections, transferred, verdict, viewer
+from fewscan.deliver import drafted, learning, predicted, printed, registered, sections, transferred, verdict, viewer
 from fewscan.deliver.pictures import read_history
 from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
@@ -28,7 +28,7 @@ SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Data", sections.data_check),
     ("Transfer", transferred.transfer),
     ("Training", learning.training),
-    ("Predictions", sections.predictions),
+    ("Predictions", predicted.predictions),
     ("Meshes", printed.certificate),
     ("Model", sections.provenance),
 )

@@ -201,52 +201,6 @@ def data_check(run: Run) -> str:
     return said + markup.facts(dataset) + scans
 
 
-def predictions(run: Run) -> str:
-    """Volumes and time of each predicted scan.
-
-    Parameters
-    ----------
-    run : Run
-        Shown when it has predictions.
-    """
-    if not run.predictions:
-        return ""
-    names = list(dict.fromkeys(n for p in run.predictions for n in p.get("volumes_ml", {})))[:12]
-    verdicts = [personalized(p) for p in run.predictions]
-    shown = any(verdicts)
-    rows = []
-    for p, verdict in zip(run.predictions, verdicts, strict=True):
-        volumes = p.get("volumes_ml", {})
-        rows.append(
-            [
-                Cell(str(p.get("id", ""))),
-                *(cell(volumes.get(n, math.nan)) for n in names),
-                cell(p.get("seconds") or math.nan, 1),
-                *([Cell(verdict)] if shown else []),
-            ]
-        )
-    columns = ["Case", *(f"{n}, mL" for n in names), "seconds", *(["personalised"] if shown else [])]
-    return markup.table(columns, rows, caption="Predicted volumes")
-
-
-def personalized(prediction: Mapping[str, Any]) -> str:
-    """What the guard of personalisation said of a scan; empty where it was not asked.
-
-    Parameters
-    ----------
-    prediction : mapping
-        A row of ``predictions.json``.
-    """
-    verdict = prediction.get("personalized")
-    if not isinstance(verdict, Mapping):
-        return ""
-    evidence = verdict.get("evidence")
-    told = evidence if isinstance(evidence, Mapping) else {}
-    figures = ", ".join(f"{key} {number(told.get(key))}" for key in ("agreement", "likeness", "changed") if key in told)
-    kept = "yes" if verdict.get("kept") == "after" else "no"
-    return f"{kept}: {verdict.get('reason', '')}" + (f" ({figures})" if figures else "")
-
-
 def provenance(run: Run) -> str:
     """Everything needed to make the model again.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -33,6 +33,7 @@ from fewscan.learn.engine import Limits, fit
 from fewscan.learn.hardware import Hardware
 from fewscan.learn.registrar import Registrar, register_images
 from fewscan.learn.state import State
+from fewscan.learn.views import belief, views
 from fewscan.methods import draft, segment
 from fewscan.methods.evidence import mean_dice
 from fewscan.methods.pseudo import ALONE, Rating, index_of
@@ -51,8 +52,6 @@ COLD = DeformConfig(shrink=(4, 2), steps=(60, 40))
 FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
 SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
 ALIKE = 0.6  # least Dice between the first mask and the vote of the atlases for them to be believed
-THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
-TURN, STRETCH = 0.2, 0.1  # rad and logarithm of scale by which views differ at most
 TRIED = 5  # steps of the refinement after which it is known how long one takes
 FITTING = "atlases and scan fit each other"
 LEAST_SEEN = 0.5  # share of the structures that atlases must reach
@@ -219,11 +218,10 @@ class Personalizer:
         """
         begin = time.monotonic()
         image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
-        before = self._answer(image, self.segmenter)
+        before, first, steady = self._views(image)
         if not (before.argmax(0) > 0).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         known = self.known
-        first, steady = self._views(image, before)
         mask, voters = first, list[draft.Voter]()
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
@@ -255,25 +253,16 @@ class Personalizer:
     # ------------------------------------------------------------------------------------------------- first mask
 
     def _answer(self, image: Tensor, segmenter: nn.Module) -> Tensor:
-        """Class probabilities, without the weights that the loss gave small classes."""
-        probs = infer.probabilities(image, self.plan, predictor=infer.network_predictor(segmenter, self.hardware))
-        if self.plan.weights:
-            probs = probs / torch.tensor(self.plan.weights).view(-1, 1, 1, 1)
-            probs = probs / probs.sum(0)
-        return probs
+        """Class probabilities."""
+        return belief(image, self.plan, predictor=infer.network_predictor(segmenter, self.hardware))
 
-    def _views(self, image: Tensor, before: Tensor) -> tuple[Tensor, float]:
-        """Mean answer over disturbed copies of the scan, and the Dice of each with it."""
-        found = [before]
-        for turn in _turns(image.shape[1:], self.plan.spacing, count=self.config.views):
-            grid, matrix, gain = turn
-            seen = affine.onto(image, grid, grid=grid, matrix=matrix) * gain
-            answer = self._answer(seen, self.segmenter)
-            back: Array = np.asarray(np.linalg.inv(matrix), np.float64)
-            found.append(affine.onto(answer, grid, grid=grid, matrix=back))
+    def _views(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Answer to the scan, mean over it and its disturbed copies, and the Dice of each of those with the mean."""
+        predictor = infer.network_predictor(self.segmenter, self.hardware)
+        found = views(image, self.plan, predictor=predictor, count=self.config.views)
         mean = torch.stack(found).mean(0)
         steady = [mean_dice(one.argmax(0), mean.argmax(0)) for one in found[1:]]
-        return mean, float(np.mean(steady)) if steady else 1.0
+        return found[0], mean, float(np.mean(steady)) if steady else 1.0
 
     # ---------------------------------------------------------------------------------------------------- atlases
 
@@ -382,16 +371,3 @@ def _reached(voters: Sequence[draft.Voter], mask: Tensor) -> float:
     inside = mask.argmax(0) > 0
     seen = np.logical_or.reduce([voter.label != IGNORE for voter in voters])
     return float((inside & torch.from_numpy(seen)).sum() / inside.sum().clamp(min=1))
-
-
-def _turns(shape: Sequence[int], spacing: Sequence[float], *, count: int) -> Iterator[tuple[Geometry, Array, float]]:
-    """Small rotations, scalings and changes of gain, the same for every scan; thick slices are turned in plane only."""
-    x, y, z = shape
-    grid = Geometry((x, y, z), np.diag([*spacing, 1.0]))
-    middle = torch.from_numpy(grid.affine[:3, :3] @ ((np.array(shape) - 1) / 2))
-    free = np.array(spacing) < THICK * min(spacing)  # an axis of thick slices is neither turned away nor shifted
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        angles = rng.uniform(-TURN, TURN, 3) * [free[1] and free[2], free[0] and free[2], free[0] and free[1]]
-        scales = rng.uniform(-STRETCH, STRETCH, 3) * free
-        yield grid, affine.build(torch.tensor([*angles, *scales, *[0.0] * 6]), middle).numpy(), rng.uniform(0.85, 1.15)

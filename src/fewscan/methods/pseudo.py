@@ -24,6 +24,7 @@ from fewscan.learn.batches import Prepared
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar
 from fewscan.learn.session import Session
+from fewscan.learn.views import belief
 from fewscan.methods import draft
 from fewscan.methods.evidence import mean_dice
 from fewscan.space.deformable import DeformConfig
@@ -167,13 +168,8 @@ class Labeller:
         return self.path(f"draft{self.number[case.id]}")
 
     def belief(self, case: Prepared) -> Tensor:
-        """The segmenter's probabilities, without the weights that its loss gave small classes."""
-        plan = self.session.plan
-        probs = infer.probabilities(torch.from_numpy(np.array(case.image)), plan, predictor=self.predictor)
-        if plan.weights:
-            probs = probs / torch.tensor(plan.weights).view(-1, 1, 1, 1)
-            probs = probs / probs.sum(0)
-        return probs
+        """The segmenter's probabilities."""
+        return belief(torch.from_numpy(np.array(case.image)), self.session.plan, predictor=self.predictor)
 
     def rating(self, scans: Sequence[Prepared]) -> Rating:
         """What atlases and segmenter are worth.

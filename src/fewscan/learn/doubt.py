@@ -1,0 +1,107 @@
+"""Signs of doubt in an answer, without a reference: how sharp and how steady it is, and where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewscan.learn import infer
+from fewscan.learn.batches import on_plan
+from fewscan.learn.hardware import free_memory_bytes
+from fewscan.learn.plan import Plan
+from fewscan.learn.views import views
+from fewscan.space.geometry import Geometry
+from fewscan.space.volume import Volume
+
+VIEWS = 3
+SLICES = 3  # to look at first
+HELD = 12  # values of 32 bits for each voxel and class that views take at most, together with what comes of them
+
+
+class Doubt(NamedTuple):
+    """What speaks against an answer.
+
+    Parameters
+    ----------
+    signs : mapping of str to mapping of str to float
+        By label name, of those that were found; 0 to 1, high where there is no doubt.
+    slices : tuple of int
+        Axial slices with most doubt, most first, counted upwards from the lowest one.
+    heights_mm : tuple of float
+        Where the middles of these lie, RAS+.
+    """
+
+    signs: dict[str, dict[str, float]]
+    slices: tuple[int, ...]
+    heights_mm: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Slices, for a record."""
+        return {"slices": list(self.slices), "heights_mm": [round(mm, 1) for mm in self.heights_mm]}
+
+
+def doubt(volume: Volume, plan: Plan, *, predictor: infer.Predictor) -> Doubt | None:
+    """Look for doubt in the answer to a scan; None where it is too large to be held whole.
+
+    Parameters
+    ----------
+    volume : Volume
+        On any grid.
+    plan : Plan
+        Of the model.
+    predictor : callable
+        Windows to logits.
+    """
+    grid = [n * s / p for n, s, p in zip(volume.geometry.shape, volume.geometry.spacing, plan.spacing, strict=True)]
+    if float(np.prod(grid)) * plan.classes * 4 * HELD > free_memory_bytes():
+        return None
+    answers = views(on_plan(volume, plan), plan, predictor=predictor, count=VIEWS)
+    slices = _slices(torch.stack(answers).mean(0), volume.geometry)
+    middle = (np.array(volume.geometry.shape) - 1) / 2
+    heights = tuple(float((volume.geometry.affine @ [middle[0], middle[1], z, 1])[2]) for z in slices)
+    return Doubt(signs_of(answers, plan), slices, heights)
+
+
+def signs_of(answers: Sequence[Tensor], plan: Plan) -> dict[str, dict[str, float]]:
+    """Sharpness and steadiness of each label that was found.
+
+    ``sharp`` is the soft Dice of a label's probability with the mask made from it: what Dice would be, were the
+    probabilities right. ``steady`` is the mean Dice of that mask with those of the disturbed copies.
+
+    Parameters
+    ----------
+    answers : sequence of (K, X, Y, Z) float
+        Class probabilities of the scan, then of its disturbed copies.
+    plan : Plan
+        Label names.
+    """
+    masks = [answer.argmax(0) for answer in answers]
+    found = {}
+    for k, name in enumerate(plan.names.values(), start=1):
+        inside = masks[0] == k
+        if not bool(inside.any()):
+            continue
+        probs, size = answers[0][k], float(inside.sum())
+        steady = [2 * float((inside & (other == k)).sum()) / (size + float((other == k).sum())) for other in masks[1:]]
+        sharp = 2 * float(probs[inside].sum()) / (float(probs.sum()) + size)
+        found[name] = {"sharp": sharp, "steady": float(np.mean(steady)) if steady else 1.0}
+    return found
+
+
+def _slices(mean: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    """Axial slices of the scan's own grid with most doubt in them, apart from each other."""
+    weight = (1 - mean.max(0).values).sum((0, 1)).numpy()
+    depth = geometry.shape[2]
+    at = (np.arange(len(weight)) + 0.5) * depth / len(weight) - 0.5
+    own = np.interp(np.arange(depth), at, weight)
+    apart, chosen = max(2, depth // 12), list[int]()
+    for z in np.argsort(-own, kind="stable"):
+        if own[z] > 0 and all(abs(int(z) - other) >= apart for other in chosen):
+            chosen.append(int(z))
+        if len(chosen) == SLICES:
+            break
+    return tuple(chosen)

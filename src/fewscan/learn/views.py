@@ -1,0 +1,72 @@
+"""What a network answers to a scan and to disturbed copies of it: a sturdier mean, and a sign of how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewscan.learn import infer
+from fewscan.learn.plan import Plan
+from fewscan.space import affine
+from fewscan.space.geometry import Array, Geometry
+
+THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
+TURN, STRETCH = 0.2, 0.1  # rad and logarithm of scale by which views differ at most
+GAIN = (0.85, 1.15)
+
+
+def belief(image: Tensor, plan: Plan, *, predictor: infer.Predictor) -> Tensor:
+    """Class probabilities (K, X, Y, Z), without the weights that the loss gave small classes.
+
+    Parameters
+    ----------
+    image : (C, X, Y, Z) float
+        On the plan's grid, normalised.
+    plan : Plan
+        Windows and weights.
+    predictor : callable
+        Windows to logits.
+    """
+    probs = infer.probabilities(image, plan, predictor=predictor)
+    if plan.weights:
+        probs = probs / torch.tensor(plan.weights).view(-1, 1, 1, 1)
+        probs = probs / probs.sum(0)
+    return probs
+
+
+def views(image: Tensor, plan: Plan, *, predictor: infer.Predictor, count: int) -> list[Tensor]:
+    """Class probabilities of the scan as it is, and of copies turned, stretched and brightened, each turned back.
+
+    Parameters
+    ----------
+    image : (C, X, Y, Z) float
+        On the plan's grid, normalised.
+    plan : Plan
+        Windows and weights.
+    predictor : callable
+        Windows to logits.
+    count : int
+        Of the copies.
+    """
+    found = [belief(image, plan, predictor=predictor)]
+    for grid, matrix, gain in _turns(image.shape[1:], plan.spacing, count=count):
+        seen = affine.onto(image, grid, grid=grid, matrix=matrix) * gain
+        back: Array = np.asarray(np.linalg.inv(matrix), np.float64)
+        found.append(affine.onto(belief(seen, plan, predictor=predictor), grid, grid=grid, matrix=back))
+    return found
+
+
+def _turns(shape: Sequence[int], spacing: Sequence[float], *, count: int) -> Iterator[tuple[Geometry, Array, float]]:
+    """Small rotations, scalings and changes of gain, the same for every scan; thick slices are turned in plane only."""
+    x, y, z = shape
+    grid = Geometry((x, y, z), np.diag([*spacing, 1.0]))
+    middle = torch.from_numpy(grid.affine[:3, :3] @ ((np.array(shape) - 1) / 2))
+    free = np.array(spacing) < THICK * min(spacing)  # an axis of thick slices is neither turned away nor stretched
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        angles = rng.uniform(-TURN, TURN, 3) * [free[1] and free[2], free[0] and free[2], free[0] and free[1]]
+        scales = rng.uniform(-STRETCH, STRETCH, 3) * free
+        yield grid, affine.build(torch.tensor([*angles, *scales, *[0.0] * 6]), middle).numpy(), rng.uniform(*GAIN)
