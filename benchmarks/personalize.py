@@ -59,7 +59,9 @@ HARM = 0.005
 PARTS = ("personalization.py", "judge/metrics.py")
 
 
-def draw(root: Path, work: Path, *, task: str, seed: int) -> tuple[Dataset, Dataset, list[CaseFiles]]:
+def draw(
+    root: Path, work: Path, *, task: str, seed: int, most: int | None = None
+) -> tuple[Dataset, Dataset, list[CaseFiles]]:
     """Labelled scans to learn from, the data set of the tests, and those."""
     source, k, target, tests = TASKS[task]
     data = api.open(root / source)
@@ -72,7 +74,7 @@ def draw(root: Path, work: Path, *, task: str, seed: int) -> tuple[Dataset, Data
     rest = [c for c in goal.labelled if c.id not in chosen]
     if source in POOLS and target == source:
         rest = [c for c in goal.labelled if c.id not in pool]
-    return datasets.select(data, labelled=chosen), goal, rest[:tests]
+    return datasets.select(data, labelled=chosen), goal, rest[: most or tests]
 
 
 def other_scanner(tests: list[CaseFiles], folder: Path) -> list[CaseFiles]:
