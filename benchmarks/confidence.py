@@ -62,7 +62,8 @@ def run(root: Path, work: Path, *, task: str, seed: int, minutes: float, fold_mi
     flagged = set(np.argsort(expected)[: max(1, round(len(ids) / 5))].tolist())
     return {
         "n": len(ids), "true": rounded(float(actual.mean())), "expected": rounded(float(expected.mean())),
-        "error": rounded(float(np.abs(expected - actual).mean())), "constant": rounded(float(np.abs(mean - actual).mean())),
+        "error": rounded(float(np.abs(expected - actual).mean())),
+        "constant": rounded(float(np.abs(mean - actual).mean())),
         "held": rounded(float((np.abs(expected - actual) <= known.half).mean())), "level": rounded(known.level),
         "flagged": rounded(len(worst & flagged) / len(worst)), "rank": rounded(float(spearmanr(expected, actual)[0])),
         "cases": {i: {"expected": rounded(float(e)), "true": rounded(float(a))}
