@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_label import rounded
-from harness import code_hash, rows
+from harness import code_hash, rows, show
 from personalize import draw, model_of, other_scanner
 from scipy.stats import spearmanr
-from transfer import show
 
 from fewscan import api
 from fewscan.judge.confidence import read_calibration

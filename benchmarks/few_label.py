@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import TRAINING, code_hash, rows
+from harness import TRAINING, code_hash, rows, show
 
 from fewscan import api
 from fewscan.data import dataset as datasets
@@ -67,7 +67,7 @@ def ours(data: datasets.Dataset, work: Path, *, k: int, seed: int, minutes: floa
     folder = work / f"fewscan_k{k}_s{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     chosen = datasets.select(data, labelled=train)
-    model = api.train(chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", observe=_show)
+    model = api.train(chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", observe=show)
     stop_if_interrupted(model)
     images = [c.images[0] for c in data.labelled if c.id in test]
     api.predict(model, images, folder / "predictions", device="cpu")
@@ -96,11 +96,6 @@ def peer(data: datasets.Dataset, work: Path, *, k: int, seed: int, minutes: floa
     evaluation = api.evaluate(folder / "pred", data.root / "labels")
     seconds = round(record["steps"] * record["seconds_per_iteration_idle"], 1)
     return {**figures(evaluation), "steps": record["steps"], "seconds": seconds}
-
-
-def _show(event: object) -> None:
-    if isinstance(event, str):
-        print(event, flush=True)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_label import figures, stop_if_interrupted
-from harness import TRAINING, code_hash, rows
+from harness import TRAINING, code_hash, rows, show
 
 from fewscan import api
 from fewscan.data import dataset as datasets
@@ -49,7 +49,7 @@ def run(folder: Path, work: Path, *, k: int, seed: int, minutes: float) -> dict[
     train, test = split(data, k, seed)
     shutil.rmtree(work, ignore_errors=True)
     chosen = datasets.select(data, labelled=train)
-    model = api.train(chosen, work / "model", budget=minutes * 60, seed=seed, device="cpu", observe=print_text)
+    model = api.train(chosen, work / "model", budget=minutes * 60, seed=seed, device="cpu", observe=show)
     stop_if_interrupted(model)
     api.predict(model, [c.images[0] for c in data.labelled if c.id in test], work / "predictions", device="cpu")
     evaluation = api.evaluate(work / "predictions", folder / "labels")
@@ -62,12 +62,6 @@ def run(folder: Path, work: Path, *, k: int, seed: int, minutes: float) -> dict[
         "mirror": plan.mirror,
         "steps": model.provenance["steps"],
     }
-
-
-def print_text(event: object) -> None:
-    """Messages, not the steps."""
-    if isinstance(event, str):
-        print(event, flush=True)
 
 
 def main() -> None:

@@ -62,6 +62,18 @@ def rows(result_file: Path | str, key: Key, *, code: str | None = None) -> Itera
     _write(path, [*kept, {"key": dict(key), **row, "code": code, "provenance": provenance()}])
 
 
+def show(event: object) -> None:
+    """Messages of a run, not its steps.
+
+    Parameters
+    ----------
+    event : object
+        What an observer gets.
+    """
+    if isinstance(event, str):
+        print(event, flush=True)
+
+
 def load(path: Path) -> list[Row]:
     """Rows of a result file, none where there is no file.
 

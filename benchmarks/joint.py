@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from few_label import figures, rounded, stop_if_interrupted
-from harness import code_hash, rows
+from harness import code_hash, rows, show
 
 from fewscan import api
 from fewscan.data import dataset as datasets
@@ -89,7 +89,7 @@ def run(data: Dataset, work: Path, *, task: str, k: int, seed: int, system: str,
     model = api.train(
         chosen, folder / "model", budget=minutes * 60, seed=seed, device="cpu", method=method,
         settings=ABLATIONS.get(system, {}),
-        observe=print_text,
+        observe=show,
     )  # fmt: skip
     stop_if_interrupted(model)
     row: dict[str, object] = {"steps": model.provenance["steps"], "guard": model.provenance.get("guard")}
@@ -146,12 +146,6 @@ def drafted(chosen: Dataset, tests: list[datasets.CaseFiles], data: Dataset) -> 
         cases[files.id] = rounded(mean_dice(found.label, case.label.data))
     mean = float(np.mean(list(cases.values())))
     return {"dice": rounded(mean), "cases": cases, "seconds": round(time.monotonic() - begin, 1)}
-
-
-def print_text(event: object) -> None:
-    """Messages, not the steps."""
-    if isinstance(event, str):
-        print(event, flush=True)
 
 
 def wanted(args: argparse.Namespace) -> list[tuple[str, int, int, str]]:

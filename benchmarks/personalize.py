@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_label import rounded, stop_if_interrupted
-from harness import code_hash, rows
-from transfer import one_hippocampus, show
+from harness import code_hash, rows, show
+from transfer import one_hippocampus
 
 from fewscan import api
 from fewscan.data import dataset as datasets

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_label import figures, rounded, stop_if_interrupted
-from harness import RESULTS, code_hash, load, rows
+from harness import RESULTS, code_hash, load, rows, show
 
 from fewscan import api
 from fewscan.data import dataset as datasets
@@ -156,12 +156,6 @@ def harm(row: dict[str, object], result: str, key: dict[str, str | int | float])
             change = [mine[case] - dice for case, dice in other["cases"].items() if case in mine]
             return {"harm": rounded(float(np.mean(np.array(change) < -HARM))), "gain": rounded(float(np.mean(change)))}
     return {}
-
-
-def show(event: object) -> None:
-    """Messages, not the steps."""
-    if isinstance(event, str):
-        print(event, flush=True)
 
 
 def wanted(args: argparse.Namespace) -> list[dict[str, str | int | float]]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn import infer
 from fewscan.learn.atlases import atlases_of, load_atlases, save_atlases
-from fewscan.learn.batches import Prepared, on_plan
+from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
 from fewscan.learn.request import Observer
@@ -83,14 +84,13 @@ def personalize(
         predictor = infer.fastest_predictor(model, hardware)
 
         def work(volume: Volume, tick: Tick) -> Answer:
-            image = on_plan(volume, model.plan)
-            need = image[0].numel() * 4 * (8 * model.plan.classes + 16 * maker.config.atlases)
+            need = bytes_on_plan(volume, model.plan, values=8 * model.plan.classes + 16 * maker.config.atlases)
             if need > free_memory_bytes():
                 reason = f"it takes about {need / 2**30:.0f} GiB of memory, more than is free"
-                found = Personalized(image[:0], image[:0], "before", reason, {})
+                found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
             else:
-                everything = np.ones(model.plan.classes, np.bool_)
-                case = Prepared("scan", image.numpy(), None, (), (0,) * model.plan.classes, everything)
+                everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
+                case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything)
                 found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
             told = {"personalized": _record(found)}
             if found.kept == "before":  # exactly what predict answers

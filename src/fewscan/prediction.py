@@ -16,9 +16,9 @@ from fewscan.data import places
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError
 from fewscan.judge.confidence import Calibration, read_calibration
+from fewscan.judge.doubt import Doubt, doubt
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.doubt import Doubt, doubt
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer

@@ -18,9 +18,9 @@ from fewscan.errors import ConfigError, DataError
 from fewscan.judge import evaluate as judging
 from fewscan.judge.confidence import FILE as CALIBRATION
 from fewscan.judge.confidence import Judged, calibrate
+from fewscan.judge.doubt import doubt
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
-from fewscan.learn.doubt import doubt
 from fewscan.learn.hardware import pick
 from fewscan.learn.infer import torch_predictor
 from fewscan.learn.inputs import Scan

@@ -94,7 +94,7 @@ def test_a_mask_supervises_the_deformation(trained):
     overlap = {}
     for weight in (0.0, 4.0):
         maker = Personalizer(model, atlases, config=replace(QUICK, anatomy=weight), hardware=pick("cpu"))
-        voters = maker._shaped(flat, grid_of(other, model.plan.spacing), mask=mask)
+        voters = maker._shaped(maker._aligned(flat, grid_of(other, model.plan.spacing)), mask=mask)
         overlap[weight] = mean_dice(draft.shares(flat, voters, classes=3).argmax(0), mask.argmax(0))
     assert overlap[4.0] > overlap[0.0] + 0.02
 

@@ -114,6 +114,21 @@ def on_plan(image: Volume, plan: Plan) -> Tensor:
     )
 
 
+def bytes_on_plan(image: Volume, plan: Plan, *, values: int) -> int:
+    """What so many 32-bit values for each voxel of the plan's grid take.
+
+    Parameters
+    ----------
+    image : Volume
+        On any grid.
+    plan : Plan
+        Its grid.
+    values : int
+        At a voxel.
+    """
+    return int(np.prod(with_spacing(image.geometry, plan.spacing).shape)) * 4 * values
+
+
 def labelled_as(case: Prepared, index: NDArray[np.int16]) -> Prepared:
     """The case with these labels.
 

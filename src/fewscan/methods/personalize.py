@@ -153,6 +153,17 @@ class Personalized:
         return self.after if self.kept == "after" else self.before
 
 
+class _Aligned(NamedTuple):
+    """Atlases affinely on a scan: its own grid, the one to deform on, both images there, and where to start."""
+
+    own: Geometry
+    grid: Geometry
+    fixed: Tensor
+    moving: Tensor
+    atlases: Sequence[tuple[Prepared, Array]]
+    start: Tensor | None
+
+
 class Personalizer:
     """A model and its atlases, ready for one scan after another.
 
@@ -183,12 +194,10 @@ class Personalizer:
             begin, worth, alike = time.monotonic(), [], []
             for case in self.atlases[: self.config.atlases] if len(self.atlases) > 1 else []:
                 image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
-                voters = self._shaped(image, own, mask=None, leave=case)
+                voters = self._shaped(self._aligned(image, own, leave=case), mask=None)
                 if voters:
-                    vote, truth = (
-                        draft.shares(image, voters, classes=self.plan.classes),
-                        torch.from_numpy(np.array(case.label)).long(),
-                    )
+                    vote = draft.shares(image, voters, classes=self.plan.classes)
+                    truth = torch.from_numpy(np.array(case.label)).long()
                     worth.append(mean_dice(torch.where(truth < 0, 0, vote.argmax(0)), truth.clamp(min=0)))
                     alike.append(self._likeness(image, voters, one_hot(truth[None].clamp(min=0), self.plan.classes)[0]))
             mean = float(np.mean(worth)) if worth else ALONE
@@ -222,10 +231,10 @@ class Personalizer:
         if not (before.argmax(0) > 0).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         known = self.known
-        mask, voters = first, list[draft.Voter]()
+        mask, voters, aligned = first, list[draft.Voter](), self._aligned(image, own)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
-            voters = self._shaped(image, own, mask=mask) or voters
+            voters = self._shaped(aligned, mask=mask) or voters
             if not voters:
                 return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
             vote = draft.shares(image, voters, classes=self.plan.classes)
@@ -266,10 +275,8 @@ class Personalizer:
 
     # ---------------------------------------------------------------------------------------------------- atlases
 
-    def _shaped(
-        self, image: Tensor, own: Geometry, *, mask: Tensor | None, leave: Prepared | None = None
-    ) -> list[draft.Voter]:
-        """The atlases most like a scan, in its shape; those that fold are left out."""
+    def _aligned(self, image: Tensor, own: Geometry, *, leave: Prepared | None = None) -> _Aligned:
+        """The atlases most like a scan, affinely onto it; and what a registration network says of them."""
         grid = with_at_most(own, MOST_VOXELS)
         fixed = resample(image, grid.shape)
         found = []
@@ -282,19 +289,24 @@ class Personalizer:
                 found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
         best = sorted(found, key=lambda row: -row[0])[: self.config.atlases]
         moving = torch.stack([row[3] for row in best])
-        start = self._start(fixed, moving)
+        atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
+        return _Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving))
+
+    def _shaped(self, aligned: _Aligned, *, mask: Tensor | None) -> list[draft.Voter]:
+        """The atlases in the shape of the scan; those that fold are left out."""
+        own, grid, fixed, moving, atlases, start = aligned
         masks = None
         if mask is not None and self.config.anatomy > 0:
-            masks = self._masks(mask, [(atlas, matrix) for _, atlas, matrix, _ in best], grid=grid)
+            masks = self._masks(mask, atlases, grid=grid)
         config = dataclasses.replace(COLD if start is None else WARMED, anatomy=self.config.anatomy)
         device = self.hardware.device
         u = deform(
-            fixed.to(device).expand(len(best), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
+            fixed.to(device).expand(len(atlases), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
             start=start, masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
         ).cpu()  # fmt: skip
         return [
             draft.voter(atlas, u[i : i + 1], matrix=matrix, grids=(own, grid_of(atlas, self.plan.spacing)))
-            for i, (_, atlas, matrix, _) in enumerate(best)
+            for i, (atlas, matrix) in enumerate(atlases)
             if fields.folding(u[i : i + 1]) <= draft.MOST_FOLDING
         ]
 

@@ -11,8 +11,8 @@ import fewscan
 from fewscan import api
 from fewscan.data.io import read_image
 from fewscan.errors import DataError
-from fewscan.learn import doubt as doubts
-from fewscan.learn.doubt import doubt, signs_of
+from fewscan.judge import doubt as doubts
+from fewscan.judge.doubt import doubt, signs_of
 
 
 def answer(size, *, shift=0, sharp=0.95):

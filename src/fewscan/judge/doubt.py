@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewscan.judge.metrics import dice
 from fewscan.learn import infer
-from fewscan.learn.batches import on_plan
+from fewscan.learn.batches import bytes_on_plan, on_plan
 from fewscan.learn.hardware import free_memory_bytes
 from fewscan.learn.plan import Plan
 from fewscan.learn.views import views
@@ -56,8 +57,7 @@ def doubt(volume: Volume, plan: Plan, *, predictor: infer.Predictor) -> Doubt | 
     predictor : callable
         Windows to logits.
     """
-    grid = [n * s / p for n, s, p in zip(volume.geometry.shape, volume.geometry.spacing, plan.spacing, strict=True)]
-    if float(np.prod(grid)) * plan.classes * 4 * HELD > free_memory_bytes():
+    if bytes_on_plan(volume, plan, values=HELD * plan.classes) > free_memory_bytes():
         return None
     answers = views(on_plan(volume, plan), plan, predictor=predictor, count=VIEWS)
     slices = _slices(torch.stack(answers).mean(0), volume.geometry)
@@ -86,7 +86,7 @@ def signs_of(answers: Sequence[Tensor], plan: Plan) -> dict[str, dict[str, float
         if not bool(inside.any()):
             continue
         probs, size = answers[0][k], float(inside.sum())
-        steady = [2 * float((inside & (other == k)).sum()) / (size + float((other == k).sum())) for other in masks[1:]]
+        steady = [dice(inside.numpy(), (other == k).numpy()) for other in masks[1:]]
         sharp = 2 * float(probs[inside].sum()) / (float(probs.sum()) + size)
         found[name] = {"sharp": sharp, "steady": float(np.mean(steady)) if steady else 1.0}
     return found
