@@ -256,3 +256,13 @@ def test_headline_says_what_is_known(run):
     assert any(f" {word} on" in headline(found, trained=True) for _, word in WORDS)
     assert "not been measured" in headline(None, trained=True)
     assert "Nothing was trained" in headline(None, trained=False)
+
+
+def test_a_folder_of_predictions_says_what_was_done_and_why(tmp_path):
+    row = {"id": "p1", "path": "p1.nii.gz", "seconds": 9.0, "volumes_ml": {"liver": 1.0}}
+    row["personalized"] = {"kept": "before", "reason": "another <contrast>?", "evidence": {"agreement": 0.4}}
+    (tmp_path / "predictions.json").write_text(json.dumps({"predictions": [row]}))
+    page = write_report(tmp_path, tmp_path / "r.html").read_text()
+    assert "One scan was segmented. How well has not been measured yet." in page
+    assert "not personalised: another &lt;contrast&gt;? (agreement 0.40)" in page
+    assert "Nothing was trained" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from fewscan.deliver import markup
@@ -25,18 +26,24 @@ def predictions(run: Run) -> str:
     verdicts = [personalized(p) for p in run.predictions]
     shown = any(verdicts)
     rows = []
-    for p, verdict in zip(run.predictions, verdicts, strict=True):
+    for p in run.predictions:
         volumes = p.get("volumes_ml", {})
         rows.append(
             [
                 Cell(str(p.get("id", ""))),
                 *(cell(volumes.get(n, math.nan)) for n in names),
                 cell(p.get("seconds") or math.nan, 1),
-                *([Cell(verdict)] if shown else []),
+                *([Cell("yes" if kept_after(p) else "no")] if shown else []),
             ]
         )
     columns = ["Case", *(f"{n}, mL" for n in names), "seconds", *(["personalised"] if shown else [])]
-    return markup.table(columns, rows, caption="Predicted volumes") + expectations(run.predictions)
+    told = "".join(
+        f'<li class="note"><b>{escape(str(p.get("id", "")))}</b> {escape(verdict)}</li>'
+        for p, verdict in zip(run.predictions, verdicts, strict=True)
+        if verdict
+    )
+    reasons = f'<ul class="findings">{told}</ul>' if told else ""
+    return markup.table(columns, rows, caption="Predicted volumes") + reasons + expectations(run.predictions)
 
 
 def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
@@ -70,7 +77,7 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
 
 
 def personalized(prediction: Mapping[str, Any]) -> str:
-    """What the guard of personalisation said of a scan; empty where it was not asked.
+    """Why personalisation was kept or not, with its figures; empty where it was not asked.
 
     Parameters
     ----------
@@ -83,5 +90,17 @@ def personalized(prediction: Mapping[str, Any]) -> str:
     evidence = verdict.get("evidence")
     told = evidence if isinstance(evidence, Mapping) else {}
     figures = ", ".join(f"{key} {number(told.get(key))}" for key in ("agreement", "likeness", "changed") if key in told)
-    kept = "yes" if verdict.get("kept") == "after" else "no"
+    kept = "personalised" if kept_after(prediction) else "not personalised"
     return f"{kept}: {verdict.get('reason', '')}" + (f" ({figures})" if figures else "")
+
+
+def kept_after(prediction: Mapping[str, Any]) -> bool:
+    """Whether the personalised answer was kept.
+
+    Parameters
+    ----------
+    prediction : mapping
+        A row of ``predictions.json``.
+    """
+    verdict = prediction.get("personalized")
+    return isinstance(verdict, Mapping) and verdict.get("kept") == "after"

@@ -213,7 +213,9 @@ def _said(run: Run) -> tuple[str, list[str]]:
     if run.evaluation is None and run.certificate is not None:
         return printed.said(run.certificate)
     segments = (run.model or {}).get("segments") is not False
-    headline = verdict.headline(run.evaluation, trained=run.model is not None, segments=segments)
+    headline = verdict.headline(
+        run.evaluation, trained=run.model is not None, segments=segments, predicted=len(run.predictions or ())
+    )
     return headline, verdict.remarks(run.evaluation, run.check, model=run.model)
 
 

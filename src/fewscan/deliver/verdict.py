@@ -19,7 +19,7 @@ EXTREME = 5.0
 FEW = " So few scans make even that interval too narrow."
 
 
-def headline(evaluation: Evaluation | None, *, trained: bool, segments: bool = True) -> str:
+def headline(evaluation: Evaluation | None, *, trained: bool, segments: bool = True, predicted: int = 0) -> str:
     """The one sentence to take away.
 
     Parameters
@@ -30,6 +30,8 @@ def headline(evaluation: Evaluation | None, *, trained: bool, segments: bool = T
         Whether there is a model.
     segments : bool
         Whether it has a segmenter, or registers only.
+    predicted : int
+        How many scans were segmented.
     """
     dice = math.nan if evaluation is None else evaluation.spread("dice")["mean"]
     if evaluation is None or math.isnan(dice):
@@ -37,6 +39,9 @@ def headline(evaluation: Evaluation | None, *, trained: bool, segments: bool = T
             return "A registration network was trained. How well it registers has not been measured yet."
         if trained:
             return "A model was trained. How good it is has not been measured yet."
+        if predicted:
+            scans = "One scan was" if predicted == 1 else f"{predicted} scans were"
+            return f"{scans} segmented. How well has not been measured yet."
         return "What the data look like. Nothing was trained or measured yet."
     word = next(word for least, word in WORDS if dice >= least)
     count = evaluation.spread("dice")["n"]
