@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -131,3 +132,22 @@ def _shell(pixels: NDArray[np.int16]) -> FileDataset:
     item.set_pixel_data(stored, "MONOCHROME2", 16)
     item.Modality = "CT"
     return item
+
+
+def as_one_file(folder: Path, target: Path, *, seed: int | None = None) -> Path:
+    """The series as one legacy converted enhanced CT, made by highdicom; its frames shuffled where a seed is given."""
+    from highdicom.legacy import LegacyConvertedEnhancedCTImage
+
+    target.mkdir(parents=True)
+    slices = [pydicom.dcmread(f) for f in sorted(folder.iterdir())]
+    item = LegacyConvertedEnhancedCTImage(
+        slices, series_instance_uid=generate_uid(), series_number=5, sop_instance_uid=generate_uid(), instance_number=1
+    )
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(len(slices))
+        groups = list(item.PerFrameFunctionalGroupsSequence)
+        item.PerFrameFunctionalGroupsSequence = [groups[i] for i in order]
+        pixels = np.frombuffer(item.PixelData, np.uint8).reshape(len(slices), -1)
+        item.PixelData = pixels[order].tobytes()
+    item.save_as(target / "all.dcm")
+    return target

@@ -29,6 +29,7 @@ from fewscan.methods import joint, segment
 from fewscan.methods import register as register_method
 from fewscan.methods.draft import Fusion
 from fewscan.methods.pairwise import RegisterConfig
+from fewscan.naming import recorded_names
 from fewscan.personalization import keep_atlases as keep
 from fewscan.personalization import personalize
 from fewscan.prediction import Inputs, Prediction, predict
@@ -312,14 +313,16 @@ def evaluate(predictions: Path | str, labels: Path | str, *, images: Path | str 
     Parameters
     ----------
     predictions, labels, images : path
-        Folders, or one file each; files belong together by name.
+        Folders, or one file each; files belong together by name. DICOM SEG and RTSTRUCT are references too, in a
+        folder of their series or with that as ``images``.
 
     Raises
     ------
     FewscanError
         If nothing matches, or grids differ.
     """
-    return judging.evaluate(Path(predictions), Path(labels), images=None if images is None else Path(images))
+    scans = None if images is None else Path(images)
+    return judging.evaluate(Path(predictions), Path(labels), images=scans, known=recorded_names(Path(predictions)))
 
 
 def compare(a: Evaluation | Path | str, b: Evaluation | Path | str) -> Comparison:

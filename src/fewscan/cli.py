@@ -192,11 +192,13 @@ def predict(
     screen.print(f"{len(new)} written to {out}, {len(done) - len(new)} there already", markup=False)
 
 
-@app.command(epilog=examples("evaluate out scans/labels", "evaluate out labels --json evaluation.json"))
+@app.command(
+    epilog=examples("evaluate out scans/labels", "evaluate out labels --json scores.json", "evaluate out dicom_study")
+)
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder that predict wrote.", metavar="PREDICTIONS")],
     labels: Annotated[Path, typer.Argument(help="Folder of reference labels.", metavar="LABELS")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the scans, for the report's pictures.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the scans, for pictures and DICOM labels.")] = None,
     json_file: Json = None,
 ) -> None:
     """Dice, surface distances in mm and volume errors, with intervals."""

@@ -38,7 +38,7 @@ def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, st
         if not own:
             raise DataError(f"{given}: names no labels; give a labels.json, a dataset.json or the folder of a model")
         return own, ignore
-    recorded = {int(value): str(name) for value, name in record_of(thing).get("labels", {}).items()}
+    recorded = recorded_names(thing)
     if recorded:
         return recorded, None
     folder = (thing if thing.is_dir() else thing.parent).absolute()
@@ -47,6 +47,18 @@ def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, st
         if listed["names"] or listed["ignore"] is not None:
             return listed["names"] or None, listed["ignore"]
     return None, None
+
+
+def recorded_names(predictions: Path) -> dict[int, str]:
+    """Names that `predict` recorded; none where it did not write these label maps.
+
+    Parameters
+    ----------
+    predictions : Path
+        Folder of label maps, or one of them.
+    """
+    first = min(predictions.glob("*.nii*"), default=predictions) if predictions.is_dir() else predictions
+    return {int(value): str(name) for value, name in record_of(first).get("labels", {}).items()}
 
 
 def record_of(thing: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import HEVCMP51, JPEG2000Lossless, RLELossless
-from series import write_series
+from series import as_one_file, oblique, write_series
 
-from fewscan.data.dicom import is_series, read_series
+from fewscan.data.dicom import describe_series, is_series, read_series
 from fewscan.data.io import read_image
 from fewscan.errors import DataError
 from fewscan.space.geometry import Geometry, from_ras, ras_geometry, to_ras
@@ -65,7 +65,8 @@ def each(**values: Any) -> Callable[[list[Any]], None]:
         (each(ImagePositionPatient=[-4, -20, 35]), "shifted against each other"),
         (each(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "slices differ in direction"),
         (each(ImageOrientationPatient=None), "no ImageOrientationPatient"),
-        (each(NumberOfFrames=2), "multi-frame"),
+        (each(NumberOfFrames=2), "multi-frame DICOM whose frames do not say where they lie; export it as enh"),
+        (each(SamplesPerPixel=3), "colour DICOM"),
         (each(PixelData=b"\0\0"), "cannot be read"),
         (each(ImagePositionPatient=[1, 2]), "the place or scale of a slice is damaged"),
     ],
@@ -150,3 +151,59 @@ def test_damaged_slices_are_refused_without_a_word_about_the_patient(
     assert said
     assert not [word for word in ("Secret", "4711") if word in said]
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_multi_frame_file_is_the_series_it_was_made_of(tmp_path: Path, seed: int | None) -> None:
+    data = np.random.default_rng(0).integers(-900, 2000, oblique().shape)
+    single = write_series(tmp_path / "single", data, oblique())
+    whole = as_one_file(single, tmp_path / "whole", seed=seed)
+    plain, framed = read_series(single), read_series(whole)
+    np.testing.assert_array_equal(framed.data, plain.data)
+    np.testing.assert_allclose(framed.geometry.affine, plain.geometry.affine, atol=1e-6)
+    series = describe_series(whole)
+    assert sorted(series.frames) == list(range(1, 10))
+    assert (series.frames == tuple(range(9, 0, -1))) == (seed is None)  # highdicom writes the last slice first
+    assert set(series.files) == {whole / "all.dcm"}
+
+
+def test_compressed_frames_are_unpacked(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(-900, 2000, oblique().shape)
+    whole = as_one_file(write_series(tmp_path / "single", data, oblique()), tmp_path / "whole", seed=1)
+    plain, item = read_series(whole), pydicom.dcmread(whole / "all.dcm")
+    item.compress(RLELossless, generate_instance_uid=False)
+    item.save_as(whole / "all.dcm")
+    np.testing.assert_array_equal(read_series(whole).data, plain.data)
+
+
+def test_frames_of_two_phases_are_refused(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(-900, 2000, oblique().shape)
+    whole = as_one_file(write_series(tmp_path / "single", data, oblique()), tmp_path / "whole")
+    item = pydicom.dcmread(whole / "all.dcm")
+    item.PerFrameFunctionalGroupsSequence = 2 * list(item.PerFrameFunctionalGroupsSequence)
+    item.NumberOfFrames, item.PixelData = 18, 2 * item.PixelData
+    item.save_as(whole / "all.dcm")
+    with pytest.raises(DataError, match=r"18 slices in 9 places: several phases or echoes\?"):
+        read_series(whole)
+    del item.PerFrameFunctionalGroupsSequence[9:]
+    item.save_as(whole / "all.dcm")
+    with pytest.raises(DataError, match="a file holds 18 frames and tells of 9"):
+        read_series(whole)
+
+
+def test_one_of_several_series_is_chosen_by_its_number(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    long, short = rng.integers(0, 90, oblique().shape), rng.integers(0, 90, (*oblique().shape[:2], 2))
+    folder = write_series(tmp_path / "mixed", long, oblique())
+    other = write_series(tmp_path / "other", short, Geometry(short.shape, oblique().affine), tags={"SeriesNumber": 9})
+    alone = read_series(folder)
+    for file in other.iterdir():
+        file.rename(folder / f"scout_{file.name}")
+    with pytest.raises(DataError, match=r"4 of 9 slice\(s\), number 9 of 2 slice\(s\); choose one as in mixed@4"):
+        read_series(folder)
+    assert is_series(tmp_path / "mixed@4")
+    np.testing.assert_array_equal(read_image(tmp_path / "mixed@4").data, alone.data)
+    assert describe_series(tmp_path / "mixed@9").native.shape[2] == 2
+    with pytest.raises(DataError, match="no single series has the number 7"):
+        read_series(tmp_path / "mixed@7")
+    assert not is_series(tmp_path / "nothing@4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import RLELossless
-from series import AXIAL, NAMES, PATIENT, SHAPE, anatomy, oblique
+from series import AXIAL, NAMES, PATIENT, SHAPE, anatomy, as_one_file, oblique
 
+from fewscan import api
 from fewscan.data.dicom import describe_series
 from fewscan.data.dicom_labels import read_dicom_labels
 from fewscan.data.io import read_labels, write_labelmap
@@ -36,6 +38,33 @@ def test_masks_come_back_on_the_same_grid(
     back = read_dicom_labels(tmp_path / "out.dcm", source=folder, names={int(v): n for v, n in NAMES.items()})
     np.testing.assert_array_equal(back.data, anatomy())
     np.testing.assert_allclose(back.geometry.affine, ras_geometry(describe_series(folder).native).affine)
+
+
+@pytest.mark.parametrize("kind", ["dicom-seg", "rtstruct"])
+@pytest.mark.parametrize("seed", [None, 2])
+def test_a_multi_frame_source_is_referred_to_frame_by_frame(
+    case: Callable[..., tuple[Path, Path]], tmp_path: Path, kind: str, seed: int | None
+) -> None:
+    single, file = case(oblique())
+    folder = as_one_file(single, tmp_path / "whole", seed=seed)
+    report = export(file, tmp_path / "out.dcm", kind=kind, source=folder)
+    assert report["dice"] == dict.fromkeys(NAMES.values(), 1.0)
+    item, series = pydicom.dcmread(tmp_path / "out.dcm"), describe_series(folder)
+    if kind == "rtstruct":
+        contours = [c for roi in item.ROIContourSequence for c in roi.ContourSequence]
+        told = [(c.ContourImageSequence[0].ReferencedFrameNumber, c.ContourData[:3]) for c in contours]
+    else:
+        told = [
+            (
+                group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber,
+                group.PlanePositionSequence[0].ImagePositionPatient,
+            )
+            for group in item.PerFrameFunctionalGroupsSequence
+        ]
+    inverse = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ series.native.affine)
+    for frame, place in told:
+        level = inverse[2, :3] @ np.array(place, float) + inverse[2, 3]
+        assert series.frames[round(level)] == frame
 
 
 def test_a_label_map_in_another_axis_order_is_the_same_label_map(
@@ -257,3 +286,34 @@ def test_highdicom_reads_the_segments_on_the_slices(case: Callable[..., tuple[Pa
     ordered = to_ras(frames.transpose(2, 1, 0), series.native)[0]
     for value, name in NAMES.items():
         np.testing.assert_array_equal(ordered == numbers[name], anatomy() == int(value))
+
+
+@pytest.mark.parametrize(("kind", "place"), [("dicom-seg", "p1_seg.dcm"), ("rtstruct", "p1/rt.dcm")])
+def test_dicom_labels_are_a_reference_too(
+    case: Callable[..., tuple[Path, Path]], tmp_path: Path, kind: str, place: str
+) -> None:
+    folder, file = case()
+    study, out = tmp_path / "study", tmp_path / "run" / "predictions"
+    study.mkdir()
+    folder = folder.rename(study / "p1")
+    export(file, study / place, kind=kind, source=folder)
+    out.mkdir(parents=True)
+    wrong = np.where(anatomy() == 4, 0, anatomy())
+    write_labelmap(wrong, out / "p1.nii.gz", native=describe_series(folder).native)
+    with pytest.raises(DataError, match=r"nothing says which number each has .* put a labels.json beside"):
+        api.evaluate(out, study)
+    record = {"predictions": [{"id": "p1", "path": "p1.nii.gz"}], "labels": NAMES}
+    (out / "predictions.json").write_text(json.dumps(record))
+    found = api.evaluate(out, study)
+    assert {n: score.dice for n, score in found.cases[0].labels.items()} == {
+        "liver": 1.0,
+        "kidney_left": 0.0,
+        "my own thing": 1.0,
+    }
+    found.save(tmp_path / "run" / "evaluation.json")
+    page = api.report(tmp_path / "run", tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<path class="reference' in page
+    alone = study / place
+    with pytest.raises(DataError, match="give the folder of series by --images"):
+        api.evaluate(out / "p1.nii.gz", alone)
+    assert api.evaluate(out / "p1.nii.gz", alone, images=folder).values("dice") == found.values("dice")

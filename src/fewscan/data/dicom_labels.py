@@ -18,7 +18,8 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
 
-from fewscan.data.dicom import LABEL_CLASSES, Series, describe_series, quiet, sop_class
+from fewscan.data.dicom import Series, describe_series, is_series
+from fewscan.data.dicom_slices import LABEL_CLASSES, quiet, sop_class
 from fewscan.data.headers import LPS_TO_RAS, suffix_of
 from fewscan.errors import DataError, FewscanError, GeometryError
 from fewscan.space.geometry import Array, to_ras
@@ -140,12 +141,12 @@ def read_dicom_labels(path: Path, *, source: Path | None, names: Mapping[int, st
     GeometryError
         If it does not lie on the slices of the series.
     """
-    if source is None or not source.is_dir():
+    if source is None or not is_series(source):
         raise DataError(f"{path}: DICOM labels lie on the slices of a series; give them as labels of that series")
     series = describe_series(source)
     with _opened(path) as item:
         frame = _frame(item)
-        if frame and series.frame and frame != series.frame:
+        if frame and series.frame_of_reference and frame != series.frame_of_reference:
             raise GeometryError(
                 f"{path}: was drawn in another frame of reference than the series in {source}; find the series it is of"
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
 
-from fewscan.data.dicom import Series, quiet
+from fewscan.data.dicom import Series
+from fewscan.data.dicom_slices import flattened, quiet
 from fewscan.errors import DataError
 
 USE = "research use only"
@@ -34,8 +36,10 @@ class Binding:
     series : Series
         The grid.
     headers : tuple of Dataset
-        One per slice, in the order of the grid's last axis, without pixels. They hold the patient's name and go nowhere
-        but into DICOM files of the same study.
+        One per slice, in the order of the grid's last axis, without pixels; that of a frame of a multi-frame image says
+        ``ReferencedFrameNumber``. They hold the patient's name and go nowhere but into DICOM files of the same study.
+    source : Dataset, optional
+        The whole header of a multi-frame image; None where each slice is a file.
     version : str
         Of fewscan, and the beginning of the hash of the model's weights where they are known.
     manual : bool
@@ -44,6 +48,7 @@ class Binding:
 
     series: Series
     headers: tuple[Dataset, ...]
+    source: Dataset | None
     version: str
     manual: bool
 
@@ -80,17 +85,30 @@ def bind(series: Series, *, version: str, manual: bool) -> Binding:
     DataError
         If a slice lacks what a result has to refer to.
     """
-    headers = []
-    for file in series.files:
+    read: dict[Path, list[Dataset]] = {}
+    source = None
+    for file in dict.fromkeys(series.files):
         with quiet():
-            header = pydicom.dcmread(file, stop_before_pixels=True)
-        for name in BOUND_BY:
-            if not header.get(name):
-                raise DataError(
-                    f"{series.folder}: a slice has no {name}, so nothing can be bound to it; export the series again"
-                )
-        for name in TYPE_2:
-            if name not in header:
-                setattr(header, name, "")
-        headers.append(header)
-    return Binding(series=series, headers=tuple(headers), version=version, manual=manual)
+            item = pydicom.dcmread(file, stop_before_pixels=True)
+            _complete(item, series)
+            read[file] = flattened(item, series.folder)
+        source = item if any(series.frames) else None
+    if source is not None and len(read) > 1:
+        raise DataError(
+            f"{series.folder}: the series is spread over {len(read)} multi-frame files, and a result can refer to one "
+            "only; export it as single slices"
+        )
+    headers = tuple(read[file][max(0, frame - 1)] for file, frame in zip(series.files, series.frames, strict=True))
+    return Binding(series=series, headers=headers, source=source, version=version, manual=manual)
+
+
+def _complete(header: Dataset, series: Series) -> None:
+    """Refuse a header that nothing can be bound to; fill in what the standard wants and nobody knows."""
+    for name in BOUND_BY:
+        if not header.get(name):
+            raise DataError(
+                f"{series.folder}: a slice has no {name}, so nothing can be bound to it; export the series again"
+            )
+    for name in TYPE_2:
+        if name not in header:
+            setattr(header, name, "")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
-from fewscan.data.dicom import quiet
+from fewscan.data.dicom_slices import quiet
 from fewscan.deliver.binding import USE, Binding
 from fewscan.deliver.structures import Code, Structure
 from fewscan.errors import ConfigError
@@ -45,10 +45,13 @@ def write_seg(label: NDArray[np.uint16], path: Path, *, structures: Sequence[Str
     numbers = np.zeros(int(label.max()) + 1, np.uint8 if len(there) < 256 else np.uint16)
     for number, structure in enumerate(there, start=1):
         numbers[structure.value] = number
+    pixels = numbers[label.transpose(2, 1, 0)]  # slices, rows, columns
+    if binding.source is not None:  # whose frames have an order of their own
+        pixels = pixels[np.argsort(binding.series.frames)]
     with quiet():
         item = hd.seg.Segmentation(
-            source_images=binding.headers,
-            pixel_array=numbers[label.transpose(2, 1, 0)],  # slices, rows, columns
+            source_images=binding.headers if binding.source is None else [binding.source],
+            pixel_array=pixels,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_segment(hd, n, s, binding) for n, s in enumerate(there, start=1)],
             series_instance_uid=uid.generate_uid(),

@@ -53,7 +53,7 @@ def write_rtstruct(label: NDArray[np.uint16], path: Path, *, structures: Sequenc
     """
     item = _shell(binding)
     first = binding.headers[0]
-    images = [_reference(header) for header in binding.headers]
+    images = [_reference(header) for header in binding.headers] if binding.source is None else [_whole(binding.source)]
     series = _dataset(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
     study = _dataset(
         ReferencedSOPClassUID=DETACHED_STUDY,
@@ -183,8 +183,17 @@ def _coded(code: Code) -> Dataset:
     return _dataset(CodeValue=code.value, CodingSchemeDesignator=code.scheme, CodeMeaning=code.meaning)
 
 
-def _reference(header: Dataset) -> Dataset:
+def _whole(header: Dataset) -> Dataset:
+    """Reference to a file, whatever frames it holds."""
     return _dataset(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
+
+
+def _reference(header: Dataset) -> Dataset:
+    """Reference to a slice: its file, and the frame where the file holds several."""
+    item = _whole(header)
+    if "ReferencedFrameNumber" in header:
+        item.ReferencedFrameNumber = header.ReferencedFrameNumber
+    return item
 
 
 def _dataset(**values: object) -> Dataset:

@@ -12,11 +12,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fewscan.data import io
+from fewscan.data.dicom_labels import is_label
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
+from fewscan.naming import label_names
 from fewscan.space.geometry import Geometry, check_same, to_ras
 from fewscan.space.volume import Labelmap
 
@@ -277,9 +279,12 @@ def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArra
     FewscanError
         If a file is gone or damaged, or lies on another grid.
     """
-    reference = io.read_labels(lies_at(case.reference, directory), ignore=case.ignore)
     beside = directory / "predictions" / case.prediction.name
-    prediction = io.read_labels(lies_at(case.prediction, directory, beside))
+    predicted, drawn = lies_at(case.prediction, directory, beside), lies_at(case.reference, directory)
+    source = None if case.image is None else lies_at(case.image, directory)
+    names = (label_names(predicted)[0] or label_names(drawn)[0]) if is_label(drawn) else None
+    reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=source)
+    prediction = io.read_labels(predicted)
     check_same(prediction.geometry, reference.geometry, what=case.id)
     if case.image is None:
         return reference, prediction, None

@@ -12,8 +12,10 @@ from typing import Any
 from fewscan.data import io
 from fewscan.data.annotation import mark_blank
 from fewscan.data.dataset import patient_of
+from fewscan.data.dicom import is_series
+from fewscan.data.dicom_labels import is_label
 from fewscan.data.headers import SUFFIXES
-from fewscan.data.layouts import LABEL_TAIL, entries, stem_of
+from fewscan.data.layouts import LABEL_TAIL, detect, entries, stem_of
 from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.judge import metrics
@@ -55,10 +57,14 @@ def evaluate(
     *,
     images: Path | None = None,
     names: Mapping[int, str] | None = None,
+    known: Mapping[int, str] | None = None,
     ignore: int | None = None,
     tolerance_mm: float | None = None,
 ) -> Evaluation:
     """Judge each prediction that has a reference of the same case.
+
+    A DICOM SEG or RTSTRUCT is a reference too: beside or below the series that it belongs to, or with ``images``. Its
+    structures are found by name, so names must come from somewhere.
 
     Parameters
     ----------
@@ -67,6 +73,8 @@ def evaluate(
     names : mapping of int to str, optional
         Labels to judge, and no others; None takes those listed in a ``labels.json`` or ``dataset.json`` in the folder
         of references or up to two above it, else every value that occurs in one.
+    known : mapping of int to str, optional
+        What the predictions' labels are called, where nothing else says it.
     ignore : int, optional
         Value in the references that means "not looked at"; None takes the listed one.
     tolerance_mm : float, optional
@@ -79,13 +87,26 @@ def evaluate(
     GeometryError
         If a prediction is on another grid than its reference.
     """
-    pairs, unmatched = _pair(predictions, labels)
+    found, sources = _references(labels)
+    pairs, unmatched = _pair(predictions, labels, found)
     names, ignore = _listed(labels, names, ignore)
-    names = names or _values_in([reference for _, reference in pairs.values()], ignore)
     scans = {} if images is None else files_by_name(images)
+    references = [reference for _, reference in pairs.values()]
+    spoken = any(is_label(reference) for reference in references)
+    if spoken and not (names or known):
+        raise DataError(
+            f"{references[0]}: names its structures, and nothing says which number each has in {predictions}; "
+            "put a labels.json beside the references"
+        )
+    names = names or (known if spoken else _values_in(references, ignore, known or {})) or {}
     cases = []
     for case, (prediction, reference) in pairs.items():
-        files = (prediction, reference, scans.get(stem_of(prediction)) or scans.get(case))
+        scan = scans.get(stem_of(prediction)) or scans.get(case) or sources.get(reference)
+        if scan is None and predictions.is_file() and len(set(scans.values())) == 1:
+            scan = next(iter(scans.values()))  # one of each belong together whatever their names
+        if scan is None and is_label(reference):
+            raise DataError(f"{reference}: lies on the slices of a DICOM series; give the folder of series by --images")
+        files = (prediction, reference, scan)
         cases.append(_judge(case, files, names=names, ignore=ignore, tolerance_mm=tolerance_mm))
     return Evaluation(cases=tuple(cases), unmatched=unmatched)
 
@@ -166,12 +187,26 @@ def case_id(path: Path) -> str:
     return LABEL_TAIL.sub("", stem_of(path)).removesuffix("_0000")
 
 
-def _pair(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, tuple[str, ...]]]:
+def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path]]:
+    """Reference files by name, and the DICOM series of those that belong to one."""
+    if path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir()):
+        pairs = {case: pair for case, pair in detect(path).pairs.items() if pair.label is not None}
+        named = {case: pair.label for case, pair in pairs.items() if pair.label is not None}
+        return named, {named[case]: pair.images[0] for case, pair in pairs.items()}
+    files = _marked(path)
+    return {stem_of(file): file for file in files}, {}
+
+
+def _pair(
+    predictions: Path, labels: Path, references: Mapping[str, Path]
+) -> tuple[dict[str, tuple[Path, Path]], dict[str, tuple[str, ...]]]:
     """Case id to prediction and reference, by equal names or else equal `case_id`; then what is left over."""
-    found, references = _files(predictions), _references(labels)
+    found = _files(predictions)
     if predictions.is_file() and labels.is_file():
         return {case_id(predictions): (predictions, labels)}, {}
-    by_name = _named(references)
+    by_name = dict(references)
+    for file in references.values():
+        by_name.setdefault(case_id(file), file)
     pairs: dict[str, tuple[Path, Path]] = {}
     taken: dict[Path, Path] = {}
     for file in found:
@@ -188,23 +223,26 @@ def _pair(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]]
             f"references in {labels}; give matching files one name"
         )
     left = [file for file in found if file not in taken.values()]
-    alone = [file for file in references if file not in taken]
+    alone = [name for name, file in references.items() if file not in taken]
     unmatched = {
         "predictions": tuple(stem_of(file) for file in left),
-        "references": tuple(stem_of(file) for file in alone),
+        "references": tuple(alone),
     }
     return dict(sorted(pairs.items())), unmatched
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, *, series: bool = False) -> list[Path]:
+    if is_series(path):
+        return [path] if series else []
     if not path.exists():
         raise DataError(f"{path}: does not exist; give a folder of {', '.join(SUFFIXES)} files or one such file")
     if path.is_file():
         return [path]
-    return [file for file in entries(path) if file.is_file() and not stem_of(file).endswith("_probabilities")]
+    files = [file for file in entries(path) if file.is_file() or series]
+    return [file for file in files if not stem_of(file).endswith("_probabilities")]
 
 
-def _references(path: Path) -> list[Path]:
+def _marked(path: Path) -> list[Path]:
     """Label maps in a folder; of scans and label maps side by side only what is named as a label map."""
     files = _files(path)
     marked = [file for file in files if LABEL_TAIL.search(stem_of(file))]
@@ -214,7 +252,7 @@ def _references(path: Path) -> list[Path]:
 
 
 def files_by_name(path: Path) -> dict[str, Path]:
-    """Image files in a folder, or the one file, by name, and by `case_id` where that is nobody's name.
+    """Image files and DICOM series in a folder, or the one file, by name, and by `case_id` where that is nobody's name.
 
     Parameters
     ----------
@@ -226,12 +264,7 @@ def files_by_name(path: Path) -> dict[str, Path]:
     DataError
         If it does not exist.
     """
-    return _named(_files(path))
-
-
-def _named(files: Sequence[Path]) -> dict[str, Path]:
-    """Files by name, and by `case_id` where that is nobody's name."""
-    named = {stem_of(file): file for file in files}
+    named = {stem_of(file): file for file in _files(path, series=True)}
     for file in list(named.values()):
         named.setdefault(case_id(file), file)
     return named
@@ -246,11 +279,11 @@ def _listed(labels: Path, names: Mapping[int, str] | None, ignore: int | None) -
     return listed["names"] if names is None else names, listed["ignore"] if ignore is None else ignore
 
 
-def _values_in(references: Sequence[Path], ignore: int | None) -> dict[int, str]:
+def _values_in(references: Sequence[Path], ignore: int | None, known: Mapping[int, str]) -> dict[int, str]:
     values: set[int] = set()
     for path in references:
         values |= set(io.label_values(io.read_labels(path, ignore=ignore).data))
-    return {v: f"label {v}" for v in sorted(values - {0, IGNORE})}
+    return {v: known.get(v, f"label {v}") for v in sorted(values - {0, IGNORE})}
 
 
 def _judge(
@@ -261,7 +294,9 @@ def _judge(
     ignore: int | None,
     tolerance_mm: float | None,
 ) -> CaseScore:
-    prediction, reference = io.read_labels(files[0]), io.read_labels(files[1], ignore=ignore)
+    spoken = names if is_label(files[1]) else None
+    prediction = io.read_labels(files[0])
+    reference = io.read_labels(files[1], names=spoken, ignore=ignore, source=files[2])
     check_same(prediction.geometry, reference.geometry, what=f"{files[0]} and {files[1]}")
     spacing = reference.geometry.spacing
     tolerance_mm = metrics.default_tolerance_mm(spacing) if tolerance_mm is None else tolerance_mm

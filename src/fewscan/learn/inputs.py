@@ -48,7 +48,7 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str]) -> list[Scan]
     """
     found: list[Path] = []
     for path in inputs:
-        if not path.exists():
+        if not path.exists() and not dicom.is_series(path):
             raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
         found.extend(_inside(path) if path.is_dir() else [path])
     if not found:
