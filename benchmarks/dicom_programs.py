@@ -1,20 +1,22 @@
 """DICOM out, judged by the programs of others; in and out of a server.
 
     scripts/install_dicom_tools
-    python benchmarks/dicom_programs.py --data ../shared/data/torso_ct
+    python benchmarks/dicom_programs.py --data ../shared/data/torso_ct [--nnunet VENV/bin --dataset FOLDER]
 
-Two series: the slices of a CT as the scanner's archive gave them (JPEG 2000; its emptied UIDs filled in), and a CT
-volume written as an oblique, RLE-compressed series with its files in reverse order. Their label maps are exported as
-DICOM-SEG and RTSTRUCT. Rows: Dice of each label as fewscan, highdicom, SimpleITK and plastimatch read it back, the
-smallest one; errors and warnings of dciodvfy. Last row: the series goes to a local Orthanc by dcmtk, is pulled, is
-segmented by a model trained for a moment on the other series and its SEG, and the SEG goes back, is found by C-FIND and
-by DICOMweb, and is pulled once more.
+Three series: the slices of a CT as the scanner's archive gave them (JPEG 2000; its emptied UIDs filled in), a CT volume
+written as an oblique, RLE-compressed series with its files in reverse order, and the same as one enhanced multi-frame
+file, converted by highdicom, its frames out of order. Their label maps are exported as DICOM-SEG, RTSTRUCT and
+``.seg.nrrd``. Rows: Dice of each label as fewscan, highdicom, SimpleITK, plastimatch and slicerio (3D Slicer's reader,
+``pip install slicerio``) read it back, the smallest one; errors and warnings of dciodvfy. Then the series goes to a local
+Orthanc by dcmtk, is pulled, is segmented by a model trained for a moment on the other series and its SEG, and the SEG
+goes back, is found by C-FIND and by DICOMweb, and is pulled once more. Last row: a data set through nnU-Net's own check.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -23,7 +25,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,21 +37,24 @@ from numpy.typing import NDArray
 from pydicom.uid import RLELossless, generate_uid
 
 import fewscan
+from fewscan.data import dataset as datasets
 from fewscan.data.dicom import describe_series, read_series
 from fewscan.data.dicom_labels import read_dicom_labels
+from fewscan.data.headers import LPS_TO_RAS
 from fewscan.data.io import read_labels, read_raw, write_labelmap
 from fewscan.judge.metrics import dice
 from fewscan.space.geometry import Geometry, to_ras
 from fewscan.space.volume import Labelmap
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from series import write_series
+from series import as_one_file, write_series
 
 RESULT = "dicom.json"
 PARTS = ("exporting.py", "deliver/dicom_seg.py", "deliver/rtstruct.py", "data/dicom_labels.py")
 NAMES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 6: "stomach", 7: "pancreas", 15: "esophagus"}
 DEBIAN = {"dciodvfy": "dicom3tools", "plastimatch": "plastimatch", "dcmtk": "dcmtk", "orthanc": "orthanc"}
 SETTINGS = {"network.widths": "8,16,16", "train.warmup_steps": "5"}
+VERSION = "from importlib.metadata import version; print(version('nnunetv2'))"
 Masks = dict[str, NDArray[np.bool_]]
 
 
@@ -84,6 +89,17 @@ def oblique(data: Path, folder: Path) -> tuple[Path, Path]:
     return folder / "ct", _named(file, folder)
 
 
+def enhanced(single: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    """The same series as frames of one file, out of order."""
+    plain = folder / "plain"
+    plain.mkdir(parents=True)
+    for file in single[0].iterdir():
+        item = pydicom.dcmread(file)
+        item.decompress()
+        item.save_as(plain / file.name)
+    return as_one_file(plain, folder / "ct", seed=1), single[1]
+
+
 def _ras(label: NDArray[Any], grid: Geometry) -> NDArray[Any]:
     return np.asarray(to_ras(label, grid)[0], dtype=np.uint16)
 
@@ -113,11 +129,14 @@ def by_highdicom(file: Path, series: Path, truth: Labelmap, scratch: Path) -> Ma
     import highdicom as hd
 
     seg = hd.seg.segread(file)
-    headers = [pydicom.dcmread(f, stop_before_pixels=True) for f in describe_series(series).files]
-    frames = seg.get_pixels_by_source_instance(
-        [h.SOPInstanceUID for h in headers], ignore_spatial_locations=True, assert_missing_frames_are_empty=True
-    )
-    native = describe_series(series).native
+    source = describe_series(series)
+    own = [pydicom.dcmread(f, stop_before_pixels=True).SOPInstanceUID for f in dict.fromkeys(source.files)]
+    free = {"ignore_spatial_locations": True, "assert_missing_frames_are_empty": True}
+    if any(source.frames):
+        frames = seg.get_pixels_by_source_frame(own[0], list(source.frames), **free)
+    else:
+        frames = seg.get_pixels_by_source_instance(own, **free)
+    native = source.native
     return {
         seg.get_segment_description(n).segment_label: _to_ras(frames[..., n - 1].transpose(2, 1, 0) > 0, native)
         for n in seg.segment_numbers
@@ -131,11 +150,12 @@ def by_simpleitk(file: Path, series: Path, truth: Labelmap, scratch: Path) -> Ma
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(file))) > 0
     item, source = pydicom.dcmread(file, stop_before_pixels=True), describe_series(series)
     names = {int(s.SegmentNumber): str(s.SegmentLabel) for s in item.SegmentSequence}
-    places = [pydicom.dcmread(f, stop_before_pixels=True).ImagePositionPatient for f in source.files]
+    corners = np.array([[0, 0, k, 1] for k in range(source.native.shape[2])], float)
+    places = (corners @ source.native.affine.T)[:, :3] @ LPS_TO_RAS.T
     masks = {name: np.zeros(source.native.shape, bool) for name in names.values()}
     for frame, group in zip(frames, item.PerFrameFunctionalGroupsSequence, strict=True):
         place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
-        level = int(np.linalg.norm(np.array(places, float) - place, axis=1).argmin())
+        level = int(np.linalg.norm(places - place, axis=1).argmin())
         number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         masks[names[number]][..., level] = frame.T
     return {name: _to_ras(mask, source.native) for name, mask in masks.items()}
@@ -150,6 +170,16 @@ def by_plastimatch(file: Path, series: Path, truth: Labelmap, scratch: Path) -> 
     return {f.stem: read_labels(f).data > 0 for f in sorted(out.glob("*.nrrd"))}
 
 
+def by_slicerio(file: Path, series: Path, truth: Labelmap, scratch: Path) -> Masks:
+    """Segments by name, as 3D Slicer's own reader of such files finds them."""
+    from slicerio import read_segmentation
+
+    found = read_segmentation(str(file))
+    native = Geometry(found["voxels"].shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ found["ijkToLPS"])
+    back = _ras(found["voxels"], native)
+    return {segment["name"]: back == segment["labelValue"] for segment in found["segments"]}
+
+
 def _to_ras(mask: NDArray[np.bool_], native: Geometry) -> NDArray[np.bool_]:
     return _ras(mask, native) > 0
 
@@ -157,6 +187,7 @@ def _to_ras(mask: NDArray[np.bool_], native: Geometry) -> NDArray[np.bool_]:
 READERS: dict[str, dict[str, Callable[[Path, Path, Labelmap, Path], Masks]]] = {
     "dicom-seg": {"fewscan": by_fewscan, "highdicom": by_highdicom, "SimpleITK": by_simpleitk},
     "rtstruct": {"fewscan": by_fewscan, "plastimatch": by_plastimatch},
+    "seg-nrrd": {"slicerio": by_slicerio},
 }
 
 
@@ -222,8 +253,8 @@ def _ask(port: int, path: str) -> Any:
         return json.loads(answer.read() or b"[]")
 
 
-def _run(*words: object) -> str:
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
+def _run(*words: object, env: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise SystemExit(f"{words[0]} failed: {(done.stdout + done.stderr)[-500:]}")
     return done.stdout + done.stderr
@@ -267,6 +298,28 @@ def chain(series: Path, teacher: tuple[Path, Path], folder: Path) -> dict[str, A
     }
 
 
+def nnunet(data: Path, programs: Path, folder: Path) -> dict[str, Any]:
+    """A data set out, examined by nnU-Net itself, whose check refuses what it could not train on, and back in."""
+    raw, done = folder / "raw", folder / "preprocessed"
+    given = fewscan.open(data)
+    fewscan.export(data, raw / "Dataset101_Export", kind="nnunet")
+    places = {"nnUNet_raw": raw, "nnUNet_preprocessed": done, "nnUNet_results": folder / "results"}
+    command = [programs / "nnUNetv2_extract_fingerprint", "-d", "101", "--verify_dataset_integrity", "-np", "2"]
+    _run(*command, env={**os.environ, **{name: str(place) for name, place in places.items()}})
+    seen = json.loads((done / "Dataset101_Export" / "dataset_fingerprint.json").read_text())
+    back = fewscan.open(raw / "Dataset101_Export")
+    same = [
+        (datasets.load(a, given).image.data == datasets.load(b, back).image.data).all()
+        for a, b in zip(given.labelled, back.labelled, strict=True)
+    ]
+    return {
+        "cases": len(given.labelled),
+        "seen_by_nnunet": len(seen["spacings"]),
+        "same_names": list(given.names.values()) == list(back.names.values()),
+        "same_voxels": all(same),
+    }
+
+
 def _pull(peer: tuple[object, ...], port: int, out: Path, *keys: str) -> None:
     """C-MOVE of a series to a port of our own, in the syntax that it was stored in."""
     out.mkdir()
@@ -281,11 +334,17 @@ def main() -> None:
     """One row for each series, format and program; then the way through a server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    data = parser.parse_args().data
+    parser.add_argument("--nnunet", type=Path, help="folder of nnU-Net's programs, benchmarks/peers/nnunet.txt")
+    parser.add_argument(
+        "--dataset", type=Path, help="data set to hand to nnU-Net, labelled cases in images/ and labels/"
+    )
+    args = parser.parse_args()
+    data = args.data
     code, wrong = code_hash(parts=PARTS), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         made = {"archive": archive(data, folder / "archive"), "oblique": oblique(data, folder / "oblique")}
+        made["enhanced"] = enhanced(made["oblique"], folder / "enhanced")
         for name, (series, labels) in made.items():
             for kind, readers in READERS.items():
                 wrong += judge(name, series, labels, kind=kind, readers=readers, code=code)
@@ -293,6 +352,13 @@ def main() -> None:
         with rows(RESULT, key, code=code) as row:
             if row is not None:
                 row |= chain(made["archive"][0], made["oblique"], folder) | _versions("dcmtk", "orthanc")
+                print(key, row, flush=True)
+                wrong += [f"{key}: {k}" for k, v in row.items() if v is False or v == 0]
+        key = {"series": "data set", "format": "nnunet", "program": "nnunetv2"}
+        with rows(RESULT, key, code=code) if args.nnunet else nullcontext() as row:
+            if row is not None:
+                row |= nnunet(args.dataset, args.nnunet, folder / "nnunet")
+                row |= {"version": _run(args.nnunet / "python", "-c", VERSION).strip()}
                 print(key, row, flush=True)
                 wrong += [f"{key}: {k}" for k, v in row.items() if v is False or v == 0]
     if wrong:
@@ -307,9 +373,9 @@ def judge(
     truth = read_labels(labels, names={int(v): n for v, n in listed.items()})
     wrong = []
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "labels.dcm"
+        file = Path(scratch) / ("labels.seg.nrrd" if kind == "seg-nrrd" else "labels.dcm")
         fewscan.export(labels, file, kind=kind, source=series)
-        for program in [*readers, "dciodvfy"]:
+        for program in [*readers, *(() if kind == "seg-nrrd" else ("dciodvfy",))]:
             key = {"series": name, "format": kind, "program": program}
             with rows(RESULT, key, code=code) as row:
                 if row is None:
@@ -320,7 +386,7 @@ def judge(
                     row |= worst(readers[program](file, series, truth, Path(scratch)), truth)
                 row |= _versions(program)
                 print(key, row, flush=True)
-                least = 1.0 if kind == "dicom-seg" else 0.99
+                least = 0.99 if kind == "rtstruct" else 1.0
                 if row.get("errors", 0) or row.get("dice_min", 1.0) < least:
                     wrong.append(f"{key}: {row}")
     return wrong

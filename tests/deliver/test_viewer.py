@@ -5,16 +5,18 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from shapes import ball
 
+from fewscan import api
 from fewscan.data import io, places
 from fewscan.deliver import viewer, warps
 from fewscan.deliver.embedding import HU_STEP, Limits, packed, thinned, windows
-from fewscan.deliver.mesh_files import Item, read_glb, write_glb
+from fewscan.deliver.mesh_files import Item, painted, read_glb, write_glb
 from fewscan.deliver.report import read_run, write_report
 from fewscan.deliver.scenes import LOST, Content, Layer, Scene, scenes
 from fewscan.deliver.surface import Mesh
@@ -207,6 +209,41 @@ def test_a_model_comes_back_from_glb_in_millimetres(tmp_path):
     (tmp_path / "model.glb").write_bytes(b"glTF" + bytes(40))
     with pytest.raises(DataError, match=r"model\.glb: not a model"):
         read_glb(tmp_path / "model.glb")
+
+
+def test_confidence_comes_back_from_glb_and_reaches_the_viewer_as_colour(tmp_path):
+    from fewscan.deliver.mesh import surfaces
+
+    mesh = surfaces(ball(radius_mm=12))[0].mesh
+    sure = np.random.default_rng(0).random(len(mesh.points))
+    write_glb([Item(name="ball", mesh=mesh, colour=(1, 2, 3), confidence=sure)], tmp_path / "model.glb")
+    (back,) = read_glb(tmp_path / "model.glb")
+    np.testing.assert_allclose(back.confidence, sure, atol=1e-5)
+    (file,) = packed(Content(names={}, items=[back]))
+    mz3 = gzip.decompress(file.content)
+    assert (mz3[2], file.about["colour"]) == (7, None)
+    np.testing.assert_array_equal(
+        np.frombuffer(mz3[-4 * len(sure) :], np.uint8).reshape(-1, 4)[:, :3], painted(sure).round()
+    )
+    high = replace(back, confidence=(mesh.points[:, 2] > np.median(mesh.points[:, 2])).astype(float))
+    (few,) = thinned(Content(names={}, items=[high]), Limits(faces=300))[0].items
+    assert len(few.confidence) == len(few.mesh.points)
+    assert np.corrcoef(few.confidence, few.mesh.points[:, 2])[0, 1] > 0.7
+
+
+def test_meshes_lie_over_their_scan_where_one_is_given(run, tmp_path):
+    image = next(run.rglob("case_0.nii.gz"))
+    api.mesh(image, tmp_path / "mesh", purpose="vr")
+    page = read_run(tmp_path / "mesh")
+    alone = scenes(page)[0].load()
+    assert (alone.layers, alone.remarks) == ((), ["Give its scan with --images to see it too."])
+    (scan,) = list(tmp_path.rglob(f"{WHO}/case_0.nii.gz"))
+    over = scenes(page, [scan])[0].load()
+    assert [layer.name for layer in over.layers] == ["scan"]
+    assert over.items
+    both = scenes(page, [scan.parent])[0].load()
+    assert both.layers == ()
+    assert "Several scans were given" in both.remarks[0]
 
 
 def test_surfaces_are_thinned_to_the_limit_and_it_is_said():

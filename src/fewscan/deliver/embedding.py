@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from fewscan.data.formats import put_nifti
 from fewscan.deliver import solids
-from fewscan.deliver.mesh_files import Item
+from fewscan.deliver.mesh_files import Item, painted
 from fewscan.deliver.scenes import Content, Layer
 from fewscan.deliver.structures import colour
+from fewscan.deliver.surface import Mesh
 from fewscan.errors import FewscanError
 from fewscan.space.field import from_matrix, warp_labels
 from fewscan.space.geometry import Geometry, with_at_most
@@ -98,7 +100,7 @@ def thinned(content: Content, limits: Limits) -> tuple[Content, list[str]]:
             meshes, moved = solids.simplified([item.mesh for item in content.items], faces=limits.faces)
         except FewscanError:
             return content, remarks  # not closed: shown whole
-        items = [replace(item, mesh=mesh) for item, mesh in zip(content.items, meshes, strict=True)]
+        items = [_moved(item, mesh) for item, mesh in zip(content.items, meshes, strict=True)]
         content = replace(content, items=items)
         left = sum(len(mesh.faces) for mesh in meshes)
         remarks.append(f"{left} triangles instead of {faces}, surfaces moved by at most {moved:.2g} mm")
@@ -139,7 +141,8 @@ def packed(content: Content, *, level: int = 6) -> list[Packed]:
         about = {"name": "deformed grid", "kind": "lines", "state": "", "shown": False, "step": content.step_mm}
         files.append(Packed(about, gzip.compress(_tck(content.lines), level, mtime=0)))
     for item in content.items:
-        about = {"name": item.name, "kind": "surface", "state": "", "shown": True, "colour": item.colour}
+        shade = item.colour if item.confidence is None else None  # the vertices have colours of their own
+        about = {"name": item.name, "kind": "surface", "state": "", "shown": True, "colour": shade}
         files.append(Packed(about, gzip.compress(_mz3(item), level, mtime=0)))
     return files
 
@@ -229,8 +232,21 @@ def _tck(lines: Sequence[NDArray[np.float32]]) -> bytes:
     return head + points.tobytes() + np.full(3, np.inf, "<f4").tobytes()
 
 
+def _moved(item: Item, mesh: Mesh) -> Item:
+    """The part with other triangles, each vertex as sure as the nearest one was."""
+    if item.confidence is None:
+        return replace(item, mesh=mesh)
+    nearest = cKDTree(item.mesh.points).query(mesh.points)[1]
+    return replace(item, mesh=mesh, confidence=item.confidence[nearest])
+
+
 def _mz3(item: Item) -> bytes:
-    """Triangles in the format of Surf Ice: counts, corners, places in mm."""
+    """Triangles in the format of Surf Ice: counts, corners, places in mm, and colours where there is confidence."""
     mesh = item.mesh
-    head = struct.pack("<HHIII", 0x5A4D, 3, len(mesh.faces), len(mesh.points), 0)
-    return head + mesh.faces.astype("<u4").tobytes() + mesh.points.astype("<f4").tobytes()
+    shades = b""
+    if item.confidence is not None:
+        shown = np.full((len(mesh.points), 4), 255, np.uint8)
+        shown[:, :3] = np.rint(painted(item.confidence))
+        shades = shown.tobytes()
+    head = struct.pack("<HHIII", 0x5A4D, 7 if shades else 3, len(mesh.faces), len(mesh.points), 0)
+    return head + mesh.faces.astype("<u4").tobytes() + mesh.points.astype("<f4").tobytes() + shades

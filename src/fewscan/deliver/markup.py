@@ -51,10 +51,13 @@ def number(value: float | None, digits: int = 2, *, percent: bool = False) -> st
     --------
     >>> number(0.8649), number(0.051, 1, percent=True)
     ('0.86', '5.1 %')
+    >>> number(-0.001)
+    '0.00'
     """
     if value is None or not math.isfinite(value):
         return ABSENT
-    return f"{100 * value:.{digits}f} %" if percent else f"{value:.{digits}f}"
+    shown = round(100 * value if percent else value, digits) + 0.0  # no minus before a zero
+    return f"{shown:.{digits}f} %" if percent else f"{shown:.{digits}f}"
 
 
 def cell(value: float, digits: int = 2, *, percent: bool = False, bar: bool = False) -> Cell:

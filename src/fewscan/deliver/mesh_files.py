@@ -42,6 +42,7 @@ RELATIONS = (
     'Type="http://schemas.microsoft.com/3dmanufacturing/2013/01/3dmodel"/></Relationships>'
 )
 CORE = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
+UNSURE, MIDDLING, SURE = np.array([230.0, 97, 1]), np.array([247.0, 247, 247]), np.array([33.0, 102, 172])
 STAMP = (1980, 1, 1, 0, 0, 0)  # of files in a zip, so that the same parts give the same bytes
 
 
@@ -208,7 +209,7 @@ def write_glb(items: Sequence[Item], path: Path) -> None:
 
 
 def read_glb(path: Path) -> list[Item]:
-    """Read what `write_glb` wrote: its parts in RAS millimetres; confidence comes back as nothing but colour.
+    """Read what `write_glb` wrote: its parts in RAS millimetres, with confidence where it is painted on them.
 
     Parameters
     ----------
@@ -239,7 +240,9 @@ def read_glb(path: Path) -> list[Item]:
             (part,) = mesh["primitives"]
             surface = Mesh(take(part["attributes"]["POSITION"]) @ back, take(part["indices"]).reshape(-1, 3))
             red, green, blue = (round(255 * _shown(c)) for c in material["pbrMetallicRoughness"]["baseColorFactor"][:3])
-            items.append(Item(name=str(mesh["name"]), mesh=surface, colour=(red, green, blue)))
+            shades = part["attributes"].get("COLOR_0")
+            sure = None if shades is None else _sure(take(shades) * 255.0)
+            items.append(Item(name=str(mesh["name"]), mesh=surface, colour=(red, green, blue), confidence=sure))
     except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
         raise DataError(f"{path}: not a model of fewscan mesh ({error}); make it again") from None
     return items
@@ -269,11 +272,18 @@ def painted(confidence: Array) -> NDArray[np.float64]:
     confidence : (V,) float
         0 to 1.
     """
-    low, middle, high = np.array([230.0, 97, 1]), np.array([247.0, 247, 247]), np.array([33.0, 102, 172])
     share = np.clip(confidence, 0, 1)[:, None]
     found: NDArray[np.float64] = np.where(
-        share < 0.5, low + 2 * share * (middle - low), middle + (2 * share - 1) * (high - middle)
+        share < 0.5, UNSURE + 2 * share * (MIDDLING - UNSURE), MIDDLING + (2 * share - 1) * (SURE - MIDDLING)
     )
+    return found
+
+
+def _sure(shades: NDArray[np.float64]) -> Array:
+    """The inverse of `painted`: red rules below the middle, and falls faster than green above it."""
+    red, green = shades[:, 0], shades[:, 1]
+    less, more = (green - UNSURE[1]) / (MIDDLING - UNSURE)[1] / 2, (1 + (red - MIDDLING[0]) / (SURE - MIDDLING)[0]) / 2
+    found: Array = np.clip(np.where(red >= green, less, more), 0, 1)
     return found
 
 

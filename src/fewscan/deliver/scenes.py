@@ -153,7 +153,7 @@ def scenes(run: Run, images: Sequence[Path] = ()) -> list[Scene]:
         sure = number(figure(drafted[name], "sure"), 0, percent=True)
         found.append(Scene(title=f"{name} · drafted, {sure} sure", load=partial(_drafted, run.directory, name, named)))
     if run.certificate is not None and (run.directory / GLB).is_file():
-        found.append(Scene(title="Meshes", load=partial(_meshed, run.directory / GLB)))
+        found.append(Scene(title="Meshes", load=partial(_meshed, run.directory / GLB, named)))
     return found
 
 
@@ -255,8 +255,21 @@ def _drafted(directory: Path, name: str, named: Mapping[str, Path]) -> Content:
     return Content(geometry=label.geometry, layers=layers, names=_names(path, label.data), remarks=remarks)
 
 
-def _meshed(path: Path) -> Content:
-    return Content(names={}, items=read_glb(path))
+def _meshed(path: Path, named: Mapping[str, Path]) -> Content:
+    """Surfaces, over the scan where a single one was given: the meshes themselves do not say of whom they are."""
+    items, scans = read_glb(path), set(named.values())
+    if any(item.confidence is not None for item in items):
+        remarks = ["Surfaces are coloured by confidence: blue where the model was sure, orange where it was not."]
+    else:
+        remarks = []
+    if len(scans) != 1:
+        hint = "" if not scans else " Several scans were given, and which one was meshed is not recorded."
+        return Content(names={}, items=items, remarks=[*remarks, f"Give its scan with --images to see it too.{hint}"])
+    try:
+        data, geometry = sections.first_channel(scans.pop())
+    except FewscanError as error:
+        return Content(names={}, items=items, remarks=[*remarks, said(error)])
+    return Content(geometry=geometry, layers=[_intensities("scan", data)], names={}, items=items, remarks=remarks)
 
 
 # -------------------------------------------------------------------------------------------------------- registration

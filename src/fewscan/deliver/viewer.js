@@ -50,6 +50,7 @@ class Viewer {
       crosshairColor: [1, 0.85, 0.4, 0.8], crosshairWidth: 0.25, crosshairWidthUnit: "percent", crosshairGap: 4,
       scrollRequiresFocus: true, isSliceMM: true, meshThicknessOn2D: 4, fontColor: [1, 1, 1, 1], fontMinPx: 12,
       fontSizeScaling: 0.3, loadingText: "", tileMargin: 4, isAlphaClipDark: true, isCornerOrientationText: true,
+      clipPlaneColor: [0, 0, 0, 0],
     });
     await this.nv.attachToCanvas(this.canvas, true);
     this.nv.onLocationChange = (found) => this.tell(found);
@@ -78,10 +79,17 @@ class Viewer {
     this.scan = this.scans.length - 1;
     this.window = 0;
     this.draw();
+    this.clip(this.cut || this.layers.some((layer) => layer.kind === "surface"));
     if (this.scans.length) this.apply();
     else this.update();
     this.arrange(this.flat ? this.layout : 4);
     this.said.textContent = scene.remarks.join(" ");
+  }
+
+  clip(cut) { // surfaces lie inside the scan: only its far side stays behind them
+    this.cut = cut;
+    const deep = this.layers.some((layer) => layer.kind === "surface");
+    this.nv.setClipPlane(cut ? [deep ? -0.45 : 0, deep ? 0 : 270, 0] : [2, 0, 0]);
   }
 
   clear() {
@@ -290,7 +298,7 @@ class Viewer {
       g: () => this.swap((layer) => layer.kind === "lines"),
       x: () => this.exchange(),
       o: () => this.nv.setAtlasOutline(this.nv.opts.atlasOutline ? 0 : 1),
-      c: () => { this.cut = !this.cut; this.nv.setClipPlane(this.cut ? [0, 270, 0] : [2, 0, 0]); },
+      c: () => this.clip(!this.cut),
       "+": () => this.fade(0.1), "=": () => this.fade(0.1), "-": () => this.fade(-0.1),
       "[": () => this.step(-1), "]": () => this.step(1),
       f: () => (document.fullscreenElement ? document.exitFullscreen() : this.stage.requestFullscreen?.()),
