@@ -1,22 +1,21 @@
 """DICOM out, judged by the programs of others; in and out of a server.
 
     scripts/install_dicom_tools
-    python benchmarks/dicom_programs.py --data ../shared/data/torso_ct [--nnunet VENV/bin --dataset FOLDER]
+    python benchmarks/dicom_programs.py --data ../shared/data/torso_ct
 
 Three series: the slices of a CT as the scanner's archive gave them (JPEG 2000; its emptied UIDs filled in), a CT volume
 written as an oblique, RLE-compressed series with its files in reverse order, and the same as one enhanced multi-frame
 file, converted by highdicom, its frames out of order. Their label maps are exported as DICOM-SEG, RTSTRUCT and
 ``.seg.nrrd``. Rows: Dice of each label as fewscan, highdicom, SimpleITK, plastimatch and slicerio (3D Slicer's reader,
-``pip install slicerio``) read it back, the smallest one; errors and warnings of dciodvfy. Then the series goes to a local
-Orthanc by dcmtk, is pulled, is segmented by a model trained for a moment on the other series and its SEG, and the SEG
-goes back, is found by C-FIND and by DICOMweb, and is pulled once more. Last row: a data set through nnU-Net's own check.
+``pip install slicerio``) read it back, the smallest one; errors and warnings of dciodvfy. Last row: the series goes to
+a local Orthanc by dcmtk, is pulled, is segmented by a model trained for a moment on the other series and its SEG, and
+the SEG goes back, is found by C-FIND and by DICOMweb, and is pulled once more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -25,7 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ from numpy.typing import NDArray
 from pydicom.uid import RLELossless, generate_uid
 
 import fewscan
-from fewscan.data import dataset as datasets
 from fewscan.data.dicom import describe_series, read_series
 from fewscan.data.dicom_labels import read_dicom_labels
 from fewscan.data.headers import LPS_TO_RAS
@@ -54,7 +52,6 @@ PARTS = ("exporting.py", "deliver/dicom_seg.py", "deliver/rtstruct.py", "data/di
 NAMES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 5: "liver", 6: "stomach", 7: "pancreas", 15: "esophagus"}
 DEBIAN = {"dciodvfy": "dicom3tools", "plastimatch": "plastimatch", "dcmtk": "dcmtk", "orthanc": "orthanc"}
 SETTINGS = {"network.widths": "8,16,16", "train.warmup_steps": "5"}
-VERSION = "from importlib.metadata import version; print(version('nnunetv2'))"
 Masks = dict[str, NDArray[np.bool_]]
 
 
@@ -253,8 +250,8 @@ def _ask(port: int, path: str) -> Any:
         return json.loads(answer.read() or b"[]")
 
 
-def _run(*words: object, env: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, env=env)
+def _run(*words: object) -> str:
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{words[0]} failed: {(done.stdout + done.stderr)[-500:]}")
     return done.stdout + done.stderr
@@ -298,28 +295,6 @@ def chain(series: Path, teacher: tuple[Path, Path], folder: Path) -> dict[str, A
     }
 
 
-def nnunet(data: Path, programs: Path, folder: Path) -> dict[str, Any]:
-    """A data set out, examined by nnU-Net itself, whose check refuses what it could not train on, and back in."""
-    raw, done = folder / "raw", folder / "preprocessed"
-    given = fewscan.open(data)
-    fewscan.export(data, raw / "Dataset101_Export", kind="nnunet")
-    places = {"nnUNet_raw": raw, "nnUNet_preprocessed": done, "nnUNet_results": folder / "results"}
-    command = [programs / "nnUNetv2_extract_fingerprint", "-d", "101", "--verify_dataset_integrity", "-np", "2"]
-    _run(*command, env={**os.environ, **{name: str(place) for name, place in places.items()}})
-    seen = json.loads((done / "Dataset101_Export" / "dataset_fingerprint.json").read_text())
-    back = fewscan.open(raw / "Dataset101_Export")
-    same = [
-        (datasets.load(a, given).image.data == datasets.load(b, back).image.data).all()
-        for a, b in zip(given.labelled, back.labelled, strict=True)
-    ]
-    return {
-        "cases": len(given.labelled),
-        "seen_by_nnunet": len(seen["spacings"]),
-        "same_names": list(given.names.values()) == list(back.names.values()),
-        "same_voxels": all(same),
-    }
-
-
 def _pull(peer: tuple[object, ...], port: int, out: Path, *keys: str) -> None:
     """C-MOVE of a series to a port of our own, in the syntax that it was stored in."""
     out.mkdir()
@@ -352,13 +327,6 @@ def main() -> None:
         with rows(RESULT, key, code=code) as row:
             if row is not None:
                 row |= chain(made["archive"][0], made["oblique"], folder) | _versions("dcmtk", "orthanc")
-                print(key, row, flush=True)
-                wrong += [f"{key}: {k}" for k, v in row.items() if v is False or v == 0]
-        key = {"series": "data set", "format": "nnunet", "program": "nnunetv2"}
-        with rows(RESULT, key, code=code) if args.nnunet else nullcontext() as row:
-            if row is not None:
-                row |= nnunet(args.dataset, args.nnunet, folder / "nnunet")
-                row |= {"version": _run(args.nnunet / "python", "-c", VERSION).strip()}
                 print(key, row, flush=True)
                 wrong += [f"{key}: {k}" for k, v in row.items() if v is False or v == 0]
     if wrong:
