@@ -138,3 +138,26 @@ def test_atlases_are_deformed_in_earnest_where_the_budget_allows(labeller, monke
 
     labeller(ask, budget=20)
     assert efforts == [FULL, FULL, FULL, "quick"]
+
+
+def test_harmony_is_the_mean_dice_of_pairs_where_both_looked():
+    one = np.array([[[0, 1, 1, 2]]], np.int16)
+    other = np.array([[[0, 1, 0, 2]]], np.int16)
+    assert pseudo.harmony([one, one, one], classes=3) == 1
+    assert pseudo.harmony([one, other], classes=3) == pytest.approx((2 / 3 + 1) / 2)
+    assert pseudo.harmony([one, np.where(other == 0, -1, other)], classes=3) == 1
+    assert pseudo.harmony([np.zeros_like(one)] * 2, classes=3) == 1
+    assert np.isnan(pseudo.harmony([one], classes=3))
+
+
+def test_scans_on_which_the_atlases_contradict_each_other_are_not_believed(labeller):
+    def ask(made, session):
+        made.rating(session.unlabelled)
+        alone = made.least  # one atlas is left for each of two labelled scans: nothing to compare
+        drafted = made.draft(session.unlabelled[0])
+        made.least = 0.7
+        return {"alone": alone, "believed": [made.believed(drafted._replace(harmony=h)) for h in (0.69, 0.71, np.nan)]}
+
+    found = labeller(ask)
+    assert np.isnan(found["alone"])
+    assert found["believed"] == [False, True, True]

@@ -180,15 +180,21 @@ def _label(both: _Both, state: State, labeller: Labeller, turn: int) -> dict[str
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
     labeller.begin(cast(Registrar, state.average_of(both.registrar).eval()), predictor, count=len(new))
-    rating = labeller.rating(order[:COMPARED])
+    rating = labeller.rating(order)
     session.request.say(str(rating))
     answer: dict[str, Index] = {}
+    doubted = 0
     for done, case in enumerate(order):
         if both.stop.is_set() or (done and labeller.spent() > LABELLING):
             break
-        if (drafted := labeller.draft(case)) is not None:
-            belief = labeller.belief(case) if config.agree else None
-            answer[case.id] = fused(*drafted.vote, belief=belief, trust=rating.weights)
+        drafted = labeller.draft(case)
+        if drafted is None or not labeller.believed(drafted):
+            doubted += 1
+            continue
+        belief = labeller.belief(case) if config.agree else None
+        answer[case.id] = fused(*drafted.vote, belief=belief, trust=rating.weights)
+    if doubted:
+        session.request.say(f"{doubted} scan(s) left out: their atlases contradict each other")
     return answer
 
 
@@ -244,7 +250,7 @@ def _compared(both: _Both, labeller: Labeller, segmenter: nn.Module) -> dict[str
     """What the atlases are worth beside the segmenter in the end; says so where that is more."""
     session = both.session
     labeller.predictor = infer.network_predictor(segmenter.eval(), session.hardware)
-    rating = labeller.rating([case for case in session.unlabelled if labeller.drafted(case)][:COMPARED])
+    rating = labeller.rating([case for case in session.unlabelled if labeller.drafted(case)])
     if rating.segmenter < rating.atlases - BEHIND:
         session.request.say(f"{rating}: fewscan draft labels such scans better; a longer --budget helps the segmenter")
     return {"atlases": round(rating.atlases, 4), "segmenter": round(rating.segmenter, 4)}

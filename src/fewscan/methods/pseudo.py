@@ -7,6 +7,7 @@ with them, by what each is worth.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import zipfile
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from fewscan.space.volume import IGNORE
 SURE = 0.5  # least share of the fused vote from which a pseudo-label counts
 ALONE = 0.75  # what a vote's Dice is taken for where only one scan is labelled, so that none can be left out
 BEST = 0.95  # most that a Dice estimated without a label is believed to be
+SLACK = 0.01  # Dice by which atlases may agree less on a scan than on the labelled ones left out
 COMPARED = 3  # scans from which atlases and segmenter are rated
 LABELLING = 0.1  # most of a budget that the labelling of one round may take
 FULL = DeformConfig()  # where there is time to deform every atlas in earnest
@@ -48,10 +50,13 @@ class Drafted(NamedTuple):
         Class index, and its share of the vote.
     nearest : Voter
         The atlas most like the scan, in its shape.
+    harmony : float
+        Mean Dice between every two of the atlases; NaN of a single one.
     """
 
     vote: tuple[NDArray[np.uint16], NDArray[np.float32]]
     nearest: draft.Voter
+    harmony: float
 
 
 class Rating(NamedTuple):
@@ -113,6 +118,7 @@ class Labeller:
         refine = session.settings.joint.refine
         self.effort = DeformConfig(shrink=(2, 1), steps=(refine * 3 // 4, refine - refine * 3 // 4))
         self.worth: float | None = None
+        self.least = math.nan  # harmony from which the atlases of a scan are believed
         self.measured = session.bounds.seconds is None  # a run bounded by steps must repeat bit for bit
 
     def begin(self, registrar: Registrar, predictor: infer.Predictor, *, count: int) -> None:
@@ -144,7 +150,7 @@ class Labeller:
         if file.is_file():
             with contextlib.suppress(ValueError, OSError, KeyError, zipfile.BadZipFile), np.load(file) as stored:
                 nearest = draft.Voter(str(stored["name"]), torch.from_numpy(stored["image"]), stored["shaped"], None)
-                return Drafted((stored["label"], stored["sure"].astype(np.float32)), nearest)
+                return Drafted((stored["label"], stored["sure"].astype(np.float32)), nearest, float(stored["harmony"]))
         others = [whole for whole in self.wholes.values() if whole.labelled and whole.id != case.id]
         effort, before = self.effort if self.measured else FULL, self.spent()
         voters = draft.shaped(
@@ -158,10 +164,23 @@ class Labeller:
             return None
         label, sure = draft.fuse(torch.from_numpy(np.array(case.image[:1])), voters, fusion="local")
         sure, nearest = sure.astype(np.float16), voters[0]
+        alike = harmony([index_of(one.label) for one in voters], classes=self.session.plan.classes)
         image, shaped, name = nearest.image.numpy(), nearest.label, np.array(nearest.name)
         with atomic(file) as temporary, Path(temporary).open("wb") as stream:
-            np.savez(stream, label=label, sure=sure, image=image, shaped=shaped, name=name)
-        return Drafted((label, sure.astype(np.float32)), nearest)
+            np.savez(stream, label=label, sure=sure, image=image, shaped=shaped, name=name, harmony=np.array(alike))
+        return Drafted((label, sure.astype(np.float32)), nearest, alike)
+
+    def believed(self, drafted: Drafted) -> bool:
+        """Whether the atlases agree on a scan about as well as they do on labelled ones left out.
+
+        Registration fails on some scans, and on those the atlases contradict each other.
+
+        Parameters
+        ----------
+        drafted : Drafted
+            From `draft`, after `rating`.
+        """
+        return not drafted.harmony < self.least
 
     def _file(self, case: Prepared) -> Path:
         """Where the atlases' answer is kept."""
@@ -174,30 +193,57 @@ class Labeller:
     def rating(self, scans: Sequence[Prepared]) -> Rating:
         """What atlases and segmenter are worth.
 
-        Labelled scans left out tell what the atlases are worth. Were the errors of the two independent, their agreement
-        on scans without labels would be the product of both, which tells what the segmenter is worth.
+        Labelled scans left out tell what the atlases are worth, and how well they agree among themselves where they
+        are. Were the errors of atlases and segmenter independent, their agreement on scans without labels would be the
+        product of both, which tells what the segmenter is worth.
 
         Parameters
         ----------
         scans : sequence of Prepared
-            Without labels.
+            Without labels; the first `COMPARED` whose atlases are believed are looked at.
         """
         if self.worth is None and len(self.session.labelled) > 1:
-            votes = []
-            for case in self.session.labelled[:COMPARED]:
-                if (drafted := self.draft(case)) is not None:
-                    assert case.label is not None
-                    found, truth = index_of(drafted.vote[0]), np.array(case.label)
-                    votes.append(mean_dice(*(torch.from_numpy(np.maximum(x, 0)) for x in (found, truth))))
-            self.worth = float(np.mean(votes)) if votes else None
-        agreements = []
-        for case in scans:
-            if (drafted := self.draft(case)) is not None:
+            self._leave_out()
+        agreements: list[float] = []
+        for case in scans[: 4 * COMPARED]:
+            drafted = self.draft(case) if len(agreements) < COMPARED else None
+            if drafted is not None and self.believed(drafted):
                 theirs = torch.from_numpy(np.maximum(index_of(drafted.vote[0]), 0))
                 agreements.append(mean_dice(self.belief(case).argmax(0), theirs))
         atlases = ALONE if self.worth is None else self.worth
         agreement = float(np.mean(agreements)) if agreements else 0.0
         return Rating(atlases, min(agreement / max(atlases, 1e-3), BEST), agreement, assumed=self.worth is None)
+
+    def _leave_out(self) -> None:
+        """What the atlases are worth on labelled scans, and the least harmony with which they are."""
+        votes, alike = [], []
+        for case in self.session.labelled[:COMPARED]:
+            if (drafted := self.draft(case)) is not None:
+                assert case.label is not None
+                found, truth = index_of(drafted.vote[0]), np.array(case.label)
+                votes.append(mean_dice(*(torch.from_numpy(np.maximum(x, 0)) for x in (found, truth))))
+                alike.append(drafted.harmony)
+        self.worth = float(np.mean(votes)) if votes else None
+        self.least = min(alike, default=math.nan) - SLACK  # NaN where no two atlases were left
+
+
+def harmony(labels: Sequence[Index], *, classes: int) -> float:
+    """Mean Dice between every two label maps, over the classes that one of them holds; NaN of fewer than two.
+
+    Parameters
+    ----------
+    labels : sequence of (X, Y, Z) int16
+        Class indices; voxels at -1 in one of two are left out.
+    classes : int
+        With background.
+    """
+    scores = []
+    for one, other in itertools.combinations([label.ravel().astype(np.int64) for label in labels], 2):
+        seen = (one >= 0) & (other >= 0)
+        counts = np.bincount(one[seen] * classes + other[seen], minlength=classes**2).reshape(classes, classes)
+        sizes = (counts.sum(0) + counts.sum(1))[1:]
+        scores.append(float(np.mean(2 * np.diag(counts)[1:][sizes > 0] / sizes[sizes > 0])) if sizes.any() else 1.0)
+    return float(np.mean(scores)) if scores else math.nan
 
 
 def fused(
