@@ -274,7 +274,9 @@ def report(
     from fewscan import api
 
     path = api.report(directory, out, viewer=viewer, images=images or ())
-    stdout().print(f"Report: {path}, {path.stat().st_size / 1e6:.1f} MB", markup=False)
+    size = path.stat().st_size
+    told = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    stdout().print(f"Report: {path}, {told}", markup=False)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from fewscan.data.io import write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.metrics import dice
 from fewscan.judge.statistics import bootstrap_interval
-from fewscan.learn.checkpoint import versions, write_json
+from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
@@ -119,7 +119,7 @@ def _begin(out: Path, fusion: Fusion) -> dict[str, Any]:
             for case in (str(name) for name in earlier if Path(str(name)).name == str(name)):
                 (out / kind / f"{case}.nii.gz").unlink(missing_ok=True)
     record = {"fusion": fusion, "leave_one_out": _summary({}, {}), "cases": {}, "versions": versions(),
-              "use": "research use only"}  # fmt: skip
+              "use": USE}  # fmt: skip
     write_json(record, path)
     return record
 

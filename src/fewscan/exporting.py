@@ -19,11 +19,12 @@ from fewscan.data.dicom import describe_series, is_series
 from fewscan.data.dicom_labels import is_label, read_dicom_labels
 from fewscan.data.io import atomic, label_values, peek, read_labels
 from fewscan.data.layouts import LABEL_TAIL, Found, Pair, entries, stem_of
-from fewscan.deliver.binding import USE, Binding, bind
+from fewscan.deliver.binding import Binding, bind
 from fewscan.deliver.structures import Structure, structures_of
 from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge import metrics
 from fewscan.learn import checkpoint
+from fewscan.learn.checkpoint import USE
 from fewscan.naming import label_names, record_of
 from fewscan.space.geometry import check_same, from_ras, ras_geometry
 from fewscan.space.volume import IGNORE, Labelmap

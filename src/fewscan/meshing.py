@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from fewscan.data.io import peek, read_image, read_labels
 from fewscan.deliver import confidence, mesh_files, printable, rendered, solids
-from fewscan.deliver.binding import USE
 from fewscan.deliver.mesh import Surface, surfaces
 from fewscan.deliver.mesh_files import Item, Space
 from fewscan.deliver.printable import Printer
@@ -24,7 +23,7 @@ from fewscan.deliver.solids import Additions
 from fewscan.deliver.structures import colour
 from fewscan.deliver.surface import Mesh, in_threads
 from fewscan.errors import ConfigError, DataError, FewscanError
-from fewscan.learn.checkpoint import versions, write_json
+from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.learn.request import Observer
 from fewscan.naming import label_names
 from fewscan.space.geometry import check_same

@@ -17,7 +17,7 @@ from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
 from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
-from fewscan.learn.checkpoint import Model, versions, write_json
+from fewscan.learn.checkpoint import USE, Model, versions, write_json
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
@@ -105,7 +105,7 @@ def register(
     folder.mkdir(parents=True, exist_ok=True)
     for path in own:  # an earlier answer must not be taken for a part of this one
         path.unlink(missing_ok=True)
-    write_json({"use": "research use only"}, folder / RECORD)  # from here on the folder is ours, whatever happens
+    write_json({"use": USE}, folder / RECORD)  # from here on the folder is ours, whatever happens
     write_image(_like(pairwise.apply(found, other), other), folder / FILES[0], native=still.native)
     if warped is not None:
         write_labelmap(warped, folder / FILES[1], native=still.native)
@@ -115,7 +115,7 @@ def register(
         reference=reference,
     )  # fmt: skip
     report["pictures"] = [f"{PICTURES}/{name}" for name in warps.write_pictures(scene, folder / PICTURES)]
-    report["use"] = "research use only"
+    report["use"] = USE
     write_json(report, folder / RECORD)
     given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}
     places.remember(folder / RECORD, {"pair": {role: Path(path) for role, path in given.items() if path is not None}})

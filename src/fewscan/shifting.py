@@ -25,6 +25,7 @@ from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, infer
+from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.request import Observer
@@ -141,7 +142,7 @@ def shift(
         "lesion": lesion,
         "seconds": round(time.monotonic() - work.started, 1),
         "versions": checkpoint.versions(),
-        "use": "research use only",
+        "use": USE,
     }  # fmt: skip
     page.parent.mkdir(parents=True, exist_ok=True)
     record = plain(record)

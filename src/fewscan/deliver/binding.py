@@ -11,8 +11,8 @@ from pydicom import Dataset
 from fewscan.data.dicom import Series
 from fewscan.data.dicom_slices import flattened, quiet
 from fewscan.errors import DataError
+from fewscan.learn.checkpoint import USE
 
-USE = "research use only"
 BOUND_BY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 TYPE_2 = (  # the standard wants the attribute, and accepts that nobody knows its value
     "PatientName",

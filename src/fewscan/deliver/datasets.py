@@ -17,6 +17,7 @@ from fewscan.data.io import read_labels, write_image, write_labelmap
 from fewscan.data.layouts import LABEL_TAIL, stem_of
 from fewscan.deliver.structures import structures_of
 from fewscan.errors import DataError
+from fewscan.learn.checkpoint import USE
 from fewscan.space.volume import IGNORE
 
 ENTITIES = re.compile(r"sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*")
@@ -71,7 +72,7 @@ def write_nnunet(dataset: Dataset, folder: Path) -> list[str]:
         "labels": labels,
         "numTraining": len(dataset.labelled),
         "file_ending": ".nii.gz",
-        "description": f"written by fewscan {version('fewscan')}; research use only",
+        "description": f"written by fewscan {version('fewscan')}; {USE}",
     }
     (folder / "dataset.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return notes
@@ -96,7 +97,7 @@ def write_bids(files: Sequence[Path], folder: Path, *, names: Mapping[int, str],
     DataError
         If two files would get the same name.
     """
-    made = {"Name": "fewscan", "Version": version("fewscan"), "Description": "labels for research use only"}
+    made = {"Name": "fewscan", "Version": version("fewscan"), "Description": f"labels for {USE}"}
     description = {
         "Name": "fewscan segmentations",
         "BIDSVersion": "1.10.0",

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from pydicom import uid
 
 from fewscan.data.dicom_slices import quiet
-from fewscan.deliver.binding import USE, Binding
+from fewscan.deliver.binding import Binding
 from fewscan.deliver.structures import Code, Structure
 from fewscan.errors import ConfigError
+from fewscan.learn.checkpoint import USE
 
 NEEDS = "writing DICOM-SEG needs the package highdicom; install it with: pip install 'fewscan[dicom]'"
 

@@ -10,22 +10,22 @@ import math
 import numpy as np
 
 from fewscan.deliver.triangles import at, minus
-from fewscan.space.compiled import _compile  # keeps machine code beside the file where it can
+from fewscan.space.compiled import machine_code  # keeps machine code beside the file where it can
 
 MOST = 6  # voxels to search on each side
 
 
-@_compile
+@machine_code
 def _dot(u, v):
     return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]
 
 
-@_compile
+@machine_code
 def _further(p, share, v):
     return p[0] + share * v[0], p[1] + share * v[1], p[2] + share * v[2]
 
 
-@_compile
+@machine_code
 def _squared_distance(p, a, b, c):  # four times (3,)
     """From a place to the closest place of a triangle (Ericson, Real-Time Collision Detection, 2005, section 5.1.5)."""
     ab, ac, ap = minus(b, a), minus(c, a), minus(p, a)
@@ -52,7 +52,7 @@ def _squared_distance(p, a, b, c):  # four times (3,)
     return _dot(rest, rest)
 
 
-@_compile
+@machine_code
 def _nearest(corners, low, size, shape, starts, lists, places, most, out, begin, end):  # places (N, 3), out (N,)
     """Distance of places to the closest triangle, infinite beyond ``most``."""
     ny, nz = shape[1], shape[2]
@@ -78,7 +78,7 @@ def _nearest(corners, low, size, shape, starts, lists, places, most, out, begin,
         out[n] = math.sqrt(best) if best <= most * most else math.inf
 
 
-@_compile
+@machine_code
 def _to_face(p, matrix, i, j, k, axis, a, b, c, d):  # (3,), (3, 3), voxel below the face, its axis, four scratch (3,)
     """Squared distance, mm, from a place in mm to a face between two voxels."""
     y, z = (axis + 1) % 3, (axis + 2) % 3
@@ -89,7 +89,7 @@ def _to_face(p, matrix, i, j, k, axis, a, b, c, d):  # (3,), (3, 3), voxel below
     return min(_squared_distance(p, a, b, c), _squared_distance(p, a, c, d))
 
 
-@_compile
+@machine_code
 def _to_mask(mask, matrix, places, out, begin, end):  # (X, Y, Z) bool, False all around; (3, 3); (N, 3) voxels; (N,) mm
     """Distance of each place to the mask's boundary; infinite where none lies within the searched voxels."""
     nx, ny, nz = mask.shape

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data.io import atomic
-from fewscan.deliver.binding import USE
 from fewscan.deliver.surface import Mesh
 from fewscan.errors import DataError
+from fewscan.learn.checkpoint import USE
 from fewscan.space.geometry import Array
 
 Space = Literal["RAS", "LPS"]

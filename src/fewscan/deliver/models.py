@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 import fewscan
-from fewscan.deliver.binding import USE
 from fewscan.errors import ConfigError, ModelError
-from fewscan.learn.checkpoint import Model
+from fewscan.learn.checkpoint import USE, Model
 from fewscan.learn.networks import Absent
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between the model and its copy

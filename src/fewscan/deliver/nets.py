@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewscan.space.compiled import _compile  # keeps machine code beside the file where it can
+from fewscan.space.compiled import machine_code  # keeps machine code beside the file where it can
 
 
-@_compile
+@machine_code
 def _face(a, b, c, d):
     """Whether four voxels around an edge of the net are not all alike."""
     return a != b or a != c or a != d
 
 
-@_compile
+@machine_code
 def _count(p):  # (X, Y, Z) uint, 0 all around
     """Numbers of vertices and of quads."""
     nx, ny, nz = p.shape
@@ -42,7 +42,7 @@ def _count(p):  # (X, Y, Z) uint, 0 all around
     return vertices, quads
 
 
-@_compile
+@machine_code
 def _free(voxels):  # (8,)
     """Bits of the octants of a cell whose voxel differs from one of the three beside it there; none where three meet.
 
@@ -61,7 +61,7 @@ def _free(voxels):  # (8,)
     return bits
 
 
-@_compile
+@machine_code
 def _extract(p, cells, neighbours, free, quads, sides, axes):  # (X, Y, Z), (V, 3), (V, 6), (V,), (Q, 4), (Q, 2), (Q,)
     """Fill the net of a map that is 0 all around.
 
@@ -116,7 +116,7 @@ def _extract(p, cells, neighbours, free, quads, sides, axes):  # (X, Y, Z), (V, 
                 n += 1
 
 
-@_compile
+@machine_code
 def _clamp(x, y, z, free, radius):
     """A displacement in the cube of half a voxel and a bit less where that keeps the vertex near, else in a ball."""
     if free >> ((x >= 0) * 4 + (y >= 0) * 2 + (z >= 0)) & 1:
@@ -126,7 +126,7 @@ def _clamp(x, y, z, free, radius):
     return x * share, y * share, z * share
 
 
-@_compile
+@machine_code
 def _smooth(cells, neighbours, free, moved, out, share, radius, low, high):  # (V, 3), (V, 6), (V,), (V, 3), (V, 3)
     """Move vertices towards the mean of their neighbours, as far as they may go."""
     for v in range(low, high):
@@ -146,7 +146,7 @@ def _smooth(cells, neighbours, free, moved, out, share, radius, low, high):  # (
         out[v, 0], out[v, 1], out[v, 2] = _clamp(a, b, c, free[v], radius)
 
 
-@_compile
+@machine_code
 def _corner(cells, moved, v, origin):
     return (
         float(cells[v, 0] - origin[0]) + moved[v, 0],
@@ -155,13 +155,13 @@ def _corner(cells, moved, v, origin):
     )
 
 
-@_compile
+@machine_code
 def _squared(p, q, scale):
     x, y, z = (p[0] - q[0]) * scale[0], (p[1] - q[1]) * scale[1], (p[2] - q[2]) * scale[2]
     return x * x + y * y + z * z
 
 
-@_compile
+@machine_code
 def _six_volumes(p, q, r):
     """Six times the signed volume between a triangle and the origin."""
     return (
@@ -171,7 +171,7 @@ def _six_volumes(p, q, r):
     )  # fmt: skip
 
 
-@_compile
+@machine_code
 def _area(p, q, r, s):
     """Area vector of a quad: half the cross product of its diagonals."""
     ax, ay, az = r[0] - p[0], r[1] - p[1], r[2] - p[2]
@@ -179,7 +179,7 @@ def _area(p, q, r, s):
     return 0.5 * (ay * bz - az * by), 0.5 * (az * bx - ax * bz), 0.5 * (ax * by - ay * bx)
 
 
-@_compile
+@machine_code
 def _measure(cells, moved, quads, sides, walls, scale, volumes, areas):  # volumes (pieces,), areas (walls,): added to
     """Volume of each piece and area of each wall between two pieces, in voxels."""
     for q in range(len(quads)):
@@ -197,7 +197,7 @@ def _measure(cells, moved, quads, sides, walls, scale, volumes, areas):  # volum
         areas[walls[q]] += (x * x + y * y + z * z) ** 0.5
 
 
-@_compile
+@machine_code
 def _inflate(cells, free, moved, quads, walls, pressures, push, weight, radius):  # (V, 3), (V,), (V, 3), (Q, 4), ...
     """Push each wall along its normal by its pressure, in voxels, as far as vertices may go."""
     push[:] = 0
@@ -225,7 +225,7 @@ def _inflate(cells, free, moved, quads, walls, pressures, push, weight, radius):
             moved[v, 0], moved[v, 1], moved[v, 2] = _clamp(x, y, z, free[v], radius)
 
 
-@_compile
+@machine_code
 def _diagonals(cells, moved, quads, scale, out):  # (Q,) bool
     """Whether the diagonal from a quad's first corner is the shorter one."""
     for q in range(len(quads)):
@@ -237,7 +237,7 @@ def _diagonals(cells, moved, quads, scale, out):  # (Q,) bool
         out[q] = _squared(a, c, scale) <= _squared(b, d, scale)
 
 
-@_compile
+@machine_code
 def _root(parent, i):
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -245,7 +245,7 @@ def _root(parent, i):
     return i
 
 
-@_compile
+@machine_code
 def _join(parent, a, b):
     a, b = _root(parent, a), _root(parent, b)
     if a < b:
@@ -254,7 +254,7 @@ def _join(parent, a, b):
         parent[a] = b
 
 
-@_compile
+@machine_code
 def _split(quads, axes, inside, n):  # (Q, 4) of vertices 0..n-1, (Q,), (Q,) voxel of the label behind each quad
     """A number for each corner of each quad, the same where quads belong to one sheet.
 
@@ -302,7 +302,7 @@ def _split(quads, axes, inside, n):  # (Q, 4) of vertices 0..n-1, (Q,), (Q,) vox
     return corners, origin[:found].copy(), _twice(quads, inside, corners, met)
 
 
-@_compile
+@machine_code
 def _twice(quads, inside, corners, met):  # (Q, 4), (Q,), (Q, 4), (edges, 4)
     """Sides of quads, four a row, of which two each lie on one edge with both ends in common; pairs are neighbours."""
     number = 0

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, uid
 from pydicom.dataset import FileMetaDataset
 
-from fewscan.deliver.binding import TYPE_2, USE, Binding
+from fewscan.deliver.binding import TYPE_2, Binding
 from fewscan.deliver.structures import Code, Structure
+from fewscan.learn.checkpoint import USE
 from fewscan.space.geometry import Array
 
 STUDY_IF_THERE = [

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fewscan.data.headers import LPS_TO_RAS
 from fewscan.deliver.structures import Code, Structure
+from fewscan.learn.checkpoint import USE
 from fewscan.space.geometry import Geometry
 from fewscan.space.volume import bounding_box
 
@@ -40,7 +41,7 @@ def write_seg_nrrd(
     columns = " ".join(_vector(LPS_TO_RAS @ native.affine[:3, axis]) for axis in range(3))
     lines = [
         "NRRD0004",
-        "# Written by fewscan; for research use only",
+        f"# Written by fewscan; for {USE}",
         f"type: {data.dtype.name}",
         "dimension: 3",
         "space: left-posterior-superior",

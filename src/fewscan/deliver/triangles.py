@@ -11,18 +11,18 @@ import math
 
 import numpy as np
 
-from fewscan.space.compiled import _compile  # keeps machine code beside the file where it can
+from fewscan.space.compiled import machine_code  # keeps machine code beside the file where it can
 
 DARKEST = 0.25  # share of the colour that faces seen edge-on keep in pictures
 FLAT = 1e-9  # share of the cube of an edge, below which four places count as coplanar
 
 
-@_compile
+@machine_code
 def _cube(place, low, size, length):
     return min(max(int((place - low) / size), 0), length - 1)
 
 
-@_compile
+@machine_code
 def _fill_grid(boxes, low, size, shape):  # (F, 6) lowest and highest place, (3,), float, (3,) int
     """First and last cube that each box reaches, where the list of each cube begins, and the lists in one."""
     nx, ny, nz = shape
@@ -50,17 +50,17 @@ def _fill_grid(boxes, low, size, shape):  # (F, 6) lowest and highest place, (3,
     return spans, starts, lists
 
 
-@_compile
+@machine_code
 def _at(corners, f, i):
     return corners[f, i, 0], corners[f, i, 1], corners[f, i, 2]
 
 
-@_compile
+@machine_code
 def _minus(u, v):
     return u[0] - v[0], u[1] - v[1], u[2] - v[2]
 
 
-@_compile
+@machine_code
 def _orient(a, b, c, p):
     """Six times the signed volume of a tetrahedron; positive where p lies on the side of the normal of a, b, c."""
     ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
@@ -69,19 +69,19 @@ def _orient(a, b, c, p):
     return (uy * vz - uz * vy) * wx + (uz * vx - ux * vz) * wy + (ux * vy - uy * vx) * wz
 
 
-@_compile
+@machine_code
 def _turn(a, b, c, x, y):
     return (b[x] - a[x]) * (c[y] - a[y]) - (b[y] - a[y]) * (c[x] - a[x])
 
 
-@_compile
+@machine_code
 def _within(p, a, b, c, x, y, tiny):
     """Whether a place lies inside a triangle, seen along one axis, and not on its edges."""
     d, e, f = _turn(a, b, p, x, y), _turn(b, c, p, x, y), _turn(c, a, p, x, y)
     return (d > tiny and e > tiny and f > tiny) or (d < -tiny and e < -tiny and f < -tiny)
 
 
-@_compile
+@machine_code
 def _flat_overlap(s, t, tiny):  # three places each
     """Whether two coplanar triangles overlap by more than edges or corners."""
     ux, uy, uz = _minus(s[1], s[0])
@@ -110,7 +110,7 @@ def _flat_overlap(s, t, tiny):  # three places each
     return _within(middle, t[0], t[1], t[2], x, y, tiny)
 
 
-@_compile
+@machine_code
 def _sides(t, s, tiny):
     """How many corners of ``s`` lie above and below the plane of ``t``."""
     above = below = 0
@@ -123,7 +123,7 @@ def _sides(t, s, tiny):
     return above, below
 
 
-@_compile
+@machine_code
 def _pierces(p, q, t, tiny):
     """Whether a segment meets a triangle, its edges included, and does not lie in its plane."""
     d, e = _orient(t[0], t[1], t[2], p), _orient(t[0], t[1], t[2], q)
@@ -133,7 +133,7 @@ def _pierces(p, q, t, tiny):
     return (f >= -tiny and g >= -tiny and h >= -tiny) or (f <= tiny and g <= tiny and h <= tiny)
 
 
-@_compile
+@machine_code
 def _cross(s, t, shared_s, shared_t):  # three places each, and in which bits they share a corner
     """Whether two triangles meet elsewhere than at the corners they share."""
     if shared_s == 7:
@@ -162,14 +162,14 @@ def _cross(s, t, shared_s, shared_t):  # three places each, and in which bits th
     return False
 
 
-@_compile
+@machine_code
 def _apart(boxes, f, g):
     across = boxes[f, 0] > boxes[g, 3] or boxes[g, 0] > boxes[f, 3]
     along = boxes[f, 1] > boxes[g, 4] or boxes[g, 1] > boxes[f, 4]
     return across or along or boxes[f, 2] > boxes[g, 5] or boxes[g, 2] > boxes[f, 5]
 
 
-@_compile
+@machine_code
 def _shared(faces, f, g):
     """Bits of the corners that two faces share, in each."""
     in_f = in_g = 0
@@ -181,7 +181,7 @@ def _shared(faces, f, g):
     return in_f, in_g
 
 
-@_compile
+@machine_code
 def _crossings(corners, faces, boxes, low, size, shape, spans, starts, lists, found):  # found (F,) bool, set
     """Mark the triangles that cross another one; number of pairs.
 
@@ -213,7 +213,7 @@ def _crossings(corners, faces, boxes, low, size, shape, spans, starts, lists, fo
     return pairs
 
 
-@_compile
+@machine_code
 def _hit(origin, way, a, b, c):
     """Distance along a ray to a triangle, infinite where it passes by (Möller and Trumbore 1997)."""
     ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
@@ -231,7 +231,7 @@ def _hit(origin, way, a, b, c):
     return (vx * qx + vy * qy + vz * qz) / det
 
 
-@_compile
+@machine_code
 def _rays(corners, normals, low, size, shape, starts, lists, chosen, sign, most, out):  # chosen (N,), out (N,)
     """Distance from the middle of each chosen triangle, along its normal times ``sign``, to the first one hit.
 
@@ -274,7 +274,7 @@ def _rays(corners, normals, low, size, shape, starts, lists, chosen, sign, most,
                 out[index] = best
 
 
-@_compile
+@machine_code
 def _inside(corners, low, step, out):  # (F, 3, 3), (3,), float, (X, Y, Z) bool, False: set
     """Mark the places of a grid that a closed surface encloses, by the parity of crossings along its last axis.
 
@@ -305,7 +305,7 @@ def _inside(corners, low, step, out):  # (F, 3, 3), (3,), float, (X, Y, Z) bool,
                     out[i, j, k] = not out[i, j, k]
 
 
-@_compile
+@machine_code
 def _draw(corners, light, colours, depth, image):  # (F, 3, 3) right, down, near; (F, 3); (F, 3); (H, W); (H, W, 3)
     """Fill triangles into a picture, what is nearer over what is further away."""
     height, width = depth.shape

@@ -35,6 +35,7 @@ from fewscan.learn.registrar import build_registrar
 from fewscan.learn.state import State, restore_state, state_tensors
 
 FORMAT = 1
+USE = "research use only"  # said by every record
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"registrar": build_registrar}
 PACKAGES = ("fewscan", "torch", "numpy", "SimpleITK", "nibabel", "safetensors")
 
@@ -173,7 +174,7 @@ def save_model(model: Model, folder: Path) -> Model:
         "networks": {name: network.spec for name, network in model.others.items()},
         "sha256": {weights.name: sha256(weights)},
         "versions": versions(),
-        "use": "research use only",
+        "use": USE,
     }
     write_json(description, folder / "model.json")
     return load_model(folder)

@@ -15,14 +15,21 @@ from numba import njit
 _OPTIONS = {"nogil": True, "fastmath": {"contract", "arcp", "nsz"}, "boundscheck": False}
 
 
-def _compile(loop):
+def machine_code(loop):
+    """Compile a loop when it is first called, and keep the result beside its file where there is a place for it.
+
+    Parameters
+    ----------
+    loop : callable
+        What numba understands.
+    """
     try:
         return njit(cache=True, **_OPTIONS)(loop)
     except RuntimeError:  # no folder to keep machine code in: compile anew in every process
         return njit(**_OPTIONS)(loop)
 
 
-@_compile
+@machine_code
 def _cell(p, n):
     """Lower voxel, share of the upper one, step to it, and whether the place lies on the grid."""
     top = n - 1.0
@@ -33,7 +40,7 @@ def _cell(p, n):
     return i, q - i, 1 if n > 1 else 0, inside
 
 
-@_compile
+@machine_code
 def _sample(image, u, out, low, high):  # (C, I, J, K), (3, X, Y, Z), (C, X, Y, Z)
     """``out(x) = image(x + u(x))``, linear, the border repeated."""
     channels, ni, nj, nk = image.shape
@@ -54,7 +61,7 @@ def _sample(image, u, out, low, high):  # (C, I, J, K), (3, X, Y, Z), (C, X, Y, 
                     out[ch, x, y, z] = v0 * (1 - a) + v1 * a
 
 
-@_compile
+@machine_code
 def _sample_grad_u(image, u, upper, grad, low, high):  # upper (C, X, Y, Z), grad (3, X, Y, Z)
     """Gradient of `sample` with respect to the displacement; 0 along an axis where the place is off the grid."""
     channels, ni, nj, nk = image.shape
@@ -86,7 +93,7 @@ def _sample_grad_u(image, u, upper, grad, low, high):  # upper (C, X, Y, Z), gra
                 grad[2, x, y, z] = gz if in_k else 0.0
 
 
-@_compile
+@machine_code
 def _sample_grad_image(u, upper, grad, low, high):  # grad (C, I, J, K), added to: one buffer per thread
     """Gradient of `sample` with respect to the image."""
     channels, ni, nj, nk = grad.shape
@@ -110,7 +117,7 @@ def _sample_grad_image(u, upper, grad, low, high):  # grad (C, I, J, K), added t
                     grad[ch, i + si, j + sj, k + sk] += g1 * b * c
 
 
-@_compile
+@machine_code
 def _box_row(row, out, radius):
     """Sum over ``2 radius + 1`` neighbours along a line, fewer at its ends."""
     n = row.shape[0]
@@ -125,7 +132,7 @@ def _box_row(row, out, radius):
         out[z] = total
 
 
-@_compile
+@machine_code
 def _box_plane(plane, out, radius):  # (Y, Z) each
     """Sum over ``2 radius + 1`` rows, fewer at the edges."""
     ny, nz = plane.shape
@@ -144,7 +151,7 @@ def _box_plane(plane, out, radius):  # (Y, Z) each
             out[y, z] = total[z]
 
 
-@_compile
+@machine_code
 def _lncc_planes(fixed, warped, sums, radius, low, high):  # (X, Y, Z), (X, Y, Z), (5, X, Y, Z)
     """Box sums within each plane of both images, their squares and their product."""
     ny, nz = fixed.shape[1], fixed.shape[2]
@@ -168,20 +175,20 @@ def _lncc_planes(fixed, warped, sums, radius, low, high):  # (X, Y, Z), (X, Y, Z
             _box_plane(plane[q], sums[q, x], radius)
 
 
-@_compile
+@machine_code
 def _width(i, n, radius):
     """Voxels of a window that lie on the grid."""
     return min(i + radius, n - 1) - max(i - radius, 0) + 1
 
 
-@_compile
+@machine_code
 def _add_row(sums, acc, x, y, sign):  # (Q, X, Y, Z), (Q, Z)
     for q in range(acc.shape[0]):
         for z in range(acc.shape[1]):
             acc[q, z] += sign * sums[q, x, y, z]
 
 
-@_compile
+@machine_code
 def _slide(sums, acc, x, y, radius):
     """Move the running sum over planes to the window around ``x``; called for each x in turn, from 0."""
     nx = sums.shape[1]
@@ -195,7 +202,7 @@ def _slide(sums, acc, x, y, radius):
         _add_row(sums, acc, x - radius - 1, y, -1.0)
 
 
-@_compile
+@machine_code
 def _lncc_finish(sums, weight, parts, radius, eps, low, high):  # (5, X, Y, Z), (X, Y, Z), (3, X, Y, Z)
     """Squared local correlation, weighted and summed over the rows of this slab of Y.
 
@@ -226,7 +233,7 @@ def _lncc_finish(sums, weight, parts, radius, eps, low, high):  # (5, X, Y, Z), 
     return whole
 
 
-@_compile
+@machine_code
 def _box_planes(parts, sums, radius, low, high):  # (3, X, Y, Z) each
     """Box sums within each plane."""
     ny, nz = parts.shape[2], parts.shape[3]
@@ -238,7 +245,7 @@ def _box_planes(parts, sums, radius, low, high):  # (3, X, Y, Z) each
             _box_plane(plane, sums[q, x], radius)
 
 
-@_compile
+@machine_code
 def _lncc_gradient(fixed, warped, sums, grad, radius, scale, low, high):  # (X, Y, Z) x 2, (3, X, Y, Z), (X, Y, Z)
     """Gradient with respect to the warped image, from the plane sums of `lncc_finish`'s parts, for a slab of Y."""
     nx, nz = fixed.shape[0], fixed.shape[2]
@@ -250,7 +257,7 @@ def _lncc_gradient(fixed, warped, sums, grad, radius, scale, low, high):  # (X, 
                 grad[x, y, z] = scale * (fixed[x, y, z] * acc[0, z] - warped[x, y, z] * acc[1, z] + acc[2, z])
 
 
-@_compile
+@machine_code
 def _smooth_planes(field, out, taps, low, high):  # (C, X, Y, Z) each, (2 r + 1,)
     """Convolve within planes with a symmetric filter, the border repeated."""
     ny, nz = field.shape[2], field.shape[3]
@@ -282,7 +289,7 @@ def _smooth_planes(field, out, taps, low, high):  # (C, X, Y, Z) each, (2 r + 1,
                         target[z] += taps[t] * plane[y + t, z]
 
 
-@_compile
+@machine_code
 def _smooth_across(field, out, taps, low, high):  # (C, X, Y, Z) each, (2 r + 1,)
     """Convolve across planes, for a slab of X of the output."""
     nx, ny, nz = field.shape[1:]
@@ -299,7 +306,7 @@ def _smooth_across(field, out, taps, low, high):  # (C, X, Y, Z) each, (2 r + 1,
                         target[z] += weight * source[z]
 
 
-@_compile
+@machine_code
 def _vote_labels(label, u, out, low, high):  # (I, J, K) int, (3, X, Y, Z), (X, Y, Z) int
     """The label with the largest linear share around each place; 0 more than half a voxel off the grid."""
     ni, nj, nk = label.shape
@@ -338,7 +345,7 @@ def _vote_labels(label, u, out, low, high):  # (I, J, K) int, (3, X, Y, Z), (X, 
                 out[x, y, z] = names[best]
 
 
-@_compile
+@machine_code
 def _moments(grad, first, second, keep_first, keep_second, low, high):  # (3, X, Y, Z) x 2, (X, Y, Z)
     """Running means of a vector field and of its squared length; returns the sum of the latter."""
     ny, nz = second.shape[1], second.shape[2]
@@ -356,7 +363,7 @@ def _moments(grad, first, second, keep_first, keep_second, low, high):  # (3, X,
     return total
 
 
-@_compile
+@machine_code
 def _stride(first, second, delta, up_first, up_second, floor, low, high):  # (3, X, Y, Z), (X, Y, Z), (3, X, Y, Z)
     """First moment over the root of the second; returns the largest squared length."""
     ny, nz = second.shape[1], second.shape[2]

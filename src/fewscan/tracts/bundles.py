@@ -22,7 +22,7 @@ from fewscan.judge import metrics
 from fewscan.judge.metrics import RULES, Score
 from fewscan.judge.results import CaseScore, Evaluation, plain
 from fewscan.judge.statistics import bootstrap_interval
-from fewscan.learn.checkpoint import write_json
+from fewscan.learn.checkpoint import USE, write_json
 from fewscan.space.geometry import Geometry, check_same
 
 SEGMENTATIONS, ENDINGS = "bundle_segmentations", "endings_segmentations"
@@ -333,7 +333,7 @@ def _record(found: Mapping[str, Mapping[str, BundleScore]], evaluation: Evaluati
         "cases": cases,
         "unmatched": {key: list(ids) for key, ids in evaluation.unmatched.items()},
         "rules": dict(RULES) | dict(BUNDLE_RULES),
-        "use": "research use only",
+        "use": USE,
     }
 
 

@@ -26,7 +26,7 @@ from fewscan.data.fields import write_field
 from fewscan.data.io import write_labelmap
 from fewscan.data.listing import read_json
 from fewscan.errors import ConfigError, DataError
-from fewscan.learn.checkpoint import write_json
+from fewscan.learn.checkpoint import USE, write_json
 from fewscan.space.field import Field, determinant
 from fewscan.space.geometry import Array
 from fewscan.tracts import inputs
@@ -169,7 +169,7 @@ def make_cohort(
         "config": asdict(config),
         "limits": list(LIMITS),
     }
-    write_json(record | {"complete": False, "use": "research use only"}, out / RECORD)
+    write_json(record | {"complete": False, "use": USE}, out / RECORD)
     seconds = []
     for number, render in enumerate(renders, start=1):
         case = out / render.folder(config)
@@ -185,7 +185,7 @@ def make_cohort(
         "complete": True,
         "made": len(seconds),
         "seconds": round(time.perf_counter() - begin, 1),
-        "use": "research use only",
+        "use": USE,
     }
     write_json(record, out / RECORD)
     return record

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fewscan.data.io import read_labels, read_raw, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
-from fewscan.learn.checkpoint import versions, write_json
+from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.space.geometry import Array, Geometry, check_same, ras_geometry, to_ras
 from fewscan.tracts import estimate
 from fewscan.tracts.estimate import PEAK_CHANNELS, SCALAR_CHANNELS, TENSOR_CHANNELS
@@ -309,7 +309,7 @@ def write_inputs(inputs: Inputs, out: Path, *, native: Geometry, record: Mapping
         "peak_length_1": inputs.full_length,
         "spacing_mm": list(grid.spacing),
     }
-    write_json(told | dict(record) | {"versions": versions(), "use": "research use only"}, out / RECORD)
+    write_json(told | dict(record) | {"versions": versions(), "use": USE}, out / RECORD)
 
 
 def claim(out: Path, sources: list[Path]) -> None:
