@@ -101,13 +101,7 @@ def _joint(rows: list[Row]) -> list[str]:
     from fewscan.judge.statistics import paired_test
 
     lines = []
-    groups = _union([f"{row['key']['task']} k={row['key']['k']} seed={row['key']['seed']}"] for row in rows)
-    for group in groups:
-        found = {
-            row["key"]["system"]: row
-            for row in rows
-            if f"{row['key']['task']} k={row['key']['k']} seed={row['key']['seed']}" == group
-        }
+    for group, found in _joint_groups(rows).items():
         for other, cases, what in (("segment", "cases", "Dice"), ("register", "registration_cases", "registration")):
             if "joint" in found and other in found:
                 ours, theirs = found["joint"].get(cases, {}), found[other].get(cases, {})
@@ -117,7 +111,17 @@ def _joint(rows: list[Row]) -> list[str]:
                     f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} alone over "
                     f"{paired.n} scans, p = {paired.p:.2g}."
                 )
-    return [*lines, ""]
+    return [*lines, "", "![Joint training beside each network alone](joint.svg)", ""]
+
+
+def _joint_groups(rows: list[Row]) -> dict[str, dict[str, Row]]:
+    """Rows by system, for each task, number of labels, seed and budget."""
+    groups: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        key = row["key"]
+        group = f"{key['task']} k={key['k']} seed={key['seed']} {key['minutes']:g} min"
+        groups.setdefault(group, {})[key["system"]] = row
+    return groups
 
 
 def _mesh(rows: list[Row]) -> list[str]:
@@ -235,6 +239,46 @@ def plot_few_label(rows: list[Row], out: Path) -> None:
     plt.close(figure)
 
 
+def plot_joint(rows: list[Row], out: Path) -> None:
+    """Segmentation and registration of joint training beside each network alone and the ablations, one line a run.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Of ``joint.json``.
+    out : Path
+        SVG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "fewscan"
+    from matplotlib import pyplot as plt
+
+    groups = dict(sorted(_joint_groups(rows).items(), reverse=True))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.4 + 0.36 * len(groups)), layout="constrained", sharey=True)
+    marks = {
+        "segment": ("o", "#888888"),
+        "register": ("o", "#888888"),
+        "joint": ("D", "#0072b2"),
+        "draft": ("|", "#cc79a7"),
+    }
+    for axis, value, title in zip(axes, ("dice", "registration"), ("segmentation", "registration"), strict=True):
+        for line, found in enumerate(groups.values()):
+            for system, row in found.items():
+                if row.get(value) is not None:
+                    mark, colour = marks.get(system, ("x", "#d55e00"))
+                    axis.plot(row[value], line, mark, color=colour, markersize=7)
+        axis.set(xlabel=f"Dice, {title}", yticks=range(len(groups)), yticklabels=list(groups))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    told = {"alone": marks["segment"], "joint": marks["joint"], "atlases": marks["draft"], "ablation": ("x", "#d55e00")}
+    handles = [plt.Line2D([], [], marker=m, color=c, linestyle="", label=name) for name, (m, c) in told.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
+
+
 def _measured_with(rows: list[Row]) -> list[str]:
     groups = _union([_setting(row)] for row in rows)
     return [f"Measured on {group}." for group in groups]
@@ -286,6 +330,9 @@ def main() -> None:
             sys.exit(f"{path.name} is out of date; run make docs")
     if rows and "--check" not in sys.argv[1:]:
         plot_few_label(rows, PAGE.parent / "few_label.svg")
+    joint = RESULTS / "joint.json"
+    if joint.exists() and "--check" not in sys.argv[1:]:
+        plot_joint(json.loads(joint.read_text())["rows"], PAGE.parent / "joint.svg")
 
 
 if __name__ == "__main__":
