@@ -46,12 +46,15 @@ FLOORS = {
     "runs": 12,
     "shifting": 12,
     "transferring": 12,
+    "forecasting": 13,
     "options": 13,
     "progress": 13,
+    "suggesting": 13,
     "tables": 13,
     "cli_export": 14,
     "cli_mesh": 14,
     "cli_registration": 14,
+    "cli_suggest": 14,
     "cli_tracts": 14,
     "cli_transfer": 14,
     "cli_view": 14,
@@ -66,6 +69,7 @@ MORE_ARGUMENTS = {  # "module:function": reason
     "prediction:predict": "mirrors the flags of the verb",
     "registration:register": "mirrors the flags of the verb",
     "runs:crossval": "mirrors the flags of the verb",
+    "suggesting:suggest": "mirrors the flags of the verb",
     "transferring:transfer": "mirrors the flags of the verb",
 }
 MORE_POSITIONAL = {

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fewscan.errors import FewscanError
     from fewscan.runs import crossval, demo
     from fewscan.shifting import shift
+    from fewscan.suggesting import suggest
     from fewscan.transferring import transfer
 
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "FewscanError": "fewscan.errors",
     "sample_path": "fewscan.data.sample",
     "shift": "fewscan.shifting",
+    "suggest": "fewscan.suggesting",
     "transfer": "fewscan.transferring",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "report",
     "sample_path",
     "shift",
+    "suggest",
     "train",
     "transfer",
     "view",

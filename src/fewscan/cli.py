@@ -12,7 +12,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fewscan import cli_export, cli_mesh, cli_registration, cli_tracts, cli_transfer, cli_view  # noqa: F401 (add their verbs)
+from fewscan import (  # noqa: F401 (add their verbs)
+    cli_export,
+    cli_mesh,
+    cli_registration,
+    cli_suggest,
+    cli_tracts,
+    cli_transfer,
+    cli_view,
+)
 from fewscan.errors import ConfigError, FewscanError
 from fewscan.options import (
     Budget,

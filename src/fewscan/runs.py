@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,26 @@ from fewscan.prediction import Prediction, predict
 from fewscan.training import without_folders
 
 SIGNS = "signs.json"  # of doubt, in each fold
+RECIPE = "fold.json"  # what a fold was trained on, judged on, and how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How each fold's model is trained.
+
+    Parameters
+    ----------
+    method, budget, steps, seed, device, settings, observe : as `train`
+        Its options of these names.
+    """
+
+    method: str
+    budget: float | str | None
+    steps: int | None
+    seed: int
+    device: str
+    settings: Mapping[str, str] | None
+    observe: Observer | None
 
 
 def crossval(
@@ -76,38 +96,64 @@ def crossval(
     """
     found, out = api.dataset_of(data), Path(out)
     files = {case.id: case for case in found.labelled}
+    how = Training(
+        method=method, budget=budget, steps=steps, seed=seed, device=device, settings=settings, observe=observe
+    )
     parts = []
     split = datasets.folds(found, folds, seed=seed)
     for i, (train_ids, test_ids) in enumerate(split):
         folder = out / f"fold_{i}"
-        recipe = {"train": train_ids, "test": test_ids, "seed": seed, "budget": budget, "steps": steps,
-                  "settings": dict(settings or {}), "method": method}  # fmt: skip
-        _claim_fold(folder, recipe)
-        record = folder / "evaluation.json"
-        if record.is_file():
-            parts.append(read_evaluation(record))
-            continue
-        if observe is not None:
+        if observe is not None and not (folder / "evaluation.json").is_file():
             observe(
                 f"fold {i + 1} of {len(split)}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out"
             )
-        tested = {files[c].patient for c in test_ids}  # their other scans stay out, with or without labels
-        others = [c.id for c in found.unlabelled if c.patient not in tested]
-        chosen = datasets.select(found, labelled=train_ids, unlabelled=others)
-        model = _fold_model(
-            chosen, folder / "model", budget=budget, steps=steps, seed=seed, device=device, settings=settings,
-            method=method, observe=observe,
-        )  # fmt: skip
-        cases = [files[c] for c in test_ids]
-        done = predict(model, [Scan(c.id, c.images) for c in cases], folder / "predictions", device=device)
-        part = judging.merge(_judge(found, case, answer) for case, answer in zip(cases, done, strict=True))
-        _note_doubt(model, cases, found, folder=folder, device=device)
-        part.save(record)
-        parts.append(part)
+        parts.append(run_fold(found, folder, train=train_ids, test=test_ids, how=how))
     whole = judging.merge(parts)
     whole.save(out / "evaluation.json")
     _calibrate(whole, files, out, say=observe or (lambda _: None))
     return whole
+
+
+def run_fold(
+    data: datasets.Dataset, folder: Path, *, train: Sequence[str], test: Sequence[str], how: Training
+) -> Evaluation:
+    """Train on some labelled cases, judge on others, and keep both in a folder; a finished one is read back.
+
+    Parameters
+    ----------
+    data : Dataset
+        Of both.
+    folder : Path
+        For ``model/``, ``predictions/``, ``evaluation.json`` and what they came of.
+    train, test : sequence of str
+        Ids of labelled cases, of different patients.
+    how : Training
+        The model's.
+
+    Raises
+    ------
+    FewscanError
+        If the folder is of another training, or as `train` and `predict` do.
+    """
+    recipe = {"train": list(train), "test": list(test), "seed": how.seed, "budget": how.budget, "steps": how.steps,
+              "settings": dict(how.settings or {}), "method": how.method}  # fmt: skip
+    _claim_fold(folder, recipe)
+    record = folder / "evaluation.json"
+    if record.is_file():
+        return read_evaluation(record)
+    files = {case.id: case for case in data.labelled}
+    tested = {files[c].patient for c in test}  # their other scans stay out, with or without labels
+    others = [c.id for c in data.unlabelled if c.patient not in tested]
+    model = _fold_model(
+        datasets.select(data, labelled=train, unlabelled=others), folder / "model", budget=how.budget, steps=how.steps,
+        seed=how.seed, device=how.device, settings=how.settings, method=how.method, observe=how.observe,
+    )  # fmt: skip
+    cases = [files[c] for c in test]
+    done = predict(model, [Scan(c.id, c.images) for c in cases], folder / "predictions", device=how.device)
+    found = judging.merge(_judge(data, case, answer) for case, answer in zip(cases, done, strict=True))
+    _note_doubt(model, cases, data, folder=folder, device=how.device)
+    found.save(record)
+    return found
 
 
 def _note_doubt(
@@ -145,11 +191,11 @@ def _calibrate(
 
 
 def _claim_fold(folder: Path, recipe: dict[str, Any]) -> None:
-    """Refuse to mix the folds of two cross-validations."""
-    note = folder / "fold.json"
+    """Refuse to mix what was trained differently."""
+    note = folder / RECIPE
     if folder.exists():
         if not note.is_file() or json.loads(note.read_text()) != recipe:
-            raise ConfigError(f"{folder} belongs to another cross-validation; choose another -o")
+            raise ConfigError(f"{folder} belongs to another cross-validation or learning curve; choose another -o")
         return
     folder.mkdir(parents=True)
     checkpoint.write_json(recipe, note)

@@ -250,3 +250,18 @@ def bundle_volumes(report: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, row in report.items():
         table.add_row(escape(name), str(row["streamlines"]), _number(row["volume_ml"], 2), str(row["points_beyond"]))
     return table
+
+
+def suggestions(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """One row for each scan to label next, with what speaks for it.
+
+    Parameters
+    ----------
+    rows : iterable of mapping
+        ``ranked`` of ``Suggestions.to_json()``.
+    """
+    table = Table("", "scan", "unsure", "unlike", "why", box=None, pad_edge=False, header_style="bold")
+    for place, row in enumerate(rows, start=1):
+        doubt = _number(row["unsure"], 2)
+        table.add_row(str(place), escape(row["id"]), doubt, _number(row["unlike"], 2), escape(row["reason"]))
+    return table

@@ -85,6 +85,9 @@ def run(tmp_path):
     part = {"printable": False, "faults": [EVIL], "volume_error": 0.001, "deviation": {"mean_mm": 0.2}, "picture": EVIL}
     certificate = {"printable": False, "parts": {EVIL: part, "odd": 3}, "pictures": ["../a.png", 3], "printer": EVIL}
     (tmp_path / "certificate.json").write_text(json.dumps(certificate))
+    ranked = [{"id": EVIL, "reason": EVIL, "label": EVIL, "unsure": 0.5, "unlike": None}, 3]
+    curve = {"measured": [{"labels": 2, "dice": 0.7, "low": None, "high": None}, EVIL], "sentence": EVIL}
+    (tmp_path / "suggest.json").write_text(json.dumps({"ranked": ranked, "skipped": {EVIL: EVIL}, "curve": curve}))
     return tmp_path
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,4 +166,55 @@ def curve(
     return (
         f'<div class="curve"><p class="axis-name">{escape(labels[1])}</p><div class="up">{high}</div>{svg}'
         f'<div class="across">{wide}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
+    )
+
+
+def growth(
+    points: Sequence[tuple[float, float, float, float]],
+    line: Sequence[tuple[float, float]],
+    *,
+    ahead: Sequence[tuple[float, float, float, float]] = (),
+    labels: tuple[str, str],
+) -> str:
+    """Points with intervals and a line through them, over numbers of which each mark is twice the one before.
+
+    Parameters
+    ----------
+    points : sequence of (x, y, low, high)
+        Measured; NaN draws no interval.
+    line : sequence of (x, y)
+        Empty for none.
+    ahead : sequence of (x, y, low, high)
+        Expected, shown hollow.
+    labels : (str, str)
+        What the two axes show.
+    """
+    every = [*points, *ahead]
+    first, last = min(row[0] for row in every), max(row[0] for row in every)
+    wide = math.log2(last / first) or 1.0
+    up = axis_for([v for row in every for v in row[1:]], ceiling=1.0)
+
+    def across(x: float) -> str:
+        return f"{2 + 96 * math.log2(x / first) / wide:.2f}%"
+
+    def high(y: float) -> str:
+        return f"{100 - 100 * (min(max(y, up.low), up.high) - up.low) / (up.high - up.low):.2f}%"
+
+    parts = [f'<line class="grid" x1="0" x2="100%" y1="{high(m)}" y2="{high(m)}"/>' for m in up.marks]
+    for (x1, y1), (x2, y2) in pairwise(line):
+        parts.append(f'<line class="line" x1="{across(x1)}" x2="{across(x2)}" y1="{high(y1)}" y2="{high(y2)}"/>')
+    for kind, rows in (("dot", points), ("mean", ahead)):
+        for x, y, below, above in rows:
+            if math.isfinite(below):
+                ends = f'y1="{high(below)}" y2="{high(above)}"'
+                parts.append(f'<line class="interval" x1="{across(x)}" x2="{across(x)}" {ends}/>')
+            title = f"<title>{x:g}: {y:.3f}</title>"
+            parts.append(f'<circle class="{kind}" cx="{across(x)}" cy="{high(y)}" r="4.6">{title}</circle>')
+    beside = "".join(f'<span style="bottom:{100 - float(high(m)[:-1]):.2f}%">{m:g}</span>' for m in
+                     (round(m, 6) for m in up.marks))  # fmt: skip
+    below_ = "".join(f'<span style="left:{across(x)}">{x:g}</span>' for x in sorted({row[0] for row in every}))
+    svg = f'<svg role="img" aria-label="{escape(labels[1])}">{"".join(parts)}</svg>'
+    return (
+        f'<div class="curve growth"><p class="axis-name">{escape(labels[1])}</p><div class="up">{beside}</div>{svg}'
+        f'<div class="across">{below_}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
     )

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data.io import atomic
-from fewscan.deliver import drafted, learning, predicted, printed, registered, sections, transferred, verdict, viewer
+from fewscan.deliver import (
+    drafted,
+    learning,
+    predicted,
+    printed,
+    registered,
+    sections,
+    suggested,
+    transferred,
+    verdict,
+    viewer,
+)
 from fewscan.deliver.pictures import read_history
 from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
@@ -29,6 +40,7 @@ SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Transfer", transferred.transfer),
     ("Training", learning.training),
     ("Predictions", predicted.predictions),
+    ("Suggestions", suggested.suggestions),
     ("Meshes", printed.certificate),
     ("Model", sections.provenance),
 )
@@ -44,7 +56,8 @@ def write_report(directory: Path, out: Path, *, extent: viewer.Extent = "thin", 
     ----------
     directory : Path
         Folder that holds any of ``check.json``, ``model/`` (or the model's own files), ``evaluation.json``,
-        ``predictions/predictions.json``, ``registration.json``, ``draft.json`` and ``certificate.json``.
+        ``predictions/predictions.json``, ``registration.json``, ``draft.json``, ``certificate.json`` and
+        ``suggest.json``.
     out : Path
         HTML file to write.
     extent : {"full", "thin", "none"}
@@ -194,12 +207,13 @@ def read_run(directory: Path) -> Run:
         registration=_mapping(directory / "registration.json"),
         draft=_mapping(directory / "draft.json"),
         certificate=_mapping(directory / "certificate.json"),
+        suggestions=_mapping(directory / "suggest.json"),
     )
     if all(getattr(run, part.name) is None for part in fields(run) if part.name != "directory"):
         raise DataError(
             f"{directory}: nothing to report; it should hold check.json, model/, evaluation.json, "
-            "predictions/predictions.json, registration.json, draft.json or certificate.json, as fewscan's verbs leave "
-            "them"
+            "predictions/predictions.json, registration.json, draft.json, certificate.json or suggest.json, as "
+            "fewscan's verbs leave them"
         )
     return run
 
@@ -212,6 +226,8 @@ def _said(run: Run) -> tuple[str, list[str]]:
         return verdict.drafted(run.draft)
     if run.evaluation is None and run.certificate is not None:
         return printed.said(run.certificate)
+    if run.evaluation is None and run.suggestions is not None and run.model is None and not run.predictions:
+        return suggested.said(run.suggestions)
     segments = (run.model or {}).get("segments") is not False
     headline = verdict.headline(
         run.evaluation, trained=run.model is not None, segments=segments, predicted=len(run.predictions or ())

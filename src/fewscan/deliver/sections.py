@@ -58,6 +58,8 @@ class Run:
         ``draft.json``.
     certificate : mapping, optional
         ``certificate.json``.
+    suggestions : mapping, optional
+        ``suggest.json``.
     """
 
     directory: Path
@@ -69,6 +71,7 @@ class Run:
     registration: Mapping[str, Any] | None = None
     draft: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None
+    suggestions: Mapping[str, Any] | None = None
 
 
 def figures(run: Run) -> str:
