@@ -146,3 +146,15 @@ def test_auto_goes_on_with_the_method_that_began(tmp_path):
     model = api.train(data, tmp_path / "model", steps=9, resume=True, settings=TINY, device="cpu")
     assert model.provenance["method"] == "joint"
     assert model.provenance["steps"] == 9
+
+
+def test_auto_says_that_unlabelled_scans_are_not_used(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=2, unlabelled=3)
+    said = []
+    for method in ("auto", "segment"):
+        api.train(data, tmp_path / "m", settings=SMALL, device="cpu", method=method, dry_run=True, observe=said.append)
+    told = [line for line in said if isinstance(line, str) and "not used" in line]
+    assert told == [
+        "3 unlabelled scan(s) are not used; --method joint learns from them too, and pays where the budget is long for "
+        "scans of this size (docs/methods.md)"
+    ]
