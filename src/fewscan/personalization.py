@@ -84,13 +84,14 @@ def personalize(
         predictor = infer.fastest_predictor(model, hardware)
 
         def work(volume: Volume, tick: Tick) -> Answer:
-            need = bytes_on_plan(volume, model.plan, values=8 * model.plan.classes + 16 * maker.config.atlases)
+            each = 16 if model.plan.kind == "scalar" else 16 + model.plan.width
+            need = bytes_on_plan(volume, model.plan, values=8 * model.plan.classes + each * maker.config.atlases)
             if need > free_memory_bytes():
                 reason = f"it takes about {need / 2**30:.0f} GiB of memory, more than is free"
                 found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
             else:
                 everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
-                case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything)
+                case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind)
                 found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
             told = {"personalized": _record(found)}
             if found.kept == "before":  # exactly what predict answers

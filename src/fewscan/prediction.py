@@ -6,18 +6,19 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewscan.data import places
+from fewscan.data import kinds, places
 from fewscan.data.io import read_image, write_image, write_labelmap
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, DataError
 from fewscan.judge.confidence import Calibration, read_calibration
 from fewscan.judge.doubt import Doubt, doubt
 from fewscan.learn import checkpoint, infer, inputs
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
@@ -208,7 +209,7 @@ def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
     listed = [given] if isinstance(given, (str, Path, inputs.Scan)) else list(given)
     paths = [Path(item) for item in listed if not isinstance(item, inputs.Scan)]
     scans = [item for item in listed if isinstance(item, inputs.Scan)]
-    return scans + (inputs.find_scans(paths, channels=model.plan.channels) if paths else [])
+    return scans + (inputs.find_scans(paths, channels=model.plan.channels, kind=model.plan.kind) if paths else [])
 
 
 def _claim(folder: Path, scans: Sequence[inputs.Scan], *, skip_existing: bool) -> dict[str, Any]:
@@ -234,7 +235,13 @@ def _claim(folder: Path, scans: Sequence[inputs.Scan], *, skip_existing: bool) -
 def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callable[[Volume], Answer]) -> Prediction:
     """Read, segment, write."""
     begin = time.monotonic()
+    kind = kinds.kind_of_scan(scan.images, wanted=model.plan.kind)
+    if kind != model.plan.kind:
+        raise DataError(
+            f"{scan.images[0]}: holds {said(kind)}, the model takes {said(model.plan.kind)}; give such a scan"
+        )
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
+    volume = replace(volume, kind=kind)
     answer, told = work(volume)
     write_labelmap(answer.label, target, native=volume.native)
     if answer.probs is not None:

@@ -25,6 +25,7 @@ from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, infer
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
@@ -119,6 +120,8 @@ def shift(
     loaded = model if isinstance(model, checkpoint.Model) else api.load(model)
     old, new = api.dataset_of(source), api.dataset_of(target)
     for data in (old, new):
+        if data.kind != "scalar":
+            raise DataError(f"{data.root} holds {said(data.kind)}; the shift card compares intensities only, so far")
         if len(data.channels) != len(loaded.plan.channels):
             wanted = ", ".join(loaded.plan.channels)
             raise DataError(f"{data.root} has {len(data.channels)} channel(s), the model takes {wanted}; give the same")

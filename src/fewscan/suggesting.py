@@ -23,6 +23,7 @@ from fewscan.judge.learning_curve import LearningCurve, learning_curve
 from fewscan.judge.looks import Look
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint
+from fewscan.learn.channels import said
 from fewscan.learn.engine import Status
 from fewscan.learn.grafting import columns
 from fewscan.learn.hardware import pick
@@ -206,6 +207,11 @@ def suggest(
             f"{', '.join(loaded.plan.channels)}; name the channels alike"
         )
     cases = _unlabelled(found, [Path(path) for path in images], loaded, needed=not (curve or folds))
+    if cases and not loaded.plan.kind == found.kind == "scalar":
+        raise DataError(
+            f"{found.root} holds {said(found.kind)}, the model takes {said(loaded.plan.kind)}; scans are compared by "
+            "intensities only, so far, so none of directions can be suggested"
+        )
     work = _Work(loaded, found, seed, observe, started, math.inf if limit is None else limit)
     ranked, skipped, late = _ranked(work, cases, device=device) if cases else ([], {}, 0)
     seen = forecasting.from_folds([Path(path) for path in folds])

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, dicom_labels, layouts, listing
+from fewscan.data import annotation, dicom_labels, kinds, layouts, listing
 from fewscan.data.io import label_values, peek, read_image, read_labels
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import check_same
-from fewscan.space.volume import IGNORE, Case, Labelmap
+from fewscan.space.volume import IGNORE, Case, Kind, Labelmap
 
 __all__ = ["CaseFiles", "Dataset", "assemble", "find", "folds", "load", "patient_of", "select"]
 
@@ -73,6 +73,8 @@ class Dataset:
         Value in label files that means "not looked at".
     test : tuple of CaseFiles
         Cases set apart by the layout; never used for training.
+    kind : {"scalar", "peaks", "tensor"}
+        What the channels hold.
     """
 
     root: Path
@@ -83,6 +85,7 @@ class Dataset:
     modality: Modality = "other"
     ignore: int | None = None
     test: tuple[CaseFiles, ...] = field(default=())
+    kind: Kind = "scalar"
 
     @property
     def labelled(self) -> tuple[CaseFiles, ...]:
@@ -128,8 +131,10 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
     Raises
     ------
     DataError
-        If ``drawn.json`` is wrong.
+        If ``drawn.json`` is wrong, or it is not said whether channels hold directions.
     """
+    kind, channels = kinds.kind_of(root, found)
+    found = replace(found, channels=channels)
     listed = found.names or _spoken([*found.pairs.values(), *found.test.values()])
     values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
     held = {i: _values(p, listed, found.ignore) for i, p in found.test.items() if p.label is not None}
@@ -145,10 +150,11 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
         layout=found.layout,
         cases=tuple(CaseFiles(i, p.images, p.label, patient_of(i), drawn.get(i)) for i, p in found.pairs.items()),
         names=names,
-        channels=found.channels or ("image",),
+        channels=channels,
         modality=_modality(found),
         ignore=found.ignore,
         test=tuple(CaseFiles(i, p.images, p.label, patient_of(i)) for i, p in found.test.items()),
+        kind=kind,
     )
 
 
@@ -272,7 +278,7 @@ def load(case: CaseFiles, dataset: Dataset) -> Case:
         If image and label map lie on different grids.
     """
     paths = case.images[0] if len(case.images) == 1 else case.images
-    image = read_image(paths, channels=dataset.channels)
+    image = replace(read_image(paths, channels=dataset.channels), kind=dataset.kind)
     label = None
     if case.label is not None:
         label = read_labels(case.label, names=dataset.names, ignore=dataset.ignore, source=case.images[0])

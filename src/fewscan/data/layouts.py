@@ -13,16 +13,18 @@ from typing import Any
 from fewscan.data import dicom_labels
 from fewscan.data.dicom import is_series
 from fewscan.data.headers import suffix_of
-from fewscan.data.listing import read_listing
+from fewscan.data.listing import RECORD, read_listing, recorded_channels, stated
 from fewscan.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "annotations")
+LABEL_STEMS = {"seg", "segmentation", "label", "labels", "labelmap", "gt"}
+TRACT_IMAGES = {"peaks": "peaks.nii.gz", "tensor": "tensor.nii.gz", "scalar": "scalars.nii.gz"}
 LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|label|labels|labelmap|mask|gt)$")
 CHANNEL_TAIL = re.compile(r"^(.+)_(\d{4})$")
 UNDERSTOOD = (
     "images/ + labels/, imagesTr/ + labelsTr/ (nnU-Net, MSD), BIDS with derivatives/, files with _seg, _label or _mask "
-    "in their names, folders of DICOM series"
+    "in their names, folders of DICOM series or of fewscan tracts inputs"
 )
 
 
@@ -115,7 +117,7 @@ def detect(root: Path) -> Found:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the scans")
-    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _bids, _series, _flat, _nested)
+    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _bids, _tracts, _series, _flat, _nested)
     for layout in layouts:
         found = layout(root)
         if found is not None and (found.pairs or found.test):
@@ -277,6 +279,20 @@ def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     return {case: replace(pair, label=pair.label or found.get(pair.images[0])) for case, pair in pairs.items()}
 
 
+def _tracts(root: Path) -> Found | None:
+    """Folders that `fewscan tracts inputs` wrote, with a label map in each; dataset.json says which of the images."""
+    folders = sorted(p for p in root.iterdir() if (p / RECORD).is_file())
+    if not folders:
+        return None
+    name, pairs = TRACT_IMAGES[stated(root) or "peaks"], {}
+    for folder in folders:
+        labels = [f for f in entries(folder) if f.is_file() and stem_of(f).lower() in LABEL_STEMS]
+        if (folder / name).is_file():
+            pairs[folder.name] = Pair((folder / name,), labels[0] if labels else None)
+    channels = recorded_channels(next(iter(pairs.values())).images[0]) if pairs else ()
+    return Found("folders of fewscan tracts inputs", pairs, names=read_listing(root)["names"], channels=channels)
+
+
 def _flat(root: Path) -> Found | None:
     """Scans and label maps side by side, told apart by their names; in the folder or one level below."""
     files = [f for f in entries(root) if f.is_file()]
@@ -311,7 +327,7 @@ def _flat(root: Path) -> Found | None:
 
 def _one_folder_each(files: list[Path], names: Mapping[int, str]) -> Found:
     """Every case in a folder of its own, with the same file names in each."""
-    label_stems = {"seg", "segmentation", "label", "labels", "labelmap", "mask", "gt"}
+    label_stems = LABEL_STEMS | {"mask"}
     pairs: dict[str, Pair] = {}
     contrasts = Counter(stem_of(f) for f in files if stem_of(f).lower() not in label_stems)
     contrasts = Counter({s: n for s, n in contrasts.items() if not LABEL_TAIL.search(s)})

@@ -1,12 +1,21 @@
-"""Names of labels, channels and modality, as ``labels.json`` and ``dataset.json`` list them."""
+"""Names of labels and channels, modality and kind, as ``labels.json``, ``dataset.json`` and records list them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fewscan.errors import DataError
+from fewscan.space.volume import KINDS, Kind
+
+KEY = "channel_kind"
+"""In ``dataset.json``: what the channels hold."""
+
+RECORD = "inputs.json"
+"""What `fewscan tracts inputs` leaves beside its images: for each file, the names of its channels."""
+
+TENSOR_CHANNELS = ("Dxx", "Dxy", "Dxz", "Dyy", "Dyz", "Dzz")
 
 
 def read_listing(root: Path) -> dict[str, Any]:
@@ -34,6 +43,80 @@ def read_listing(root: Path) -> dict[str, Any]:
     channels = tuple(str(v) for v in (modality.values() if isinstance(modality, dict) else [modality]))
     several = channels if len(channels) > 1 else ()
     return {"names": names, "channels": several, "hint": " ".join(channels), "ignore": ignore}
+
+
+def peak_channels(count: int) -> tuple[str, ...]:
+    """Names of the channels of so many peaks.
+
+    Parameters
+    ----------
+    count : int
+        Peaks.
+
+    Examples
+    --------
+    >>> peak_channels(1)
+    ('peak1 x', 'peak1 y', 'peak1 z')
+    """
+    return tuple(f"peak{n} {axis}" for n in range(1, count + 1) for axis in "xyz")
+
+
+def stated(root: Path) -> Kind | None:
+    """The kind that ``dataset.json`` states; None where it says nothing.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of a data set.
+
+    Raises
+    ------
+    DataError
+        If it states one that there is not.
+    """
+    file = root / "dataset.json"
+    kind = read_json(file).get(KEY) if file.is_file() else None
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"{file}: {KEY} is {kind!r}, it must be one of {', '.join(KINDS)}; correct the file")
+    return cast(Kind | None, kind)
+
+
+def recorded_channels(image: Path) -> tuple[str, ...]:
+    """Names that the record beside an image gives its channels; none where there is no record of it.
+
+    Parameters
+    ----------
+    image : Path
+        Image file.
+
+    Raises
+    ------
+    DataError
+        If the record is damaged.
+    """
+    file = image.parent / RECORD
+    listed = read_json(file).get("kind") if file.is_file() else None
+    names = listed.get(image.name) if isinstance(listed, dict) else None
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+def recorded(image: Path) -> Kind | None:
+    """The kind that the record beside an image gives it; None where there is no record of it.
+
+    Parameters
+    ----------
+    image : Path
+        Image file.
+
+    Raises
+    ------
+    DataError
+        If the record is damaged.
+    """
+    names = recorded_channels(image)
+    if not names or names == TENSOR_CHANNELS:
+        return "tensor" if names else None
+    return "peaks" if names == peak_channels(len(names) // 3) else "scalar"
 
 
 def read_names(path: Path) -> tuple[dict[int, str], int | None]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import dicom_labels
+from fewscan.data import dicom_labels, kinds
 from fewscan.data.annotation import mark_blank
 from fewscan.data.cohort import boxes_overlap
 from fewscan.data.dataset import CaseFiles, Dataset
@@ -132,7 +132,8 @@ def _listing(dataset: Dataset, names: dict[int, str], part: Path) -> None:
     """labels.json, or dataset.json where several channels need names."""
     labels = {str(value): name for value, name in sorted(names.items())} | {str(IGNORE): "ignore"}
     channels = dict(enumerate(dataset.channels))
-    content = labels if len(channels) == 1 else {"channel_names": channels, "labels": labels}
+    several = {"channel_names": channels, "labels": labels, **kinds.listed(dataset.kind)}
+    content = labels if len(channels) == 1 else several
     file = part / ("labels.json" if len(channels) == 1 else "dataset.json")
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.data import kinds
 from fewscan.data.dataset import Dataset, load
 from fewscan.data.io import read_labels, write_image, write_labelmap
 from fewscan.data.layouts import LABEL_TAIL, stem_of
 from fewscan.deliver.structures import structures_of
 from fewscan.errors import DataError
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import USE
 from fewscan.space.volume import IGNORE
 
@@ -62,6 +64,8 @@ def write_nnunet(dataset: Dataset, folder: Path) -> list[str]:
         if case.drawn is not None:
             absent = [name for value, name in names.items() if value not in case.drawn]
             notes.append(f"{case.id}: {', '.join(absent)} was not drawn, which nnU-Net takes for background")
+    if dataset.kind != "scalar":
+        notes.append(f"the channels hold {said(dataset.kind)}, which nnU-Net moves without turning them")
     labels = {"background": 0} | {name: number for number, name in enumerate(names.values(), start=1)}
     if ignored:
         labels["ignore"] = len(names) + 1
@@ -70,6 +74,7 @@ def write_nnunet(dataset: Dataset, folder: Path) -> list[str]:
     content = {
         "channel_names": {str(i): name for i, name in enumerate(channels)},
         "labels": labels,
+        **kinds.listed(dataset.kind),
         "numTraining": len(dataset.labelled),
         "file_ending": ".nii.gz",
         "description": f"written by fewscan {version('fewscan')}; {USE}",

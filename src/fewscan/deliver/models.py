@@ -58,7 +58,7 @@ def write_onnx(model: Model, path: Path) -> float:
     ConfigError
         If a package is missing.
     ModelError
-        If the model has no segmenter, or ONNX Runtime's answer differs.
+        If the model has no segmenter or takes directions, or ONNX Runtime's answer differs.
     """
     network = _segmenter(model)
     try:
@@ -101,7 +101,7 @@ def write_monai(model: Model, folder: Path) -> float:
     Raises
     ------
     ModelError
-        If the model has no segmenter, or the bundle's network answers otherwise.
+        If the model has no segmenter or takes directions, or the bundle's network answers otherwise.
     """
     network = _segmenter(model)
     for part in ("configs", "models", "docs", "scripts"):
@@ -128,6 +128,10 @@ def _segmenter(model: Model) -> nn.Module:
     if isinstance(model.segmenter, Absent):
         raise ModelError(
             f"{model.path}: this model only registers, there is no segmenter to export; train one with --method segment"
+        )
+    if model.plan.kind != "scalar":
+        raise ModelError(
+            f"{model.path}: it takes directions, which no other program turns into its input; use fewscan predict"
         )
     return model.segmenter.to("cpu").eval()
 

@@ -41,7 +41,7 @@ class Alignment:
     matrix: Array
 
     def onto_shared(self, data: Tensor) -> Tensor:
-        """Image or probabilities (C, X, Y, Z) of the case on the shared grid; beyond the border its voxels repeat."""
+        """Intensities or probabilities (C, X, Y, Z) on the shared grid; beyond the border the case's voxels repeat."""
         return affine.onto(data, self.own, grid=self.shared, matrix=self.matrix)
 
     def labels_onto_shared(self, index: NDArray[np.int16], *, classes: int) -> NDArray[np.int16]:
@@ -101,7 +101,7 @@ def grid_of(case: Prepared, spacing: Sequence[float]) -> Geometry:
 
 
 def _first(case: Prepared) -> Tensor:
-    return torch.from_numpy(np.array(case.image[:1]))
+    return torch.from_numpy(np.array(case.guide[:1]))
 
 
 def _fit(fixed: Tensor, moving: Tensor, *, grids: tuple[Geometry, Geometry]) -> Array:

@@ -24,6 +24,7 @@ from fewscan.data.dataset import Dataset, load
 from fewscan.data.io import atomic
 from fewscan.errors import DataError, ModelError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model, sha256, write_json
 from fewscan.learn.plan import Plan
 
@@ -49,10 +50,10 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     """
     if not dataset.labelled:
         raise DataError(f"{dataset.root}: no labelled case, so there is no atlas; put a label map beside an image")
-    if len(dataset.channels) != len(plan.channels):
+    if (len(dataset.channels), dataset.kind) != (len(plan.channels), plan.kind):
         raise DataError(
-            f"{dataset.root}: {len(dataset.channels)} channel(s), the model takes {', '.join(plan.channels)}; "
-            "give atlases with the same channels"
+            f"{dataset.root}: {len(dataset.channels)} channel(s) of {said(dataset.kind)}, the model takes "
+            f"{', '.join(plan.channels)} of {said(plan.kind)}; give atlases with the same channels"
         )
     lacking = [name for name in plan.names.values() if name not in dataset.names.values()]
     if lacking or any(plan.names.get(value) != name for value, name in dataset.names.items()):
@@ -107,12 +108,12 @@ def load_atlases(model: Model) -> list[Prepared]:
         if not path.is_file() or sha256(path) != record["sha256"]:
             raise ModelError(f"{path} is not the file that {RECORD} describes (SHA-256 differs); copy the folder again")
         tensors = safetensors.torch.load_file(path)
-        return [_case(i, tensors) for i in range(int(record["cases"]))]
+        return [_case(i, tensors, model.plan) for i in range(int(record["cases"]))]
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path} is damaged: {str(error).splitlines()[0][:300]}; train with --keep-atlases") from None
 
 
-def _case(number: int, tensors: dict[str, torch.Tensor]) -> Prepared:
+def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan) -> Prepared:
     image, label, drawn = (tensors[f"{number}.{part}"].numpy() for part in ("image", "label", "drawn"))
-    bare = Prepared(f"atlas {number + 1}", image.astype(np.float32), None, (), (), drawn.astype(np.bool_))
+    bare = Prepared(f"atlas {number + 1}", image.astype(np.float32), None, (), (), drawn.astype(np.bool_), plan.kind)
     return labelled_as(bare, label.astype(np.int16))

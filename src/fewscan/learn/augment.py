@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from fewscan.learn.config import AugmentConfig
+from fewscan.space import directions
 from fewscan.space.geometry import Shape
+from fewscan.space.volume import Kind
 
 CONTROL_POINTS = 5
+SHAKEN = 0.5  # radians by which directions turn for noise of strength 1
 
 
 class Params(NamedTuple):
@@ -45,6 +48,8 @@ class Params(NamedTuple):
         Standard deviation.
     noise_seed : int
         Of the noise.
+    spacing : (3,) float
+        Voxel size, mm.
     """
 
     matrix: Tensor
@@ -59,6 +64,7 @@ class Params(NamedTuple):
     offset: Tensor
     noise: Tensor
     noise_seed: int
+    spacing: tuple[float, float, float]
 
 
 def sample(
@@ -126,6 +132,7 @@ def sample(
         offset=uniform(batch) * config.contrast,
         noise=sometimes((uniform(batch) + 1) / 2 * config.noise),
         noise_seed=int(torch.randint(0, 2**62, (1,), generator=rng)),
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )
 
 
@@ -151,19 +158,24 @@ def grid(params: Params, *, shape: Shape, source: Shape, device: torch.device) -
     device : torch.device
         Where to compute.
     """
+    _, places = _moved(params, shape, device)
+    half = torch.tensor([max(n - 1, 1) / 2 for n in source], device=device)
+    return (places / half.view(1, 3, 1, 1, 1)).permute(0, 2, 3, 4, 1).flip(-1)
+
+
+def _moved(params: Params, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Patch voxels (3, X, Y, Z), and where each is read from (B, 3, X, Y, Z), both counted from the middle."""
     axes = [torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in shape]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")).view(3, -1)  # (3, N)
     matrix = params.matrix.to(device).clone()
     matrix[:, :, 0] = torch.where(params.mirror.to(device)[:, None], -matrix[:, :, 0], matrix[:, :, 0])
     places = (matrix @ offsets).view(-1, 3, *shape)
     places = places + F.interpolate(params.control.to(device), size=shape, mode="trilinear", align_corners=True)
-    places = places + params.shift.to(device)[:, :, None, None, None]
-    half = torch.tensor([max(n - 1, 1) / 2 for n in source], device=device)
-    return (places / half.view(1, 3, 1, 1, 1)).permute(0, 2, 3, 4, 1).flip(-1)
+    return offsets.view(3, *shape), places + params.shift.to(device)[:, :, None, None, None]
 
 
 def spatial(
-    params: Params, images: Tensor, *, labels: Tensor, shape: Shape, nearest: bool = False
+    params: Params, images: Tensor, *, labels: Tensor, shape: Shape, nearest: bool = False, kind: Kind = "scalar"
 ) -> tuple[Tensor, Tensor]:
     """Resample source crops into deformed patches.
 
@@ -179,17 +191,25 @@ def spatial(
         Patch size.
     nearest : bool
         Take the nearest label instead of interpolating.
+    kind : {"scalar", "peaks", "tensor"}
+        Of the images; those of directions hold matrices (`space.directions`), which turn with the anatomy.
     """
     source = (images.shape[2], images.shape[3], images.shape[4])
     places = grid(params, shape=shape, source=source, device=images.device)
     images = F.grid_sample(images, places, padding_mode="border", align_corners=True)
+    if kind != "scalar":
+        offsets, moved = _moved(params, shape, images.device)
+        images = directions.reorient(images, moved - offsets, kind=kind, spacing=params.spacing)
     mode = "nearest" if nearest else "bilinear"
     labels = F.grid_sample(labels, places, mode=mode, padding_mode="zeros", align_corners=True)
     return images, labels
 
 
-def intensity(params: Params, images: Tensor) -> Tensor:
+def intensity(params: Params, images: Tensor, *, kind: Kind = "scalar") -> Tensor:
     """Change resolution, sharpness, shading, contrast and noise of normalised patches.
+
+    Of directions neither shading nor contrast is changed by component: all entries of a voxel get one factor, and
+    noise turns them.
 
     Parameters
     ----------
@@ -197,28 +217,61 @@ def intensity(params: Params, images: Tensor) -> Tensor:
         From `sample`.
     images : (B, C, X, Y, Z) float
         Normalised to a standard deviation near 1. Not changed in place.
+    kind : {"scalar", "peaks", "tensor"}
+        As for `spatial`.
     """
-    device = images.device
+    images = _softened(params, images)
+    return _graded(params, images) if kind == "scalar" else _turned(params, images)
 
-    def per_sample(values: Tensor) -> Tensor:
-        return values.to(device).view(-1, 1, 1, 1, 1)
 
+def _per_sample(values: Tensor, device: torch.device) -> Tensor:
+    return values.to(device).view(-1, 1, 1, 1, 1)
+
+
+def _softened(params: Params, images: Tensor) -> Tensor:
+    """Resolution and sharpness, which mix neighbours and nothing else."""
     size = images.shape[2:]
     if max(params.low_resolution) > 1:
         small = [max(1, round(n / f)) for n, f in zip(size, params.low_resolution, strict=True)]
         images = F.interpolate(F.interpolate(images, size=small, mode="nearest"), size=size, mode="trilinear")
     if bool((params.blur > 0).any()):
-        images = images.lerp(F.avg_pool3d(images, 3, 1, 1, count_include_pad=False), per_sample(params.blur))
+        share = _per_sample(params.blur, images.device)
+        images = images.lerp(F.avg_pool3d(images, 3, 1, 1, count_include_pad=False), share)
+    return images
+
+
+def _shading(params: Params, images: Tensor) -> Tensor:
+    bias = params.bias.to(images.device)
+    return F.interpolate(bias, size=images.shape[2:], mode="trilinear", align_corners=True).exp()
+
+
+def _graded(params: Params, images: Tensor) -> Tensor:
+    """Shading, contrast and noise of intensities."""
+    device = images.device
     low, high = images.amin((2, 3, 4), keepdim=True), images.amax((2, 3, 4), keepdim=True)
     span = (high - low).clamp(min=1e-6)
     images = (images - low) / span
     if bool((params.bias != 0).any()):
-        images = images * F.interpolate(params.bias.to(device), size=size, mode="trilinear", align_corners=True).exp()
+        images = images * _shading(params, images)
     if bool((params.log_gamma != 0).any()):
-        images = images.clamp(min=0) ** per_sample(params.log_gamma.exp())
+        images = images.clamp(min=0) ** _per_sample(params.log_gamma.exp(), device)
     images = images * span + low
-    images = images * per_sample(params.gain) + per_sample(params.offset)
+    images = images * _per_sample(params.gain, device) + _per_sample(params.offset, device)
     if bool((params.noise > 0).any()):
         rng = torch.Generator(device).manual_seed(params.noise_seed)
-        images = images + torch.randn(images.shape, generator=rng, device=device) * per_sample(params.noise)
+        images = images + torch.randn(images.shape, generator=rng, device=device) * _per_sample(params.noise, device)
+    return images
+
+
+def _turned(params: Params, images: Tensor) -> Tensor:
+    """One length factor a voxel, and small random rotations in the place of noise."""
+    device = images.device
+    images = images * _per_sample(params.gain.clamp(min=0.1), device)
+    if bool((params.bias != 0).any()):
+        images = images * _shading(params, images)
+    if bool((params.noise > 0).any()):
+        rng = torch.Generator(device).manual_seed(params.noise_seed)
+        size = (len(images), 3, *images.shape[2:])
+        angles = torch.randn(size, generator=rng, device=device) * _per_sample(params.noise * SHAKEN, device)
+        images = directions.congruent(images, directions.small_rotations(angles))
     return images

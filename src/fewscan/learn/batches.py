@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from fewscan.learn import augment
+from fewscan.learn.channels import entry
 from fewscan.learn.config import AugmentConfig
-from fewscan.learn.intensity import normalise
 from fewscan.learn.plan import Plan, to_index
+from fewscan.space import directions
 from fewscan.space.geometry import Shape, with_spacing
-from fewscan.space.volume import Case, Volume, one_hot, resample
+from fewscan.space.volume import Case, Kind, Volume, one_hot, resample
 
 SEEN_SAMPLES = 20_000
 MARGIN = 1.25  # source crop over patch, so that a turned patch finds real voxels in its corners
@@ -53,7 +54,7 @@ class Prepared:
     id : str
         The case's.
     image : (C, X, Y, Z) float32
-        Normalised.
+        Normalised; of directions their matrices along the grid's axes.
     label : (X, Y, Z) int16, optional
         Class indices, -1 where nobody looked.
     places : tuple of (N,) int
@@ -62,6 +63,8 @@ class Prepared:
         For each class, how many voxels it has.
     drawn : (K,) bool
         Classes that were looked for.
+    kind : {"scalar", "peaks", "tensor"}
+        Of the image.
     """
 
     id: str
@@ -70,6 +73,14 @@ class Prepared:
     places: tuple[NDArray[np.int64], ...]
     counts: tuple[int, ...]
     drawn: NDArray[np.bool_]
+    kind: Kind = "scalar"
+
+    @property
+    def guide(self) -> NDArray[np.float32]:
+        """What registration may look at."""
+        if self.kind == "scalar":
+            return self.image
+        return directions.guide(torch.from_numpy(np.array(self.image)), self.kind).numpy()
 
 
 def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
@@ -91,11 +102,11 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     drawn = np.array([True, *(case.drawn is None or value in case.drawn for value in plan.names)])
     if case.label is None:
         empty = tuple(np.zeros(0, np.int64) for _ in drawn)
-        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, (0,) * len(drawn), drawn)
+        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, (0,) * len(drawn), drawn, plan.kind)
     index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
     label_path = folder / f"{case.id}.label.npy"
     np.save(label_path, index)
-    done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn)
+    done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn, plan.kind)
     return labelled_as(done, np.load(label_path, mmap_mode="r"))
 
 
@@ -109,9 +120,7 @@ def on_plan(image: Volume, plan: Plan) -> Tensor:
     plan : Plan
         Grid and normalisation.
     """
-    return resample(
-        torch.from_numpy(normalise(image.data, plan.scaling)), with_spacing(image.geometry, plan.spacing).shape
-    )
+    return resample(entry(image, plan)(image.data), with_spacing(image.geometry, plan.spacing).shape)
 
 
 def bytes_on_plan(image: Volume, plan: Plan, *, values: int) -> int:
@@ -246,16 +255,19 @@ class PatchBatches:
             self.config, rng, batch=self.batch, shape=self.plan.patch, spacing=self.plan.spacing,
             mirror=self.plan.mirror and self.config.mirror == "auto",
         )  # fmt: skip
+        kind, shape = self.plan.kind, self.plan.patch
         if self.plan.weights:  # many labels: one nearest-neighbour channel is far cheaper than a linear one for each
             number = (index[:, None] + 1).float()  # 0 is "nobody looked", also beyond the border
-            patch, number = augment.spatial(params, source, labels=number, shape=self.plan.patch, nearest=True)
+            patch, number = augment.spatial(
+                params, source, labels=number, shape=self.plan.patch, nearest=True, kind=kind
+            )
             target = one_hot(number[:, 0].long() - 1, self.plan.classes)
         else:
             masks = one_hot(index, self.plan.classes)
-            patch, target = augment.spatial(params, source, labels=masks, shape=self.plan.patch)
+            patch, target = augment.spatial(params, source, labels=masks, shape=shape, kind=kind)
         target = swap_sides(target, params.mirror, pairs=self.plan.pairs)
         known = swap_sides(torch.stack(drawn), params.mirror, pairs=self.plan.pairs)
-        return Batch(augment.intensity(params, patch), target, known, tuple(ids))
+        return Batch(augment.intensity(params, patch, kind=kind), target, known, tuple(ids))
 
     def _centre(self, case: Prepared, rng: Generator) -> list[int]:
         """A voxel to centre the crop on, kept so far inside that the patch stays on the grid where it can."""

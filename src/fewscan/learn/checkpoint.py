@@ -95,7 +95,7 @@ def build_segmenter(plan: Plan, settings: Settings, *, seed: int) -> nn.Module:
         Of the initial weights.
     """
     return networks.build(
-        settings.network.name, len(plan.channels), classes=plan.classes, widths=plan.widths, kernels=plan.kernels,
+        settings.network.name, plan.width, classes=plan.classes, widths=plan.widths, kernels=plan.kernels,
         strides=plan.strides, finest=settings.network.finest, seed=seed,
     )  # fmt: skip
 

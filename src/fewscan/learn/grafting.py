@@ -18,12 +18,13 @@ from fewscan.data.dataset import load
 from fewscan.data.dicom_labels import plain_name
 from fewscan.errors import ModelError
 from fewscan.learn.batches import resample_index
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.plan import LARGEST_GRID, PATCH_VOXELS, Plan, to_index
 from fewscan.learn.request import Request
 from fewscan.learn.session import allowed_bytes, estimate_bytes, make_plan
 from fewscan.space.geometry import Shape, with_spacing
-from fewscan.space.volume import Case
+from fewscan.space.volume import Case, Volume
 
 SURVIVES = 0.85  # Dice of a label with itself after a trip to the model's voxel size and back, below which it is lost
 LARGER = 1.5  # a patch may exceed what is usual on this machine by so much: it is the model's
@@ -116,6 +117,27 @@ def columns(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
     return found if len(found) == len(wanted) else None
 
 
+def columns_of(image: Volume, plan: Plan) -> list[int] | None:
+    """Places of a model's channels among those of a scan; components of directions belong together by order.
+
+    Parameters
+    ----------
+    image : Volume
+        Scan.
+    plan : Plan
+        Of the model.
+
+    Returns
+    -------
+    list of int or None
+        None where one is missing, or the channels are of another kind.
+    """
+    if plan.kind == image.kind == "scalar":
+        return columns(plan.channels, image.channels)
+    alike = (plan.kind, len(plan.channels)) == (image.kind, len(image.channels))
+    return list(range(len(plan.channels))) if alike else None
+
+
 def channel_sources(names: Sequence[str], base: Sequence[str]) -> list[tuple[int, ...]]:
     """For each channel, the places of those of the trained model from which it starts: their weights are averaged.
 
@@ -150,9 +172,19 @@ def plan_of(request: Request) -> Plan:
     ------
     ResourceError
         If even the smallest patch needs more memory than allowed.
+    ModelError
+        If the data hold channels of another kind than the model takes.
     """
     assert request.base is not None
-    base, own = request.base.plan, make_plan(request)
+    base, data = request.base.plan, request.dataset
+    vectors = base.kind != "scalar"
+    if base.kind != data.kind or (vectors and len(base.channels) != len(data.channels)):
+        raise ModelError(
+            f"{data.root}: {len(data.channels)} channel(s) of {said(data.kind)}, the model takes {len(base.channels)} "
+            f"of {said(base.kind)}; it cannot start from one for the other"
+        )
+    own = make_plan(request)
+    own = replace(own, channels=base.channels) if vectors else own
     cases = [load(case, request.dataset) for case in request.dataset.labelled]
     extent = np.median([np.array(c.image.geometry.shape) * c.image.geometry.spacing for c in cases], 0)  # mm
     many = np.prod(extent / base.spacing) > LARGEST_GRID * np.prod(base.patch)
@@ -265,12 +297,13 @@ def graft(network: nn.Module, base: Model, *, plan: Plan) -> Grafted:
     names, before = list(plan.names.values()), list(base.plan.names.values())
     labels = label_sources(names, before)
     channels = channel_sources(plan.channels, base.plan.channels)
+    entries = channels if plan.kind == "scalar" else [(i,) for i in range(plan.width)]
     rows = [0, *(None if i is None else i + 1 for i in labels)]
     kinds: dict[str, list[str]] = {"kept": [], "adapted": [], "new": []}
     for name, fresh in own.items():
         source = trained[name].to(fresh)
         if name == network.ENTRY:
-            answer = torch.stack([source[:, list(places)].mean(1) for places in channels], 1)
+            answer = torch.stack([source[:, list(places)].mean(1) for places in entries], 1)
         elif name in (network.HEAD or ()):  # type: ignore[operator]
             answer = torch.stack([fresh[k] if row is None else source[row] for k, row in enumerate(rows)])
         else:

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewscan.learn.batches import swap_sides
+from fewscan.learn.channels import entry
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.hardware import Hardware
-from fewscan.learn.intensity import normalise, scan_statistics
 from fewscan.learn.plan import Plan
 from fewscan.learn.windows import bell, starts, window_shape
+from fewscan.space import directions
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Volume, axis_weights, bounding_box, resample_by
 
@@ -69,7 +70,8 @@ def torch_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> P
         return plain
 
     def predict(windows: Tensor) -> Tensor:
-        other = plain(windows.flip(2)).flip(2)
+        flipped = windows.flip(2)
+        other = plain(flipped if model.plan.kind == "scalar" else directions.mirrored(flipped)).flip(2)
         everywhere = torch.ones(len(windows), dtype=torch.bool)
         return (plain(windows) + swap_sides(other, everywhere, pairs=model.plan.pairs)) / 2
 
@@ -162,15 +164,14 @@ class _Scan:
         self.window = window_shape(self.grid, plan)
         self.back = [axis_weights(n, m) for n, m in zip(self.grid, native, strict=True)]
         there = [axis_weights(n, m) for n, m in zip(native, self.grid, strict=True)]
-        statistics = scan_statistics(data, plan.scaling)
+        seen = entry(volume, plan)
         large = int(np.prod(self.grid)) > 20_000_000
-        self.image = torch.empty((len(data), *self.grid), dtype=torch.float16 if large else torch.float32)
+        self.image = torch.empty((plan.width, *self.grid), dtype=torch.float16 if large else torch.float32)
         rows = max(1, 4_000_000 // max(1, int(np.prod(native[1:]))))
         for low in range(0, self.grid[0], rows):
             high = min(low + rows, self.grid[0])
             first, last, wx = _support(there[0], low, high)
-            piece = torch.from_numpy(normalise(data[:, first:last], plan.scaling, statistics=statistics))
-            self.image[:, low:high] = resample_by(piece, [wx, there[1], there[2]])
+            self.image[:, low:high] = resample_by(seen(data[:, first:last]), [wx, there[1], there[2]])
         self.before = [max(0, w - n) // 2 for w, n in zip(self.window, self.grid, strict=True)]
 
     def windows(self, places: Sequence[tuple[int, int, int]]) -> Tensor:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewscan.data import dicom
-from fewscan.data.layouts import stem_of
+from fewscan.data.layouts import TRACT_IMAGES, stem_of
+from fewscan.data.listing import RECORD, recorded_channels
 from fewscan.errors import DataError
+from fewscan.space.volume import Kind
 
 CHANNEL = re.compile(r"_\d{4}$")
 
@@ -30,7 +32,7 @@ class Scan:
     images: tuple[Path, ...]
 
 
-def find_scans(inputs: Sequence[Path], *, channels: Sequence[str]) -> list[Scan]:
+def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = "scalar") -> list[Scan]:
     """Scans behind files and folders.
 
     Parameters
@@ -40,6 +42,8 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str]) -> list[Scan]
     channels : sequence of str
         Of the model; with more than one, files belong together that differ in a final ``_0000`` or ``_<channel>``, or
         that are named like the channels in one folder.
+    kind : {"scalar", "peaks", "tensor"}
+        Of the model: of folders that `fewscan tracts inputs` wrote, the image that it takes.
 
     Raises
     ------
@@ -50,7 +54,7 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str]) -> list[Scan]
     for path in inputs:
         if not path.exists() and not dicom.is_series(path):
             raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
-        found.extend(_inside(path) if path.is_dir() else [path])
+        found.extend(_inside(path, channels, kind) if path.is_dir() else [path])
     if not found:
         raise DataError(
             f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series"
@@ -74,6 +78,8 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str]) -> list[Scan]
 
 def _split(path: Path, channels: Sequence[str]) -> tuple[str, str]:
     """Name of the scan that a file belongs to, and its channel as a word that sorts in the model's order."""
+    if (path.parent / RECORD).is_file() and path.name in TRACT_IMAGES.values():
+        return path.parent.resolve().name, ""
     name = path.name if path.is_dir() else stem_of(path)
     if len(channels) == 1:
         return name, ""
@@ -85,10 +91,13 @@ def _split(path: Path, channels: Sequence[str]) -> tuple[str, str]:
     return CHANNEL.sub("", name), name
 
 
-def _inside(folder: Path) -> list[Path]:
+def _inside(folder: Path, channels: Sequence[str], kind: Kind) -> list[Path]:
     """Images in a folder; a series is one image."""
     if dicom.is_series(folder):
         return [folder]
+    taken = folder / TRACT_IMAGES[kind]
+    if taken.is_file() and recorded_channels(taken) == tuple(channels):
+        return [taken]
     files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
     images = [
         p
@@ -96,4 +105,4 @@ def _inside(folder: Path) -> list[Path]:
         if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))
     ]
     folders = [p for p in files if p.is_dir()]
-    return images or [p for folder in folders for p in ([folder] if dicom.is_series(folder) else _inside(folder))]
+    return images or [p for folder in folders for p in _inside(folder, channels, kind)]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.errors import DataError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
@@ -16,9 +18,10 @@ class Scaling:
 
     Parameters
     ----------
-    kind : {"scan", "ct"}
+    kind : {"scan", "ct", "length"}
         "scan": clip to the scan's own 0.5 and 99.5 percentiles, then to mean 0 and deviation 1; "ct": the same with
-        the four numbers fixed from the labelled structures of the training cases, as Hounsfield units mean something.
+        the four numbers fixed from the labelled structures of the training cases, as Hounsfield units mean something;
+        "length": not by channel, see `learn.channels`.
     low, high, mean, std : float
         Used by "ct".
     """
@@ -42,7 +45,14 @@ def scan_statistics(data: NDArray[Any], scaling: Sequence[Scaling]) -> list[Scal
         Raw intensities.
     scaling : sequence of Scaling
         Of the plan; for "ct" channels its numbers are the answer.
+
+    Raises
+    ------
+    DataError
+        If channels hold directions, whose components must not be changed one by one.
     """
+    if any(given.kind == "length" for given in scaling):
+        raise DataError("these channels hold directions, which cannot be normalised one by one: not possible here yet")
     answer = []
     for channel, given in zip(data, scaling, strict=True):
         if given.kind == "ct":

@@ -55,7 +55,7 @@ class Whole:
     id : str
         The case's.
     image : (C, X, Y, Z) float
-        Normalised.
+        Normalised; of directions their sizes, which no deformation turns.
     label : (X, Y, Z) int16, optional
         Class indices, -1 where unknown; a pseudo-label for an unlabelled case, once there is one.
     labelled : bool
@@ -89,7 +89,7 @@ def whole(case: Prepared, place: Alignment, *, folder: Path, classes: int) -> Wh
         Of the plan.
     """
     path = folder / f"{case.id}.whole.npy"
-    np.save(path, place.onto_shared(torch.from_numpy(np.array(case.image))).numpy())
+    np.save(path, place.onto_shared(torch.from_numpy(np.array(case.guide))).numpy())
     label = None if case.label is None else place.labels_onto_shared(np.array(case.label), classes=classes)
     image = torch.from_numpy(np.load(path, mmap_mode="c"))
     return Whole(case.id, image, label, case.label is not None, case.drawn, place)

@@ -20,8 +20,9 @@ from fewscan.learn import symmetry
 from fewscan.learn.config import Settings
 from fewscan.learn.intensity import Scaling, scaling_of, some
 from fewscan.learn.networks import Triple
+from fewscan.space import directions
 from fewscan.space.geometry import Shape
-from fewscan.space.volume import IGNORE, Case
+from fewscan.space.volume import IGNORE, Case, Kind
 
 PATCH_VOXELS = {"cpu": 150_000, "gpu": 1_000_000}
 CROWDED_VOXELS = {"cpu": 80_000, "gpu": 1_000_000}  # with many labels: more, smaller steps (decisions/005)
@@ -64,6 +65,8 @@ class Plan:
         Class indices that are a single connected piece in every training case.
     weights : tuple of float
         Weight of each class in the cross-entropy, background first; empty when all count alike.
+    kind : {"scalar", "peaks", "tensor"}
+        What the channels hold.
     """
 
     names: Mapping[int, str]
@@ -79,6 +82,17 @@ class Plan:
     pairs: tuple[tuple[int, int], ...]
     sole: tuple[int, ...]
     weights: tuple[float, ...] = ()
+    kind: Kind = "scalar"
+
+    @property
+    def width(self) -> int:
+        """Channels that the segmenter takes: those of the file, or six for each direction (`space.directions`)."""
+        return len(self.channels) if self.kind == "scalar" else 6 * self.guides
+
+    @property
+    def guides(self) -> int:
+        """Channels that registration looks at."""
+        return {"scalar": len(self.channels), "peaks": len(self.channels) // 3, "tensor": 1}[self.kind]
 
     @property
     def classes(self) -> int:
@@ -87,7 +101,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return dataclasses.asdict(self) | {"names": {str(k): v for k, v in self.names.items()}}
+        plain = dataclasses.asdict(self) | {"names": {str(k): v for k, v in self.names.items()}}
+        if self.kind == "scalar":
+            del plain["kind"]  # as models were written before there were others
+        return plain
 
 
 def plan_from_dict(data: Mapping[str, Any]) -> Plan:
@@ -116,6 +133,7 @@ def derive(
     modality: str,
     settings: Settings,
     gpu: bool,
+    kind: Kind = "scalar",
 ) -> Plan:
     """Derive the plan from the labelled cases.
 
@@ -133,6 +151,8 @@ def derive(
         Widths, and patch size or batch where they were set by hand.
     gpu : bool
         Whether a GPU will train.
+    kind : {"scalar", "peaks", "tensor"}
+        What the channels hold.
 
     Raises
     ------
@@ -149,26 +169,28 @@ def derive(
         tissue.append([some(channel[structure]) for channel in case.image.data])
         air.append([float(np.quantile(some(channel.reshape(-1)), 0.05)) < AIR_HU for channel in case.image.data])
         index = to_index(label, ordered)
-        mirrored.append(symmetry.examine(case.image.data[0], index, classes=len(ordered) + 1))
+        picture = case.image.data if kind == "scalar" else directions.raw_sizes(case.image.data, kind)
+        mirrored.append(symmetry.examine(picture[0], index, classes=len(ordered) + 1))
         single.append(_single_components(index, len(ordered) + 1))
         counts.append(np.bincount(index[index >= 0], minlength=len(ordered) + 1))
     if not spacings:
         raise DataError("no labelled case to learn from; put a label map beside at least one image")
     spacing = np.median(spacings, 0)
-    kind = "gpu" if gpu else "cpu"
-    voxels = settings.train.patch_voxels or (CROWDED_VOXELS if len(ordered) > MANY_LABELS else PATCH_VOXELS)[kind]
+    machine = "gpu" if gpu else "cpu"
+    voxels = settings.train.patch_voxels or (CROWDED_VOXELS if len(ordered) > MANY_LABELS else PATCH_VOXELS)[machine]
     spacing = coarsen(spacing, np.median(shapes, 0), most=voxels * LARGEST_GRID)
     extent = np.median(shapes, 0) / spacing
     patch, kernels, strides = shape_network(extent, spacing, voxels=voxels, levels=len(settings.network.widths))
     mirror, pairs = symmetry.verdict(mirrored, tuple(ordered.values()))
     is_ct = [modality == "ct" or float(np.mean([a[c] for a in air])) > 0.5 for c in range(len(channels))]
+    scaling = tuple(scaling_of([t[c] for t in tissue], is_ct=is_ct[c]) for c in range(len(channels)))
     return Plan(
         names=ordered,
         channels=tuple(channels),
-        scaling=tuple(scaling_of([t[c] for t in tissue], is_ct=is_ct[c]) for c in range(len(channels))),
+        scaling=scaling if kind == "scalar" else (Scaling(kind="length"),) * len(channels),
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
         patch=patch,
-        batch=settings.train.batch or BATCH[kind],
+        batch=settings.train.batch or BATCH[machine],
         widths=tuple(settings.network.widths[: len(strides)]),
         kernels=kernels,
         strides=strides,
@@ -176,6 +198,7 @@ def derive(
         pairs=pairs,
         sole=tuple(k for k in range(1, len(ordered) + 1) if all(k in s for s in single)),
         weights=class_weights(np.sum(counts, axis=0)),
+        kind=kind,
     )
 
 

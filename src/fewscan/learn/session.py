@@ -22,6 +22,7 @@ from fewscan.data.dataset import load
 from fewscan.errors import ConfigError, DataError, ResourceError
 from fewscan.learn import checkpoint
 from fewscan.learn.batches import Prepared, prepare
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import Settings, to_dict
 from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
@@ -84,7 +85,7 @@ def _derive(request: Request, settings: Settings) -> Plan:
     return derive(
         (load(case, data) for case in data.labelled or data.unlabelled),
         names=data.names, channels=data.channels, modality=data.modality,
-        settings=settings, gpu=request.hardware.device.type != "cpu",
+        settings=settings, gpu=request.hardware.device.type != "cpu", kind=data.kind,
     )  # fmt: skip
 
 
@@ -290,7 +291,9 @@ class Session:
             f"{len(plan.names)} label(s); patch {'x'.join(map(str, plan.patch))} at "
             f"{'x'.join(f'{s:.3g}' for s in plan.spacing)} mm, batch {plan.batch}, {weights:.1f} M weights, "
             f"{self.hardware.precision} on {self.hardware.device}; {1 / per_step:.1f} steps/s measured, about {steps} "
-            f"steps in {steps * per_step / 60:.1f} min; {memory}" + ("; left-right mirroring on" if plan.mirror else "")
+            f"steps in {steps * per_step / 60:.1f} min; {memory}"
+            + ("; left-right mirroring on" if plan.mirror else "")
+            + ("" if plan.kind == "scalar" else f"; {said(plan.kind)}, turned with each patch")
         )
 
     def finish(
@@ -383,7 +386,7 @@ def open_session(
             others = [case for case in others if case.id in set(stored["unlabelled"])]
         cases = [*request.dataset.labelled, *others]
         voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
-        require_disk(cache, len(cases) * voxels * (4 * len(plan.channels) + 2) // 4)  # scans differ; a quarter is usual
+        require_disk(cache, len(cases) * voxels * (4 * plan.width + 2) // 4)  # scans differ; a quarter is usual
         prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]
         labelled = [p for p in prepared if p.label is not None and any(len(places) for places in p.places)]
         if labels and not any(len(places) for p in labelled for places in p.places[1:]):

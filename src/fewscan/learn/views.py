@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewscan.learn import infer
 from fewscan.learn.plan import Plan
-from fewscan.space import affine
+from fewscan.space import affine, directions
 from fewscan.space.geometry import Array, Geometry
 
 THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
@@ -54,6 +54,9 @@ def views(image: Tensor, plan: Plan, *, predictor: infer.Predictor, count: int) 
     found = [belief(image, plan, predictor=predictor)]
     for grid, matrix, gain in _turns(image.shape[1:], plan.spacing, count=count):
         seen = affine.onto(image, grid, grid=grid, matrix=matrix) * gain
+        if plan.kind != "scalar":
+            linear = torch.from_numpy(matrix[:3, :3]).float().view(1, 3, 3, 1, 1, 1)
+            seen = directions.follow(seen[None], linear, kind=plan.kind)[0]
         back: Array = np.asarray(np.linalg.inv(matrix), np.float64)
         found.append(affine.onto(belief(seen, plan, predictor=predictor), grid, grid=grid, matrix=back))
     return found

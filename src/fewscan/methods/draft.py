@@ -9,7 +9,7 @@ that atlases which err together share one voice (joint label fusion: Wang et al.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,17 +19,18 @@ from torch import Tensor
 
 from fewscan.errors import DataError
 from fewscan.learn.batches import Prepared
+from fewscan.learn.channels import to_look_at
 from fewscan.learn.intensity import normalise
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar, register_images
 from fewscan.methods import pairwise
 from fewscan.methods.pairwise import RegisterConfig
-from fewscan.space import affine, kernels
+from fewscan.space import affine, directions, kernels
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.similarity import ncc
-from fewscan.space.volume import IGNORE, Case, Volume, resample
+from fewscan.space.volume import IGNORE, Case, Kind, Volume, resample
 
 MOST_ATLASES = 8  # that are registered to one scan
 MOST_VOXELS = 1_000_000  # of the grid on which a training run deforms its atlases
@@ -51,17 +52,25 @@ class Voter(NamedTuple):
     name : str
         Of the case.
     image : (C, X, Y, Z) float
-        Deformed, normalised.
+        Deformed, normalised; directions turned along.
     label : (X, Y, Z) uint16
         Deformed; `IGNORE` where nobody looked.
     drawn : frozenset of int, optional
         Labels that were looked for; all when None.
+    kind : {"scalar", "peaks", "tensor"}
+        Of the image.
     """
 
     name: str
     image: Tensor
     label: NDArray[np.uint16]
     drawn: frozenset[int] | None
+    kind: Kind = "scalar"
+
+    @property
+    def guide(self) -> Tensor:
+        """By what it is compared with the scan."""
+        return directions.guide(self.image, self.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +117,8 @@ def draft(
     """
     if not atlases:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
+    scan = to_look_at(scan)
+    atlases = [replace(atlas, image=to_look_at(atlas.image)) for atlas in atlases]
     record: dict[str, dict[str, float | bool]] = {}
     voters = []
     for atlas in nearest(scan, atlases):
@@ -131,7 +142,7 @@ def fuse(target: Tensor, voters: Sequence[Voter], *, fusion: Fusion) -> tuple[ND
     Parameters
     ----------
     target : (1, X, Y, Z) float
-        The scan, normalised.
+        The scan's guide, normalised.
     voters : sequence of Voter
         In its shape.
     fusion : {"local", "joint", "majority"}
@@ -139,10 +150,11 @@ def fuse(target: Tensor, voters: Sequence[Voter], *, fusion: Fusion) -> tuple[ND
     """
     shape = target.shape[1:]
     label, sure = np.zeros(shape, np.uint16), np.zeros(shape, np.float32)
+    guides = [voter.guide[0] for voter in voters]
     step = max(1, SLAB_VALUES // (int(np.prod(shape[1:])) * len(voters) ** 2))
     for low in range(0, len(label), step):  # planes at a time, with the neighbours that their windows see
         high, first, last = min(low + step, len(label)), max(0, low - PATCH), min(len(label), low + step + PATCH)
-        pieces = torch.stack([voter.image[0, first:last] for voter in voters])
+        pieces = torch.stack([guide[first:last] for guide in guides])
         weights = vote_weights(target[:, first:last], pieces, fusion=fusion)[:, low - first : high - first]
         label[low:high], sure[low:high] = _count(weights, voters, slice(low, high))
     return label, sure
@@ -154,13 +166,13 @@ def shares(target: Tensor, voters: Sequence[Voter], *, classes: int) -> Tensor:
     Parameters
     ----------
     target : (C, X, Y, Z) float
-        The scan, normalised.
+        The scan's guide, normalised.
     voters : sequence of Voter
         In its shape; their labels are class indices.
     classes : int
         Background included.
     """
-    weights = vote_weights(target[:1], torch.stack([voter.image[0] for voter in voters]), fusion="local")
+    weights = vote_weights(target[:1], torch.stack([voter.guide[0] for voter in voters]), fusion="local")
     found = torch.zeros(classes, *target.shape[1:])
     for weight, voter in zip(weights, voters, strict=True):
         index = torch.from_numpy(voter.label.astype(np.int64))
@@ -270,10 +282,10 @@ def shaped(
     alike = [float(ncc(scan.image[None], atlas.image[None])) for atlas in atlases]
     own = scan.place.own
     grid = with_at_most(own, MOST_VOXELS)
-    fixed = resample(torch.from_numpy(np.array(cases[scan.id].image)), grid.shape)
+    fixed = resample(torch.from_numpy(np.array(cases[scan.id].guide)), grid.shape)
     answer = []
     for i in np.argsort(alike)[::-1][:most].tolist():
-        atlas, image = atlases[i], torch.from_numpy(np.array(cases[atlases[i].id].image))
+        atlas, image = atlases[i], torch.from_numpy(np.array(cases[atlases[i].id].guide))
         matrix = atlas.place.matrix @ np.linalg.inv(scan.place.matrix)
         moving = affine.onto(image, atlas.place.own, grid=grid, matrix=matrix)
         start = register_images(registrar, fixed, moving=moving).to(device)
@@ -300,11 +312,14 @@ def voter(atlas: Prepared, u: Tensor, *, matrix: Array, grids: tuple[Geometry, G
     """
     own, other = grids
     whole = fields.resize(u, own.shape)[0].numpy()
-    places = torch.from_numpy(fields.then(whole, matrix, fixed=own).to_moving(other))
+    way = fields.then(whole, matrix, fixed=own)
+    places = torch.from_numpy(way.to_moving(other))
     index = kernels.vote_labels(np.array(atlas.label) + 1, places).astype(np.int32) - 1  # 0 is beyond
     label = np.where(index < 0, IGNORE, index).astype(np.uint16)
-    image = kernels.sample(torch.from_numpy(np.array(atlas.image))[None], places[None])[0]
-    return Voter(atlas.id, image, label, frozenset(np.flatnonzero(atlas.drawn).tolist()))
+    image = kernels.sample(torch.from_numpy(np.array(atlas.image))[None], places[None])
+    if atlas.kind != "scalar":
+        image = directions.reorient(image, torch.from_numpy(way.u)[None], kind=atlas.kind, spacing=own.spacing)
+    return Voter(atlas.id, image[0], label, frozenset(np.flatnonzero(atlas.drawn).tolist()), atlas.kind)
 
 
 def _unit(data: NDArray[Any]) -> Tensor:

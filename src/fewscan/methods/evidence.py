@@ -28,7 +28,7 @@ def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor)
     rng, shape = torch.Generator().manual_seed(0), (image.shape[1], image.shape[2], image.shape[3])
     config, spacing = session.settings.augment, session.plan.spacing
     params = augment.sample(config, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
-    other = augment.intensity(params, image[None])[0]
+    other = augment.intensity(params, image[None], kind=session.plan.kind)[0]
     return mean_dice(_answer(image, session, predictor), _answer(other, session, predictor))
 
 

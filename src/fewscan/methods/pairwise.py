@@ -115,7 +115,7 @@ def register(
     Raises
     ------
     DataError
-        If channels differ, an image is constant or the weight is empty.
+        If channels differ or hold directions, an image is constant or the weight is empty.
     GeometryError
         If the scans do not overlap in any way.
     """
@@ -195,7 +195,13 @@ def apply(found: Registration, moving: Volume) -> NDArray[np.float32]:
         From `register`.
     moving : Volume
         As it was registered, or another channel of it.
+
+    Raises
+    ------
+    DataError
+        If it holds directions.
     """
+    _refuse_directions(moving, "moving")
     low = float(moving.data.min())
     return fields.warp_array(moving.data, moving.geometry, field=found.field, background=low)
 
@@ -213,8 +219,14 @@ def apply_labels(found: Registration, label: Labelmap) -> NDArray[np.uint16]:
     return fields.warp_labels(label.data, label.geometry, field=found.field)
 
 
+def _refuse_directions(volume: Volume, role: str) -> None:
+    if volume.kind != "scalar":
+        raise DataError(f"the {role} scan holds directions, which registration cannot turn yet; register FA or lengths")
+
+
 def _unit(volume: Volume, role: str, scaling: Sequence[Scaling] | None) -> Tensor:
     """Channels with mean 0 and deviation 1."""
+    _refuse_directions(volume, role)
     for name, channel in zip(volume.channels, volume.data, strict=True):
         if channel.min() == channel.max():
             raise DataError(f"the {role} scan is constant in channel {name!r}: nothing to register; give another file")

@@ -37,7 +37,7 @@ from fewscan.learn.views import belief, views
 from fewscan.methods import draft, segment
 from fewscan.methods.evidence import mean_dice
 from fewscan.methods.pseudo import ALONE, Rating, index_of
-from fewscan.space import affine
+from fewscan.space import affine, directions
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.geometry import Array, Geometry, with_at_most
@@ -193,13 +193,13 @@ class Personalizer:
         if self._known is None:
             begin, worth, alike = time.monotonic(), [], []
             for case in self.atlases[: self.config.atlases] if len(self.atlases) > 1 else []:
-                image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
-                voters = self._shaped(self._aligned(image, own, leave=case), mask=None)
+                guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
+                voters = self._shaped(self._aligned(guide, own, leave=case), mask=None)
                 if voters:
-                    vote = draft.shares(image, voters, classes=self.plan.classes)
+                    vote = draft.shares(guide, voters, classes=self.plan.classes)
                     truth = torch.from_numpy(np.array(case.label)).long()
                     worth.append(mean_dice(torch.where(truth < 0, 0, vote.argmax(0)), truth.clamp(min=0)))
-                    alike.append(self._likeness(image, voters, one_hot(truth[None].clamp(min=0), self.plan.classes)[0]))
+                    alike.append(self._likeness(guide, voters, one_hot(truth[None].clamp(min=0), self.plan.classes)[0]))
             mean = float(np.mean(worth)) if worth else ALONE
             self._known = Known(mean, tuple(alike), time.monotonic() - begin)
         return self._known
@@ -230,14 +230,14 @@ class Personalizer:
         before, first, steady = self._views(image)
         if not (before.argmax(0) > 0).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
-        known = self.known
-        mask, voters, aligned = first, list[draft.Voter](), self._aligned(image, own)
+        known, guide = self.known, directions.guide(image, self.plan.kind)
+        mask, voters, aligned = first, list[draft.Voter](), self._aligned(guide, own)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
             voters = self._shaped(aligned, mask=mask) or voters
             if not voters:
                 return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
-            vote = draft.shares(image, voters, classes=self.plan.classes)
+            vote = draft.shares(guide, voters, classes=self.plan.classes)
             agreement = mean_dice(first.argmax(0), vote.argmax(0))
             share = Rating(known.worth, min(agreement / max(known.worth, 1e-3), 0.95), agreement, assumed=False).weights
             fused = share[0] * vote + share[1] * first
@@ -246,7 +246,7 @@ class Personalizer:
                 break
         evidence = {
             "consistency": steady, "agreement": agreement, "atlases_worth": known.worth, "likeness_floor": known.floor,
-            "likeness": self._likeness(image, voters, mask), "reached": _reached(voters, mask),
+            "likeness": self._likeness(guide, voters, mask), "reached": _reached(voters, mask),
         }  # fmt: skip
         refused = self._refusal(evidence)
         if refused and mode == "auto":
@@ -275,16 +275,16 @@ class Personalizer:
 
     # ---------------------------------------------------------------------------------------------------- atlases
 
-    def _aligned(self, image: Tensor, own: Geometry, *, leave: Prepared | None = None) -> _Aligned:
+    def _aligned(self, guide: Tensor, own: Geometry, *, leave: Prepared | None = None) -> _Aligned:
         """The atlases most like a scan, affinely onto it; and what a registration network says of them."""
         grid = with_at_most(own, MOST_VOXELS)
-        fixed = resample(image, grid.shape)
+        fixed = resample(guide, grid.shape)
         found = []
         for atlas in self.atlases:
             if atlas is not leave:
                 other = grid_of(atlas, self.plan.spacing)
-                whole = torch.from_numpy(np.array(atlas.image))
-                matrix = affine.fit(image[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
+                whole = torch.from_numpy(np.array(atlas.guide))
+                matrix = affine.fit(guide[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
                 moving = affine.onto(whole, other, grid=grid, matrix=matrix)
                 found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
         best = sorted(found, key=lambda row: -row[0])[: self.config.atlases]
@@ -331,10 +331,10 @@ class Personalizer:
             moving.append(affine.onto(maps, grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix))
         return still.contiguous(), torch.stack(moving)
 
-    def _likeness(self, image: Tensor, voters: Sequence[draft.Voter], mask: Tensor) -> float:
+    def _likeness(self, guide: Tensor, voters: Sequence[draft.Voter], mask: Tensor) -> float:
         """Mean local correlation of the scan and its deformed atlases, around the structures."""
         near = torch.nn.functional.max_pool3d((1 - mask[0])[None, None], 5, stride=1, padding=2)
-        found = [float(lncc(image[None, :1], voter.image[None, :1], weight=near)) for voter in voters]
+        found = [float(lncc(guide[None, :1], voter.guide[None, :1], weight=near)) for voter in voters]
         return float(np.mean(found))
 
     def _refusal(self, evidence: Mapping[str, float]) -> str:

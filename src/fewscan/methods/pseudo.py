@@ -149,7 +149,9 @@ class Labeller:
         file = self._file(case)
         if file.is_file():
             with contextlib.suppress(ValueError, OSError, KeyError, zipfile.BadZipFile), np.load(file) as stored:
-                nearest = draft.Voter(str(stored["name"]), torch.from_numpy(stored["image"]), stored["shaped"], None)
+                nearest = draft.Voter(
+                    str(stored["name"]), torch.from_numpy(stored["image"]), stored["shaped"], None, case.kind
+                )
                 return Drafted((stored["label"], stored["sure"].astype(np.float32)), nearest, float(stored["harmony"]))
         others = [whole for whole in self.wholes.values() if whole.labelled and whole.id != case.id]
         effort, before = self.effort if self.measured else FULL, self.spent()
@@ -162,7 +164,7 @@ class Labeller:
         self.measured = True
         if not voters:
             return None
-        label, sure = draft.fuse(torch.from_numpy(np.array(case.image[:1])), voters, fusion="local")
+        label, sure = draft.fuse(torch.from_numpy(np.array(case.guide[:1])), voters, fusion="local")
         sure, nearest = sure.astype(np.float16), voters[0]
         alike = harmony([index_of(one.label) for one in voters], classes=self.session.plan.classes)
         image, shaped, name = nearest.image.numpy(), nearest.label, np.array(nearest.name)

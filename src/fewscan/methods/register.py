@@ -46,7 +46,7 @@ def build(session: Session) -> Registrar:
     shape = registration_grid(extent.tolist(), session.plan.spacing, voxels=voxels, levels=len(pair.widths))
     seed = session.request.seed + 1  # not the weights of the segmenter
     return build_registrar(
-        channels=len(session.plan.channels), shape=shape, widths=pair.widths, seed=seed
+        channels=session.plan.guides, shape=shape, widths=pair.widths, seed=seed
     ).to(device)  # fmt: skip
 
 

@@ -154,14 +154,14 @@ def score(model: Model, case: Case, *, hardware: Hardware) -> dict[str, float]:
         If the case lacks a channel of the model.
     """
     assert case.label is not None
-    columns = grafting.columns(model.plan.channels, case.image.channels)
+    columns = grafting.columns_of(case.image, model.plan)
     if columns is None:
         raise ModelError(
             f"case {case.id} has the channels {', '.join(case.image.channels)}, the model takes "
             f"{', '.join(model.plan.channels)}; name the channels alike"
         )
     channels = tuple(case.image.channels[c] for c in columns)
-    image = Volume(case.image.data[columns], case.image.geometry, case.image.native, channels)
+    image = Volume(case.image.data[columns], case.image.geometry, case.image.native, channels, case.image.kind)
     answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware)).label
     numbers = {plain_name(name): value for value, name in model.names.items()}
     truth, looked = case.label.data, case.label.data != IGNORE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from torch import Tensor
 from fewscan.errors import GeometryError
 from fewscan.space.geometry import Geometry, Shape
 
+Kind = Literal["scalar", "peaks", "tensor"]
+"""What channels hold: intensities; three components of a direction each, in the RAS+ world; six entries of a tensor."""
+
+KINDS: tuple[Kind, ...] = ("scalar", "peaks", "tensor")
 IGNORE = 65535
 """Label value that means "not looked at": the loss does not see it. Readers map a file's own ignore value to it."""
 
@@ -36,6 +40,8 @@ class Volume:
         Grid of the file it came from, before its axes were put in RAS+ order; what is predicted goes back there.
     channels : tuple of str
         Name of each channel.
+    kind : {"scalar", "peaks", "tensor"}
+        What the channels hold; directions are in the RAS+ world, however the voxels are ordered.
 
     Raises
     ------
@@ -47,6 +53,7 @@ class Volume:
     geometry: Geometry
     native: Geometry
     channels: tuple[str, ...] = ("image",)
+    kind: Kind = "scalar"
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[1:] != self.geometry.shape:

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fewscan.data.listing import peak_channels
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Array
 from fewscan.tracts.gradients import B0, Gradients
 
 NEEDS = "diffusion scans need the package dipy; install it with: pip install 'fewscan[tracts]'"
-PEAK_CHANNELS = tuple(f"peak{n} {axis}" for n in (1, 2, 3) for axis in "xyz")
-TENSOR_CHANNELS = ("Dxx", "Dxy", "Dxz", "Dyy", "Dyz", "Dzz")
+PEAK_CHANNELS = peak_channels(3)
 SCALAR_CHANNELS = ("FA", "MD", "S0")
 MOST_B_OF_TENSOR = 1600.0  # s/mm2; above it the signal is no longer a tensor's
 HIGHEST_ORDER = 8
@@ -40,7 +40,7 @@ class Tensors:
     Parameters
     ----------
     values : (N, 6) float32
-        `TENSOR_CHANNELS`, um2/ms.
+        `listing.TENSOR_CHANNELS`, um2/ms.
     eigenvalues : (N, 3) float32
         Descending, um2/ms.
     principal : (N, 3) float32

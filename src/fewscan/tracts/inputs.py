@@ -15,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data.io import read_labels, read_raw, write_image, write_labelmap
+from fewscan.data.layouts import TRACT_IMAGES
+from fewscan.data.listing import RECORD, TENSOR_CHANNELS
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.space.geometry import Array, Geometry, check_same, ras_geometry, to_ras
 from fewscan.tracts import estimate
-from fewscan.tracts.estimate import PEAK_CHANNELS, SCALAR_CHANNELS, TENSOR_CHANNELS
+from fewscan.tracts.estimate import PEAK_CHANNELS, SCALAR_CHANNELS
 from fewscan.tracts.gradients import B0, Gradients, axes_text, fsl_to_world, parse_axes, read_gradients
 from fewscan.tracts.orientation import Orientation, prove, refuse_wrong, said
 
-RECORD = "inputs.json"
-PEAKS, TENSOR, SCALARS, MASK = "peaks.nii.gz", "tensor.nii.gz", "scalars.nii.gz", "mask.nii.gz"
+PEAKS, TENSOR, SCALARS = (TRACT_IMAGES[kind] for kind in ("peaks", "tensor", "scalar"))
+MASK = "mask.nii.gz"
 FILES = (PEAKS, TENSOR, SCALARS, MASK)
 CHANNELS: Mapping[str, tuple[str, ...]] = {PEAKS: PEAK_CHANNELS, TENSOR: TENSOR_CHANNELS, SCALARS: SCALAR_CHANNELS}
 

@@ -1,0 +1,99 @@
+"""What the channels of scans hold, as ``dataset.json`` or the record beside an image says it; never guessed.
+
+Peaks and tensors look like any other channels, and training would then move voxels without turning what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewscan.data import dicom
+from fewscan.data.formats import peek
+from fewscan.data.layouts import Found
+from fewscan.data.listing import KEY, RECORD, TENSOR_CHANNELS, peak_channels, recorded, stated
+from fewscan.errors import DataError, FewscanError
+from fewscan.space.volume import Kind
+
+DIRECTIONS = (6, 9)  # channels of a tensor and of three peaks: as many of intensities are rare enough to ask
+
+
+def kind_of(root: Path, found: Found) -> tuple[Kind, tuple[str, ...]]:
+    """Kind and names of the channels of a data set.
+
+    Parameters
+    ----------
+    root : Path
+        Its folder.
+    found : Found
+        What a layout function saw.
+
+    Raises
+    ------
+    DataError
+        If two sources contradict each other, the number of channels does not fit, or there are as many channels as
+        directions have and nothing says what they hold.
+    """
+    said = stated(root)
+    pairs = [*found.pairs.values(), *found.test.values()]
+    for image in (image for pair in pairs for image in pair.images):
+        if (own := recorded(image)) is not None and (said := said or own) != own:
+            raise DataError(f"{image}: its {RECORD} says {own}, other files or dataset.json say {said}; keep one kind")
+    names = found.channels or ("image",)
+    if not pairs:
+        return said or "scalar", names
+    file, count = pairs[0].images[0], _count(pairs[0].images)
+    if said is None and (count in DIRECTIONS[1:] or (len(pairs[0].images) == 1 and count in DIRECTIONS)):
+        raise DataError(
+            f'{file}: {count} channels may be directions or not; write "{KEY}": "peaks", "tensor" or "scalar" into '
+            f"{root / 'dataset.json'}"
+        )
+    if said in ("peaks", "tensor") and count is not None:
+        if not (count == 6 if said == "tensor" else count % 3 == 0):
+            wanted = "six channels" if said == "tensor" else "three channels for each direction"
+            raise DataError(f"{file}: {said} have {wanted}, this has {count}; correct {KEY} or give other files")
+        if len(names) != count:
+            names = TENSOR_CHANNELS if said == "tensor" else peak_channels(count // 3)
+    return said or "scalar", names
+
+
+def _count(images: Sequence[Path]) -> int | None:
+    """Channels of a case; None where its file cannot be read, which others report."""
+    if len(images) > 1:
+        return len(images)
+    if images[0].is_dir() or dicom.is_series(images[0]):
+        return 1
+    try:
+        return peek(images[0]).channels
+    except FewscanError:
+        return None
+
+
+def kind_of_scan(images: Sequence[Path], *, wanted: Kind) -> Kind:
+    """Kind of one scan by its files: as a record or a ``dataset.json`` nearby says, else what is wanted.
+
+    Parameters
+    ----------
+    images : sequence of Path
+        One per channel, or one.
+    wanted : {"scalar", "peaks", "tensor"}
+        What is taken for granted where nothing is said.
+    """
+    for look, place in ((recorded, images[0]), (stated, images[0].parent), (stated, images[0].parent.parent)):
+        with contextlib.suppress(DataError):  # a file of another program, or a broken one: nothing said
+            if (kind := look(place)) is not None:
+                return kind
+    return wanted
+
+
+def listed(kind: Kind) -> Mapping[str, Any]:
+    """What a ``dataset.json`` must hold to say it; nothing for intensities.
+
+    Parameters
+    ----------
+    kind : {"scalar", "peaks", "tensor"}
+        To be said.
+    """
+    return {} if kind == "scalar" else {KEY: kind}
