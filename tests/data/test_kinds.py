@@ -134,3 +134,19 @@ def test_nnunet_is_told_what_it_cannot_do(tmp_path: Path) -> None:
     assert notes == ["the channels hold peaks of fibres, which nnU-Net moves without turning them"]
     again = dataset.find(tmp_path / "out")
     assert (again.kind, again.channels, len(again.cases[0].images)) == ("peaks", data.channels, 9)
+
+
+def test_voxels_without_a_peak_are_repaired_to_zero_not_to_the_lowest_component(tmp_path: Path) -> None:
+    root = write_fibres(tmp_path / "data")
+    found = dataset.find(root)
+    image = found.cases[0].images[0]
+    data = read_image(image, channels=found.channels).data.astype(np.float32)
+    data[:, :2] = np.nan  # as MRtrix writes them
+    write_image(data, image, native=GRID)
+    checkup = doctor.examine(dataset.find(root))
+    faults = [f for f in checkup.findings if f.code == "not-finite"]
+    assert [f.remedy for f in faults] == ["--fix writes a copy with zero in their place"]
+    repair.fix(dataset.find(root), checkup, out=tmp_path / "fixed")
+    fixed = dataset.find(tmp_path / "fixed")
+    assert fixed.kind == "peaks"
+    np.testing.assert_array_equal(dataset.load(fixed.cases[0], fixed).image.data, np.nan_to_num(data))

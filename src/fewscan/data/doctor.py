@@ -17,7 +17,7 @@ from fewscan.data.findings import Finding
 from fewscan.data.io import peek, read_labels, read_raw, whole
 from fewscan.errors import FewscanError
 from fewscan.space.geometry import Geometry, check_same, to_ras
-from fewscan.space.volume import IGNORE
+from fewscan.space.volume import IGNORE, Kind
 
 __all__ = ["Checkup", "Finding", "Row", "examine"]
 
@@ -166,7 +166,9 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     """Everything about one case that needs no other case."""
     found: list[Finding] = []
     volumes = len(dataset.channels) if len(case.images) == 1 else 1
-    parts = [part for path in case.images if (part := _image(path, case.id, volumes, found)) is not None]
+    parts = [
+        part for path in case.images if (part := _image(path, case.id, (volumes, dataset.kind), found)) is not None
+    ]
     label = _label(case, dataset, found)
     if len(parts) != len(case.images):
         return None, None, found
@@ -205,8 +207,11 @@ def _hash(data: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest() + str(data.shape)
 
 
-def _image(path: Path, case: str, volumes: int, found: list[Finding]) -> tuple[NDArray[Any], Geometry] | None:
-    """Voxels and grid; faults go into ``found``."""
+def _image(
+    path: Path, case: str, wanted: tuple[int, Kind], found: list[Finding]
+) -> tuple[NDArray[Any], Geometry] | None:
+    """Voxels and grid of a file that should hold so many volumes of a kind; faults go into ``found``."""
+    volumes, kind = wanted
     try:
         data, native = _lenient(path, case, found)
     except FewscanError as error:
@@ -219,7 +224,7 @@ def _image(path: Path, case: str, volumes: int, found: list[Finding]) -> tuple[N
         return None
     if data.dtype.kind == "f" and not (finite := np.isfinite(data)).all():
         message = f"{int((~finite).sum())} voxels are NaN or infinite"
-        remedy = "--fix writes a copy with the lowest finite value in their place"
+        remedy = f"--fix writes a copy with {'the lowest finite value' if kind == 'scalar' else 'zero'} in their place"
         fixable = bool(finite.any())
         found.append(Finding("not-finite", "error", case, str(path), message, remedy, fixable))
     return data, native

@@ -26,7 +26,7 @@ from fewscan.data.io import label_values, read_labels, read_raw, whole, write_im
 from fewscan.data.listing import read_json
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import Geometry, largest_gap_mm, ras_geometry, to_ras
-from fewscan.space.volume import IGNORE
+from fewscan.space.volume import IGNORE, Kind
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _copy(
         tail = f"_{index:04d}" if len(case.images) > 1 else ""
         why = _about(reasons, source, ("not-finite", "ambiguous-header"))
         target = folder / "images" / f"{case.id}{tail}.nii.gz"
-        changes += _image(case.id, source, target, why)
+        changes += _image(case.id, (source, target), why, kind=dataset.kind)
     if case.label is None:
         return changes, frozenset()
     _, native = read_raw(case.images[0], trust_sform=True)
@@ -171,8 +171,9 @@ def _about(reasons: dict[str, list[Finding]], source: Path, codes: Sequence[str]
     return [f for code in codes for f in reasons.get(code, ()) if f.path == str(source)]
 
 
-def _image(case: str, source: Path, target: Path, why: Sequence[Finding]) -> list[Change]:
+def _image(case: str, files: tuple[Path, Path], why: Sequence[Finding], *, kind: Kind) -> list[Change]:
     """Copy an image as it is, or write it anew where something had to change."""
+    source, target = files
     if not why and source.is_file() and suffix_of(source) == ".nii.gz":
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -182,9 +183,9 @@ def _image(case: str, source: Path, target: Path, why: Sequence[Finding]) -> lis
     if any(f.code == "ambiguous-header" for f in why):
         what.append("sform kept, qform set to it")
     if data.dtype.kind == "f" and not (finite := np.isfinite(data)).all():
-        lowest = data[finite].min()
-        what.append(f"{int((~finite).sum())} voxels that were NaN or infinite set to {lowest:g}")
-        data = np.where(finite, data, lowest)
+        empty = data[finite].min() if kind == "scalar" else data.dtype.type(0)  # no direction at all
+        what.append(f"{int((~finite).sum())} voxels that were NaN or infinite set to {empty:g}")
+        data = np.where(finite, data, empty)
     ordered, _ = to_ras(data[0] if data.shape[0] == 1 else data, native)
     write_image(ordered, target, native=native)
     reasons = "; ".join(f.message for f in why) or "one format for all"
