@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fewscan.data import io, places
 from fewscan.data.dataset import looks_like_ct
+from fewscan.data.dicom import is_series
 from fewscan.data.fields import read_field
 from fewscan.data.headers import suffix_of
 from fewscan.data.layouts import stem_of
@@ -186,7 +187,8 @@ def _names(path: Path, *maps: NDArray[Any]) -> dict[int, str]:
 
 def _place(name: str, kept: Path | None, named: Mapping[str, Path]) -> Path | None:
     """Where a scan lies: where it lay when its record was written, else where the caller says."""
-    return kept if kept is not None and kept.exists() else named.get(name)
+    there = kept is not None and (kept.exists() or is_series(kept))  # one of several series is no path of its own
+    return kept if there else named.get(name)
 
 
 def _scan(path: Path | None, like: Geometry, what: str) -> tuple[list[Layer], list[str]]:
