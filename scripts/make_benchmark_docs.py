@@ -214,12 +214,7 @@ def plot_few_label(rows: list[Row], out: Path) -> None:
     out : Path
         SVG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "fewscan"
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     colours = {"fewscan": "#0072b2", "nnunetv2": "#d55e00"}
     for system in _union([row["key"]["system"]] for row in rows):
@@ -232,11 +227,8 @@ def plot_few_label(rows: list[Row], out: Path) -> None:
     for axis, title in zip(axes, ("Dice", "HD95, mm"), strict=True):
         axis.set(xscale="log", xticks=(1, 5, 20), xticklabels=("1", "5", "20"), xlabel="labelled scans", ylabel=title)
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    _save(figure, out)
 
 
 def plot_joint(rows: list[Row], out: Path) -> None:
@@ -249,12 +241,7 @@ def plot_joint(rows: list[Row], out: Path) -> None:
     out : Path
         SVG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "fewscan"
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     groups = dict(sorted(_joint_groups(rows).items(), reverse=True))
     figure, axes = plt.subplots(1, 2, figsize=(9, 1.4 + 0.36 * len(groups)), layout="constrained", sharey=True)
     marks = {
@@ -270,13 +257,30 @@ def plot_joint(rows: list[Row], out: Path) -> None:
                     mark, colour = marks.get(system, ("x", "#d55e00"))
                     axis.plot(row[value], line, mark, color=colour, markersize=7)
         axis.set(xlabel=f"Dice, {title}", yticks=range(len(groups)), yticklabels=list(groups))
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
     told = {"alone": marks["segment"], "joint": marks["joint"], "atlases": marks["draft"], "ablation": ("x", "#d55e00")}
     handles = [plt.Line2D([], [], marker=m, color=c, linestyle="", label=name) for name, (m, c) in told.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    _save(figure, out)
+
+
+def _pyplot() -> Any:
+    """Matplotlib without a screen, whose files do not differ from run to run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "fewscan"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, out: Path) -> None:
+    """Bare axes with a faint grid, as SVG."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    _pyplot().close(figure)
 
 
 def _measured_with(rows: list[Row]) -> list[str]:

@@ -26,7 +26,7 @@ from pydicom import uid
 from fewscan.data.headers import check_sizes, scaled
 from fewscan.errors import DataError
 
-NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelData")
+NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "PixelData")
 AGAIN = "export the series again"
 LARGEST_FILE = 2**33  # bytes of pixels
 LARGEST_SLICE = 2**28  # bytes

@@ -114,8 +114,10 @@ def recorded(image: Path) -> Kind | None:
         If the record is damaged.
     """
     names = recorded_channels(image)
-    if not names or names == TENSOR_CHANNELS:
-        return "tensor" if names else None
+    if not names:
+        return None
+    if names == TENSOR_CHANNELS:
+        return "tensor"
     return "peaks" if names == peak_channels(len(names) // 3) else "scalar"
 
 

@@ -190,11 +190,9 @@ def case_id(path: Path) -> str:
 def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path]]:
     """Reference files by name, and the DICOM series of those that belong to one."""
     if path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir()):
-        pairs = {case: pair for case, pair in detect(path).pairs.items() if pair.label is not None}
-        named = {case: pair.label for case, pair in pairs.items() if pair.label is not None}
-        return named, {named[case]: pair.images[0] for case, pair in pairs.items()}
-    files = _marked(path)
-    return {stem_of(file): file for file in files}, {}
+        labelled = [(case, pair.label, pair.images[0]) for case, pair in detect(path).pairs.items() if pair.label]
+        return {case: label for case, label, _ in labelled}, {label: image for _, label, image in labelled}
+    return {stem_of(file): file for file in _marked(path)}, {}
 
 
 def _pair(
@@ -204,9 +202,7 @@ def _pair(
     found = _files(predictions)
     if predictions.is_file() and labels.is_file():
         return {case_id(predictions): (predictions, labels)}, {}
-    by_name = dict(references)
-    for file in references.values():
-        by_name.setdefault(case_id(file), file)
+    by_name = _with_ids(references)
     pairs: dict[str, tuple[Path, Path]] = {}
     taken: dict[Path, Path] = {}
     for file in found:
@@ -264,10 +260,15 @@ def files_by_name(path: Path) -> dict[str, Path]:
     DataError
         If it does not exist.
     """
-    named = {stem_of(file): file for file in _files(path, series=True)}
-    for file in list(named.values()):
-        named.setdefault(case_id(file), file)
-    return named
+    return _with_ids({stem_of(file): file for file in _files(path, series=True)})
+
+
+def _with_ids(named: Mapping[str, Path]) -> dict[str, Path]:
+    """Files by name, and by `case_id` where that is nobody's name."""
+    found = dict(named)
+    for file in named.values():
+        found.setdefault(case_id(file), file)
+    return found
 
 
 def _listed(labels: Path, names: Mapping[int, str] | None, ignore: int | None) -> tuple[Mapping[int, str], int | None]:
