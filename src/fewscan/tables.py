@@ -179,7 +179,8 @@ def certificate(record: Mapping[str, Any]) -> Table:
     more = ("smallest wall, mm", "verdict") if judged else ()
     table = Table(*heads, *more, box=None, pad_edge=False, header_style="bold")
     for name, part in record["parts"].items():
-        row = [escape(name), str(part["faces"]), _number(part["mask_ml"], 2), f"{100 * part['volume_error']:+.2f} %"]
+        error = round(100 * part["volume_error"], 2) + 0.0  # no minus before a zero
+        row = [escape(name), str(part["faces"]), _number(part["mask_ml"], 2), f"{error:+.2f} %"]
         row.append(_number(part["deviation"]["largest_mm"], 2))
         if judged:
             verdict = "print" if part["printable"] else "[red]do not print[/red]"
