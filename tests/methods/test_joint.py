@@ -1,6 +1,7 @@
 """Joint training: both networks come out, one labelled case is enough, a killed run goes on, the guard guards."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ TINY = SMALL | {"pair.widths": "8,8,8"}
 def _lenient(monkeypatch):
     """A handful of steps fits nothing."""
     monkeypatch.setattr(joint, "FITTED", 0.0)
+    monkeypatch.setattr(joint, "GAP", -10.0)
 
 
 def rows(folder):
@@ -60,7 +62,7 @@ def test_a_run_in_two_parts_equals_one_in_a_single_part(tmp_path, monkeypatch):
             api.train(data, tmp_path / "parts", steps=70, settings=settings, device="cpu", method="joint", observe=stop)
     finally:
         sessions.SAVE_EVERY_SECONDS, sessions.LOG_EVERY_SECONDS = before, log
-    monkeypatch.setattr(joint, "FITTED", 1.1)  # what a round has decided when it began stays so
+    monkeypatch.setattr(joint, "FITTED", 1.1)  # what was decided once stays so
     parts = api.train(data, tmp_path / "parts", resume=True, settings=settings, device="cpu", method="joint")
     for a, b in zip(whole.segmenter.parameters(), parts.segmenter.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -91,6 +93,39 @@ def test_a_segmenter_that_fits_not_even_the_drawn_labels_is_taught_with_them_alo
     texts = [text for text in said if isinstance(text, str)]
     assert any("does not fit the drawn labels yet" in text for text in texts)
     assert not any("labelling up to" in text for text in texts)
+    assert not [text for text in texts if "unlabelled scans can help" in text]
+
+
+@pytest.mark.parametrize(("gap", "helped"), [(10.0, False), (-10.0, True)])
+def test_scans_kept_from_the_segmenter_tell_whether_others_can_help(tmp_path, monkeypatch, gap, helped):
+    monkeypatch.setattr(joint, "GAP", gap)
+    monkeypatch.setattr("fewscan.learn.session.LOG_EVERY_SECONDS", 0.0)
+    data = write_dataset(tmp_path / "data", labelled=3, unlabelled=1)
+    said = []
+    settings = TINY | {"joint.apart": "0.5", "joint.rounds": "1"}
+    api.train(data, tmp_path / "m", steps=80, settings=settings, device="cpu", method="joint", observe=said.append)
+    told = [text for text in said if isinstance(text, str) and "on 1 kept from it" in text]
+    assert len(told) == 1
+    assert ("unlabelled scans can help" in told[0]) == helped
+    phases = [row["phase"] for row in rows(tmp_path / "m") if row["step"] > 45]
+    assert ("register" in phases) == helped
+
+
+def case(name, counts):
+    return SimpleNamespace(id=name, counts=counts)
+
+
+def test_no_scan_is_kept_away_that_alone_holds_a_label():
+    session = SimpleNamespace(
+        labelled=[case("a", (9, 1, 1)), case("b", (9, 1, 0)), case("c", (9, 1, 0))], unlabelled=[case("u", ())],
+        request=SimpleNamespace(seed=0), plan=SimpleNamespace(classes=3),
+    )  # fmt: skip
+    for seed in range(5):
+        session.request.seed = seed
+        assert joint._held(session) < {"b", "c"}
+        assert len(joint._held(session)) == 1
+    session.labelled = session.labelled[:2]
+    assert not joint._held(session)
 
 
 class Constant(nn.Module):

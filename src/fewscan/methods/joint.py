@@ -10,17 +10,20 @@ What is ours: the labels of an unlabelled scan are a vote of several atlases, ea
 answer, and of the averaged segmenter, by what each is worth (`methods.pseudo`); they are renewed between rounds and
 cached, so that segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled
 ones. Beside each stands the nearest labelled scan in its shape, whose labels are exact (Zhao et al. 2019, arXiv
-1902.09383). At the end the segmenter of before the turns is kept where the evidence speaks against what came of them.
+1902.09383). Where labelled scans kept from the segmenter tell that steps promise more than scans, it gets the time
+instead. At the end the segmenter of before the turns is kept where the evidence speaks against what came of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import json
 import shutil
 import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,7 +51,10 @@ COST = 0.45  # of a registration step by a segmentation step, for each voxel: me
 LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
 GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
-FITTED = 0.6  # least Dice on the labelled scans from which pseudo-labels are worth their time
+EARLY = 0.25  # share of the time apart after which the registrar waits for a segmenter that does not fit its scans yet
+FITTED = 0.6  # least Dice on the scans it learns from with which a segmenter is ready for others
+HELD = 5  # of so many labelled scans one is kept from the segmenter while it is trained apart; of three, one, too
+GAP = 0.5  # least of what steps may bring (1 - Dice on seen scans) that scans must promise (that Dice - Dice on unseen)
 BEHIND = 0.05  # expected Dice by which the segmenter must be behind the atlases for the log to say so
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
 
@@ -62,6 +68,7 @@ class _Both:
     together: Phase
     registrar: Registrar
     cases: Sequence[Whole]
+    held: frozenset[str]
     stop: threading.Event
 
     @property
@@ -74,9 +81,23 @@ class _Both:
         bounds = self.session.bounds
         return self.folder / f"{name}-{bounds.seconds or bounds.steps:g}"
 
-    def shared(self, phases: Sequence[Phase], *, part: float = 1.0) -> list[Phase]:
+    def asked(self, name: str, question: Callable[[], bool]) -> bool:
+        """The answer to a question, which stays what it was when a run goes on."""
+        if self.session.request.dry_run or self.session.interrupted or self.stop.is_set():
+            return False
+        path = self.tag(name).with_suffix(".json")
+        if self.session.request.going_on and path.is_file():
+            with contextlib.suppress(ValueError, OSError):
+                return bool(json.loads(path.read_text()))
+        answer = question()
+        path.parent.mkdir(exist_ok=True)
+        with atomic(path) as temporary:
+            Path(temporary).write_text(json.dumps(answer))
+        return answer
+
+    def shared(self, phases: Sequence[Phase]) -> list[Phase]:
         """The segmenter's phases and the registrar's, which gets its share of the time by what their steps cost."""
-        share, patch = part * self.session.settings.joint.registrar, float(np.prod(self.session.plan.patch))
+        share, patch = self.session.settings.joint.registrar, float(np.prod(self.session.plan.patch))
         patch *= self.session.plan.batch
         others = sum(phase.steps for phase in phases) * patch / (COST * float(np.prod(self.registrar.shape)))
         return [*phases, dataclasses.replace(self.together, steps=max(1, round(others * share / (1 - share))))]
@@ -101,13 +122,14 @@ def run(request: Request) -> Model:
         cases = register.wholes(session, registrar)
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         together = register.phase(session, registrar, cases=cases)
-        both = _Both(session, alone, together, registrar, cases, stop)
-        state = session.fit(both.shared([alone]), until=config.apart)
+        both = _Both(session, alone, together, registrar, cases, _held(session), stop)
+        state = _apart(both)
         before = _kept(both, state)
         labeller = Labeller(session, cases, path=both.tag)
-        for turn in range(config.rounds):
+        helped = both.asked("scans", lambda: _scans_help(both, state))
+        for turn in range(config.rounds if helped else 0):
             until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
-            if session.unlabelled and not request.dry_run and session.fraction() < until and not session.interrupted:
+            if session.fraction() < until and not session.interrupted:
                 phases = _phases(both, labeller, _labels(both, state, labeller, turn))
                 session.interrupted |= stop.is_set()
                 state = session.fit(phases, until=min(until, LAST))
@@ -115,19 +137,65 @@ def run(request: Request) -> Model:
         return _finish(both, state, before, labeller)
 
 
-def _fits(both: _Both, state: State) -> bool:
-    """Whether more scans can help: a segmenter that has not learnt the drawn ones needs steps first."""
+def _held(session: Session) -> frozenset[str]:
+    """Labelled scans that the segmenter does not see at first; the others hold every label."""
+    if len(session.labelled) < 3 or not session.unlabelled:
+        return frozenset()
+    held: list[str] = []
+    for i in np.random.default_rng([session.request.seed, HELD]).permutation(len(session.labelled)):
+        rest = [case for case in session.labelled if case.id not in (*held, session.labelled[i].id)]
+        every = all(
+            any(case.counts[k] for case in rest) or not session.labelled[i].counts[k]
+            for k in range(1, session.plan.classes)
+        )
+        if every and len(held) < max(1, len(session.labelled) // HELD):
+            held.append(session.labelled[i].id)
+    return frozenset(held)
+
+
+def _apart(both: _Both) -> State:
+    """Train both networks by themselves; the registrar waits where the segmenter is far from fitting its scans."""
+    config = both.session.settings.joint
+    seen = [case for case in both.session.labelled if case.id not in both.held]
+    alone = segment.phase(both.session, cases=seen, segmenter=both.alone.train)
+    first = dataclasses.replace(alone, steps=SEGMENTER_STEPS)
+    state = both.session.fit(both.shared([first]), until=config.apart * EARLY)
+    fits = both.asked("fits", lambda: _fit(both, state) >= FITTED)
+    return both.session.fit(both.shared([first]) if fits else [first], until=config.apart)
+
+
+def _fit(both: _Both, state: State, *, held: bool = False) -> float:
+    """Mean Dice on labelled scans that the segmenter has learnt from, or on those that were kept from it."""
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), both.session.hardware)
-    return (
-        float(np.mean([fit(c, both.session, predictor=predictor) for c in both.session.labelled[:COMPARED]])) >= FITTED
+    cases = [case for case in both.session.labelled if (case.id in both.held) == held]
+    return float(np.mean([fit(case, both.session, predictor=predictor) for case in cases[:COMPARED]]))
+
+
+def _scans_help(both: _Both, state: State) -> bool:
+    """Whether more scans promise more than more steps do.
+
+    At best, more scans close the gap between seen and unseen scans, and more steps the one that is left on seen scans.
+    """
+    if not both.session.unlabelled:
+        return False
+    seen, say = _fit(both, state), both.session.request.say
+    if seen < FITTED:
+        say(f"the segmenter does not fit the drawn labels yet (Dice {seen:.2f}): it learns on from them alone")
+        return False
+    if not both.held:
+        return True
+    unseen = _fit(both, state, held=True)
+    helped = seen - unseen >= GAP * (1 - seen)
+    say(
+        f"Dice {seen:.3f} on scans that the segmenter learns from, {unseen:.3f} on {len(both.held)} kept from it: "
+        + ("unlabelled scans can help" if helped else "steps promise more than scans, it learns on from drawn labels")
     )
+    return helped
 
 
-def _phases(both: _Both, labeller: Labeller, labels: Mapping[str, Index] | None) -> list[Phase]:
+def _phases(both: _Both, labeller: Labeller, labels: Mapping[str, Index]) -> list[Phase]:
     """Turns of one round: drawn labels, pseudo-labels, registration."""
     session, config = both.session, both.session.settings.joint
-    if labels is None:
-        return both.shared([both.alone], part=0.3)
     drawn = np.logical_or.reduce([case.drawn for case in session.labelled])
     if config.teach != "segmenter":
         for case in both.cases:
@@ -151,23 +219,19 @@ def _phases(both: _Both, labeller: Labeller, labels: Mapping[str, Index] | None)
     return both.shared([both.alone, dataclasses.replace(anatomy, steps=steps)])
 
 
-def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> Mapping[str, Index] | None:
-    """Pseudo-labels of a round, None where the segmenter is not ready for them; read back when a run goes on."""
+def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> Mapping[str, Index]:
+    """Pseudo-labels of a round; read back when a run goes on."""
     session, path = both.session, both.tag(f"round{turn}")
     if session.request.going_on and path.is_file():
         try:
             with np.load(path, allow_pickle=False) as stored:
-                labels = {name[6:]: stored[name] for name in stored.files if name.startswith("label ")}
-                return labels if bool(stored["ready"]) else None
+                return {name.removeprefix("label "): stored[name] for name in stored.files}
         except (ValueError, OSError, KeyError, zipfile.BadZipFile):
             session.request.say(f"{path} is damaged; its scans are labelled again")
-    ready = _fits(both, state)
-    if not ready:
-        session.request.say("the segmenter does not fit the drawn labels yet: it learns on from them alone")
-    labels = _label(both, state, labeller, turn) if ready else {}
+    labels = _label(both, state, labeller, turn)
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
-        np.savez(file, ready=np.array(ready), **{f"label {name}": label for name, label in labels.items()})  # type: ignore[arg-type]
-    return labels if ready else None
+        np.savez(file, **{f"label {name}": label for name, label in labels.items()})  # type: ignore[arg-type]
+    return labels
 
 
 def _label(both: _Both, state: State, labeller: Labeller, turn: int) -> dict[str, Index]:
