@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, infer
-from fewscan.learn.channels import said
+from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
@@ -120,8 +120,10 @@ def shift(
     loaded = model if isinstance(model, checkpoint.Model) else api.load(model)
     old, new = api.dataset_of(source), api.dataset_of(target)
     for data in (old, new):
-        if data.kind != "scalar":
-            raise DataError(f"{data.root} holds {said(data.kind)}; the shift card compares intensities only, so far")
+        if data.kind != loaded.plan.kind:
+            raise DataError(
+                f"{data.root} holds {said(data.kind)}, the model takes {said(loaded.plan.kind)}; give the same"
+            )
         if len(data.channels) != len(loaded.plan.channels):
             wanted = ", ".join(loaded.plan.channels)
             raise DataError(f"{data.root} has {len(data.channels)} channel(s), the model takes {wanted}; give the same")
@@ -168,7 +170,7 @@ def _masks(folder: Path, target: Dataset) -> dict[str, Path]:
 
 def _image(case: Case, model: checkpoint.Model) -> Volume:
     """With the channels as the model names them."""
-    return Volume(case.image.data, case.image.geometry, case.image.native, model.plan.channels)
+    return replace(case.image, channels=model.plan.channels)
 
 
 def _looks(work: _Card, data: Dataset, at: float) -> list[looks.Look]:
@@ -207,7 +209,7 @@ def _lesions(work: _Card) -> dict[str, Any]:
     """Deformation around lesions against the same places in healthy scans, distances, and Dice near and far."""
     patients = work.sample([c for c in work.target.cases if c.id in work.lesions], MOST_LESIONS)
     healthy = work.sample(work.source.cases, MOST_LESIONS + TEMPLATES)
-    templates = [datasets.load(files, work.source).image for files in healthy[:TEMPLATES]]
+    templates = [to_look_at(datasets.load(files, work.source).image) for files in healthy[:TEMPLATES]]
     rows: dict[str, dict[str, Any]] = {}
     control: list[dict[str, float]] = []
     if len(healthy) <= TEMPLATES:
@@ -218,8 +220,8 @@ def _lesions(work: _Card) -> dict[str, Any]:
         lesion = work.mask(case)
         if lesion is None:
             continue
-        rows[case.id] = _deformation(case.image, lesion, templates) | _structures(work, case, lesion)
-        other = datasets.load(healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)], work.source).image
+        rows[case.id] = _deformation(to_look_at(case.image), lesion, templates) | _structures(work, case, lesion)
+        other = to_look_at(datasets.load(healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)], work.source).image)
         control.append(_deformation(other, _placed(lesion, other.geometry.shape), templates))
     if not rows:
         raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fewscan import api, forecasting
+from fewscan.data import kinds
 from fewscan.data.dataset import CaseFiles, Dataset, patient_of
 from fewscan.data.io import read_image
 from fewscan.deliver.markup import without_folders
@@ -132,12 +133,14 @@ class _Work:
 
     def image(self, case: CaseFiles) -> Volume:
         """With the model's channels in their order; its label, if any, is not read."""
-        wanted = self.model.plan.channels
+        wanted, kind = self.model.plan.channels, self.model.plan.kind
+        if (seen := kinds.kind_of_scan(case.images, wanted=kind)) != kind:
+            raise DataError(f"{case.images[0]}: holds {said(seen)}, the model takes {said(kind)}")
         there = self.dataset.channels if case in self.dataset.cases else wanted
         found = read_image(case.images[0] if len(case.images) == 1 else case.images, channels=there)
         places = columns(wanted, there)
         assert places is not None
-        return Volume(found.data[places], found.geometry, found.native, wanted)
+        return Volume(found.data[places], found.geometry, found.native, wanted, kind)
 
 
 def suggest(
@@ -207,10 +210,9 @@ def suggest(
             f"{', '.join(loaded.plan.channels)}; name the channels alike"
         )
     cases = _unlabelled(found, [Path(path) for path in images], loaded, needed=not (curve or folds))
-    if cases and not loaded.plan.kind == found.kind == "scalar":
+    if found.kind != loaded.plan.kind:
         raise DataError(
-            f"{found.root} holds {said(found.kind)}, the model takes {said(loaded.plan.kind)}; scans are compared by "
-            "intensities only, so far, so none of directions can be suggested"
+            f"{found.root} holds {said(found.kind)}, the model takes {said(loaded.plan.kind)}; give scans of the same"
         )
     work = _Work(loaded, found, seed, observe, started, math.inf if limit is None else limit)
     ranked, skipped, late = _ranked(work, cases, device=device) if cases else ([], {}, 0)
@@ -240,7 +242,7 @@ def _unlabelled(
     known = {image.resolve() for case in (*found.cases, *found.test) for image in case.images}
     names = {case.id for case in found.cases}
     extra = list[CaseFiles]()
-    for scan in find_scans(more, channels=model.plan.channels) if more else ():
+    for scan in find_scans(more, channels=model.plan.channels, kind=model.plan.kind) if more else ():
         if known & {image.resolve() for image in scan.images}:
             continue
         if scan.id in names:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fibres import GRID, NAMES, clumps, signed, write_fibres
-from phantom import SMALL
+from fibres import GRID, NAMES, SHAPE, clumps, signed, write_fibres
+from phantom import SMALL, write_dataset
 from torch import Tensor
 
 from fewscan import api, prediction
@@ -19,6 +20,8 @@ from fewscan.data.dataset import find, load
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import DataError, ModelError
 from fewscan.exporting import export
+from fewscan.judge import looks
+from fewscan.judge.shift import FLOORS
 from fewscan.learn import infer
 from fewscan.learn.atlases import atlases_of
 from fewscan.learn.checkpoint import Model, load_model
@@ -220,18 +223,71 @@ def test_scans_of_another_kind_are_refused(peaks: tuple[Path, Model], untrained:
 
 
 def test_what_cannot_turn_directions_refuses_them(peaks: tuple[Path, Model], tmp_path: Path) -> None:
-    data, model = peaks
+    _, model = peaks
     for kind in ("onnx", "monai"):
         with pytest.raises(ModelError, match="takes directions, which no other program turns into its input"):
             export(str(model.path), tmp_path / kind, kind=kind)
-    with pytest.raises(DataError, match="holds peaks of fibres; the shift card compares intensities only"):
-        shift(model, data, data, tmp_path / "card.html", device="cpu")
-    with pytest.raises(DataError, match="so none of directions can be suggested"):
-        suggest(model, data, device="cpu")
     with pytest.raises(DataError, match="holds directions, which registration cannot turn yet"):
         pairwise.register(scan(0), scan(1))
     with pytest.raises(DataError, match="hold directions, which cannot be normalised one by one"):
         normalise(scan(0).data, model.plan.scaling)
+
+
+def noisy(data: Path, root: Path, *, first: int) -> Path:
+    """Such scans with every direction turned at random, by about 20 degrees."""
+    for i in range(first, first + 4):
+        image = clumps(i)[0]
+        rng = np.random.default_rng(i)
+        image = image + (0.35 * np.linalg.norm(image[:3], axis=0) * rng.normal(size=image.shape)).astype(np.float32)
+        write_image(image, root / "images" / f"new_{i:02d}.nii.gz", native=GRID)
+    (root / "dataset.json").write_text((data / "dataset.json").read_text())
+    return root
+
+
+def test_noisy_directions_are_named_on_the_shift_card(peaks: tuple[Path, Model], tmp_path: Path) -> None:
+    _, model = peaks
+    data = write_fibres(tmp_path / "old", labelled=4)
+    other = noisy(data, tmp_path / "new", first=20)
+    lesion = np.zeros(SHAPE, np.uint8)
+    lesion[8:12, 8:12, 8:12] = 1
+    write_labelmap(lesion, tmp_path / "lesions" / "new_20.nii.gz", native=GRID)
+    record = shift(model, data, other, tmp_path / "card.html", lesions=tmp_path / "lesions", device="cpu")
+    kinds = record["systematic"]["kinds"]
+    assert set(kinds) == set(FLOORS)
+    assert "disorder of directions" in record["systematic"]["named"]
+    assert kinds["disorder of directions"]["value"] > 0
+    assert list(record["lesion"]["cases"]) == ["new_20"]
+    with pytest.raises(DataError, match="holds intensities, the model takes peaks"):
+        shift(model, data, write_dataset(tmp_path / "scalar", labelled=1), tmp_path / "c.html", device="cpu")
+
+
+def test_scans_of_directions_are_suggested(peaks: tuple[Path, Model], tmp_path: Path) -> None:
+    data, model = peaks
+    noisy(data, tmp_path / "new", first=30)
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    shutil.copy(tmp_path / "new" / "images" / "new_30.nii.gz", tmp_path / "other" / "images" / "grey.nii.gz")
+    (tmp_path / "other" / "dataset.json").write_text(json.dumps({"channel_kind": "scalar"}))
+    more = [tmp_path / "new" / "images", tmp_path / "other" / "images" / "grey.nii.gz"]
+    found = suggest(model, data, images=more, device="cpu")
+    assert {row.id for row in found.ranked} >= {f"new_{i}" for i in range(30, 34)}
+    assert list(found.skipped) == ["grey"]
+    assert "holds intensities, the model takes peaks" in found.skipped["grey"]
+
+
+@pytest.mark.parametrize("kind", ["peaks", "tensor"])
+def test_disorder_grows_with_the_angles_between_neighbours(kind: Any) -> None:
+    found = []
+    for noise in (0.0, 0.2, 0.8):
+        rng = np.random.default_rng(0)
+        way = np.array([1.0, 0, 0]).reshape(3, 1, 1, 1) + noise * rng.normal(size=(3, 8, 8, 8))
+        way /= np.linalg.norm(way, axis=0)
+        full = np.einsum("ixyz,jxyz->ijxyz", way, way)
+        data = way if kind == "peaks" else np.stack([full[i, j] for i in range(3) for j in range(i, 3)])
+        grid = Geometry((8, 8, 8), np.eye(4))
+        image = Volume(data, grid, grid, tuple(map(str, range(len(data)))), kind)
+        found.append(looks.disorder(image, np.ones((8, 8, 8), bool)))
+    assert found[0] == pytest.approx(0, abs=1e-9)
+    assert found[0] < found[1] < found[2] < 2 / 3  # two thirds where there is no order at all
 
 
 def test_a_model_of_directions_is_transferred(peaks: tuple[Path, Model], tmp_path: Path) -> None:

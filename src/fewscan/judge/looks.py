@@ -14,16 +14,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fewscan.learn.channels import entry, to_look_at
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.intensity import normalise
 from fewscan.learn.windows import starts, window_shape
+from fewscan.space import directions
 from fewscan.space.volume import Volume, resample
 
 AWAY_MM = 10.0  # tissue nearer than this to a lesion does not count
 FEATURES = 256  # of a scan, at most
 WINDOWS = 4  # of a scan, at most
 QUANTILES = np.linspace(0.01, 0.99, 99)
+FEWEST_CROSSINGS = 0.005  # share of voxels with a second fibre below which there is next to none
 
 Array = NDArray[np.float64]
 
@@ -86,7 +89,7 @@ def distance_mm(lesion: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[
 
 
 def look(image: Volume, model: Model, *, case: str, patient: str = "", lesion: NDArray[np.bool_] | None = None) -> Look:
-    """Measure one scan.
+    """Measure one scan; of directions the longest peak or the trace stands for the intensity.
 
     Parameters
     ----------
@@ -98,25 +101,80 @@ def look(image: Volume, model: Model, *, case: str, patient: str = "", lesion: N
         Who it is; the case when no patient is given.
     lesion : (X, Y, Z) bool, optional
         On the image's grid; tissue near it does not count.
+
+    Raises
+    ------
+    DataError
+        If the scan holds channels of another kind than the model takes.
     """
     geometry, spacing = image.geometry, image.geometry.spacing
     away = None if lesion is None or not lesion.any() else distance_mm(lesion, spacing) > AWAY_MM
-    mask = tissue(image.data[0], away=away)
-    unit = normalise(image.data, model.plan.scaling)
-    raw = [np.quantile(channel[mask].astype(np.float64), [0.05, 0.5, 0.95]) for channel in image.data]
+    channels = image.data if image.kind == "scalar" else to_look_at(image).data[:1]
+    mask = tissue(channels[0], away=away)
+    seen = entry(image, model.plan)(image.data)
+    unit = directions.guide(seen, image.kind)[: len(channels)].numpy()
+    raw = [np.quantile(channel[mask].astype(np.float64), [0.05, 0.5, 0.95]) for channel in channels]
     ranges = np.array([max(high - low, 1e-9) for low, _, high in raw])
     numbers = {
         "intensity scale": np.log(ranges),
         "contrast": np.array([(middle - low) / r for (low, middle, _), r in zip(raw, ranges, strict=True)]),
         "fine detail": np.array(
-            [np.log(max(detail(c, mask), 1e-6 * r) / r) for c, r in zip(image.data, ranges, strict=True)]
+            [np.log(max(detail(c, mask), 1e-6 * r) / r) for c, r in zip(channels, ranges, strict=True)]
         ),
         "voxel size": np.log(spacing),
         "field of view": np.log(np.array(geometry.shape) * spacing),
     }
+    if image.kind != "scalar":
+        numbers |= _of_directions(image, mask)
     quantiles = np.stack([np.quantile(channel[mask].astype(np.float64), QUANTILES) for channel in unit])
-    found = features(unit, mask, model=model, spacing=spacing)
+    found = features(seen, mask, model=model, spacing=spacing)
     return Look(id=case, patient=patient or case, numbers=numbers, quantiles=quantiles, features=found)
+
+
+def _of_directions(image: Volume, mask: NDArray[np.bool_]) -> dict[str, Array]:
+    """How much neighbours differ in direction, and of peaks how often fibres cross, as logarithms."""
+    found = {"disorder of directions": np.array([np.log(max(disorder(image, mask), 1e-6))])}
+    if image.kind == "peaks" and len(image.data) > 3:
+        second = np.square(image.data[3:6], dtype=np.float64).sum(0) > 0
+        found["crossing fibres"] = np.array([np.log(max(float(second[mask].mean()), FEWEST_CROSSINGS))])
+    return found
+
+
+def disorder(image: Volume, mask: NDArray[np.bool_]) -> float:
+    """Mean squared sine of the angle between the main directions of voxels that touch: noise turns each by itself.
+
+    Parameters
+    ----------
+    image : Volume
+        Peaks or a tensor.
+    mask : (X, Y, Z) bool
+        Where to look.
+
+    Examples
+    --------
+    >>> from fewscan.space.geometry import Geometry
+    >>> grid, ones = Geometry((4, 4, 4), np.eye(4)), np.ones((4, 4, 4))
+    >>> along = np.stack([ones, 0 * ones, 0 * ones])
+    >>> along[:, ::2] *= -1  # a direction and its opposite are the same
+    >>> disorder(Volume(along, grid, grid, ("x", "y", "z"), "peaks"), ones > 0)
+    0.0
+    """
+    data = image.data.astype(np.float64)
+    if image.kind == "tensor":
+        matrices = data[[0, 1, 2, 1, 3, 4, 2, 4, 5]][:, mask].T.reshape(-1, 3, 3)
+        main = np.zeros((3, *mask.shape))
+        main[:, mask] = np.linalg.eigh(matrices)[1][:, :, -1].T
+    else:
+        main = data[:3] / np.maximum(np.linalg.norm(data[:3], axis=0), 1e-9)
+    total, count = 0.0, 0
+    for axis in range(3):
+        near, far = [slice(None)] * 3, [slice(None)] * 3
+        near[axis], far[axis] = slice(1, None), slice(None, -1)
+        a, b = tuple(near), tuple(far)
+        both = mask[a] & mask[b]
+        total += float((1 - np.square((main[(slice(None), *a)] * main[(slice(None), *b)]).sum(0)))[both].sum())
+        count += int(both.sum())
+    return total / max(count, 1)
 
 
 def detail(channel: NDArray[Any], mask: NDArray[np.bool_]) -> float:
@@ -150,13 +208,13 @@ def detail(channel: NDArray[Any], mask: NDArray[np.bool_]) -> float:
 
 
 @torch.inference_mode()
-def features(unit: NDArray[np.float32], mask: NDArray[np.bool_], *, model: Model, spacing: Sequence[float]) -> Array:
+def features(seen: Tensor, mask: NDArray[np.bool_], *, model: Model, spacing: Sequence[float]) -> Array:
     """Features of the model's encoder in the tissue, (M, D), drawn evenly; none where the network has no encoder.
 
     Parameters
     ----------
-    unit : (C, X, Y, Z) float32
-        Normalised scan.
+    seen : (C, X, Y, Z) float
+        What the network sees of a scan, on its grid.
     mask : (X, Y, Z) bool
         Tissue.
     model : Model
@@ -169,7 +227,7 @@ def features(unit: NDArray[np.float32], mask: NDArray[np.bool_], *, model: Model
         return np.zeros((0, 0))
     plan, parameter = model.plan, next(model.segmenter.parameters())
     x, y, z = (max(1, round(n * s / w)) for n, s, w in zip(mask.shape, spacing, plan.spacing, strict=True))
-    image = resample(torch.from_numpy(unit), (x, y, z))
+    image = resample(seen, (x, y, z))
     inside = resample(torch.from_numpy(mask.astype(np.float32))[None], (x, y, z))
     window = window_shape((x, y, z), plan)
     pad = [side for n, w in zip((z, y, x), reversed(window), strict=True) for side in (0, max(0, w - n))]

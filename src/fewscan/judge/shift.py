@@ -25,8 +25,12 @@ PERMUTATIONS = 999
 FEWEST = 3  # patients on each side, below which nothing can be shown
 DIMENSIONS = 8  # of the features, by principal components, in which Gaussians are compared
 RARE = 0.05
-FLOORS = {"intensity scale": 0.05, "contrast": 0.02, "fine detail": 0.1, "voxel size": 0.03, "field of view": 0.05}
-"""Kinds of systematic difference, each with the spread within a population that is assumed at least."""
+FLOORS = {
+    "intensity scale": 0.05, "contrast": 0.02, "fine detail": 0.1, "voxel size": 0.03, "field of view": 0.05,
+    "disorder of directions": 0.05, "crossing fibres": 0.1,
+}  # fmt: skip
+"""Kinds of systematic difference, each with the spread within a population that is assumed at least; the last two of
+directions only."""
 
 GEOMETRIC = ("voxel size", "field of view")  # read off the header: where one differs, the others may follow from it
 
@@ -84,7 +88,8 @@ def systematic(source: Sequence[Look], target: Sequence[Look], *, seed: int = 0)
     looks = [*source, *target]
     patients = [("source", one.patient) for one in source] + [("target", one.patient) for one in target]
     draws = _draws(patients, seed=seed)
-    z = {kind: _standardised([one.numbers[kind] for one in looks], draws, floor=f) for kind, f in FLOORS.items()}
+    seen = {kind: floor for kind, floor in FLOORS.items() if kind in looks[0].numbers}
+    z = {kind: _standardised([one.numbers[kind] for one in looks], draws, floor=f) for kind, f in seen.items()}
     largest = np.max([np.abs(values) for values in z.values()], axis=0)
     kinds = {}
     for kind, values in z.items():
