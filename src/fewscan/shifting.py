@@ -32,7 +32,7 @@ from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.request import Observer
 from fewscan.methods import pairwise
 from fewscan.methods.transfer import score
-from fewscan.space import field
+from fewscan.space import directions, field
 from fewscan.space.volume import Case, Volume
 
 MOST_SCANS = 40  # of each population
@@ -226,7 +226,7 @@ def _lesions(work: _Card) -> dict[str, Any]:
     if not rows:
         raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
     measures = {}
-    for key in ("excess", "displacement_mm"):
+    for key in ("excess", "displacement_mm", "turned_deg"):
         pair = [[row[key] for row in part if math.isfinite(row[key])] for part in (control, list(rows.values()))]
         if all(pair):
             measures[key] = asdict(judging.difference(*pair, seed=work.seed))
@@ -255,7 +255,7 @@ def _placed(lesion: NDArray[np.bool_], shape: tuple[int, int, int]) -> NDArray[n
 
 
 def _deformation(image: Volume, lesion: NDArray[np.bool_], templates: Sequence[Volume]) -> dict[str, float]:
-    """How healthy templates must deform, beyond an affine map, to fit around a lesion: |log det J| and length, mm."""
+    """How healthy templates must deform, beyond an affine map, to fit around a lesion: volume, length, rotation."""
     away = looks.distance_mm(lesion, image.geometry.spacing)
     mask = looks.tissue(image.data[0])
     rows = []
@@ -263,13 +263,14 @@ def _deformation(image: Volume, lesion: NDArray[np.bool_], templates: Sequence[V
         found = pairwise.register(image, template, weight=away > MASKED_MM)
         to_voxels = np.linalg.inv(image.geometry.affine) @ np.linalg.inv(found.matrix) @ image.geometry.affine
         u = field.through(to_voxels, found.field.u)  # what is left without the affine part
-        determinant = field.determinant(torch.from_numpy(u)[None])[0].numpy()
-        change = np.abs(np.log(np.maximum(determinant, 1e-3)))
+        change = np.abs(np.log(np.maximum(field.determinant(torch.from_numpy(u)[None])[0].numpy(), 1e-3)))
         length = np.linalg.norm(np.einsum("ij,jxyz->ixyz", image.geometry.affine[:3, :3], u), axis=0)
         near, far = judging.near_and_far(change, away, mask=mask)
-        rows.append((near, far, judging.near_and_far(length, away, mask=mask)[0]))
-    near, far, moved = (float(np.mean(column)) for column in zip(*rows, strict=True))
-    return {"volume change": near, "volume change, far": far, "excess": near - far, "displacement_mm": moved}
+        turned = directions.turned_deg(torch.from_numpy(u)[None], spacing=image.geometry.spacing)[0].numpy()
+        rows.append((near, far, *(judging.near_and_far(values, away, mask=mask)[0] for values in (length, turned))))
+    near, far, moved, angle = (float(np.mean(column)) for column in zip(*rows, strict=True))
+    changed = {"volume change": near, "volume change, far": far, "excess": near - far}
+    return changed | {"displacement_mm": moved, "turned_deg": angle}
 
 
 def _structures(work: _Card, case: Case, lesion: NDArray[np.bool_]) -> dict[str, Any]:

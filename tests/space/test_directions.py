@@ -180,6 +180,19 @@ def test_lengths_and_eigenvalues_outlive_any_deformation(seed: int) -> None:
     assert float((moved - tensor).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 3.0)])
+def test_a_displacement_tells_by_how_much_it_turns(spacing: tuple[float, float, float]) -> None:
+    angle = np.radians(20)
+    about_x = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    places = np.stack(np.meshgrid(*[np.arange(8.0)] * 3, indexing="ij"))
+    mm = places * np.array(spacing).reshape(3, 1, 1, 1)
+    moved = np.einsum("ij,jxyz->ixyz", 1.3 * about_x, mm) / np.array(spacing).reshape(3, 1, 1, 1)  # grown as well
+    turned = directions.turned_deg(torch.from_numpy(moved - places)[None], spacing=spacing)
+    torch.testing.assert_close(turned, torch.full_like(turned, 20.0), atol=1e-4, rtol=0)
+    collapsed = directions.turned_deg(torch.from_numpy(-places)[None], spacing=spacing)
+    assert float(collapsed.abs().max()) < 1e-4
+
+
 def test_a_turn_is_finite_where_the_map_collapses() -> None:
     flat = torch.diag(torch.tensor([1.0, 0.0, 1.0])).view(1, 3, 3, 1, 1, 1)
     for kind in VECTORS:

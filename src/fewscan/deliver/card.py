@@ -21,12 +21,15 @@ MEANINGS = {
     "fine detail": "noise and finest structure, as a share of the intensity scale; blurring lowers it",
     "voxel size": "from the header",
     "field of view": "from the header",
+    "disorder of directions": "how much voxels that touch differ in direction: 0 not at all, 0.67 no order",
+    "crossing fibres": "share of the tissue in which there is a second peak",
 }
 """What each kind of systematic difference is."""
 
 MEASURES = {
     "excess": "mean |log det J| near the lesion minus far from it: how much more tissue must swell or shrink",
     "displacement_mm": "mean displacement around the lesion beyond an affine map, mm",
+    "turned_deg": "mean rotation around the lesion beyond an affine map, degrees: fibres turn with it",
 }
 """What is measured around lesions."""
 
@@ -161,9 +164,10 @@ def _lesions(lesion: Mapping[str, Any]) -> str:
         nearest = min(distances, key=lambda name: distances[name]) if distances else ""
         told = f"{nearest}, {distances[nearest]:.0f} mm" if nearest else markup.ABSENT
         numbers = [cell(figure(row, key), 3) for key in ("volume change", "volume change, far")]
+        numbers.append(cell(figure(row, "turned_deg"), 1))
         numbers += [cell(figure(row, key), 2, bar=True) for key in ("dice_near", "dice_far")]
         rows.append([Cell(case), *numbers, Cell(told), Cell("look at it" if row.get("review") else "")])
-    columns = ["Case", "|log det J| near", "far", "Dice near", "Dice far", "nearest structure", ""]
+    columns = ["Case", "|log det J| near", "far", "turned, degrees", "Dice near", "Dice far", "nearest structure", ""]
     near = figure(lesion, "near_mm")
     second = markup.table(columns, rows, caption=f"Each case with a lesion. Near: within {near:.0f} mm of it.")
     return first + second

@@ -184,9 +184,31 @@ def reorient(data: Tensor, u: Tensor, *, kind: Kind, spacing: Array | tuple[floa
     spacing : (3,) float
         Of the grid, mm.
     """
+    return follow(data, _jacobian_mm(u, spacing), kind=kind)
+
+
+def turned_deg(u: Tensor, *, spacing: Array | tuple[float, ...]) -> Tensor:
+    """Angle by which a displacement turns what it moves, (B, X, Y, Z), degrees; 0 where it collapses.
+
+    Parameters
+    ----------
+    u : (B, 3, X, Y, Z) float
+        Displacement, voxels.
+    spacing : (3,) float
+        Of the grid, mm.
+    """
+    jacobian = _jacobian_mm(u, spacing)
+    det = (jacobian[:, 0] * _cofactors(jacobian)[:, 0]).sum(1)
+    eye = torch.eye(3, dtype=u.dtype, device=u.device).view(1, 3, 3, 1, 1, 1)
+    turn = rotation_of(torch.where((det >= SINGULAR)[:, None, None], jacobian, eye))
+    trace = turn[:, 0, 0] + turn[:, 1, 1] + turn[:, 2, 2]
+    return torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1)))
+
+
+def _jacobian_mm(u: Tensor, spacing: Array | tuple[float, ...]) -> Tensor:
+    """Jacobian of a displacement in voxels, between places in mm."""
     mm = torch.tensor([float(s) for s in spacing], dtype=u.dtype, device=u.device)
-    ratio = (mm[:, None] / mm[None, :]).view(1, 3, 3, 1, 1, 1)
-    return follow(data, field.jacobian(u) * ratio, kind=kind)
+    return field.jacobian(u) * (mm[:, None] / mm[None, :]).view(1, 3, 3, 1, 1, 1)
 
 
 def mirrored(data: Tensor) -> Tensor:
