@@ -88,7 +88,9 @@ def evaluate(
         screen.print(f"Every case in {out / bundles.TABLE}. For research use only.", markup=False)
 
 
-@tracts.command(epilog=examples("tracts cohort anatomy.npz -o cohort", "tracts cohort anatomy.npz -o small --train 4"))
+@tracts.command(
+    epilog=examples("tracts cohort anatomy.npz -o cohort", "tracts cohort anatomy.npz -o small --train 4 --jobs 2")
+)
 def cohort(
     anatomy: Annotated[Path, typer.Argument(help="Sticks, ball and bundles of one real brain.", metavar="ANATOMY")],
     out: Out,
@@ -96,6 +98,7 @@ def cohort(
     val: Annotated[int, typer.Option(help="Healthy people to validate on.", min=0)] = 6,
     pool: Annotated[int, typer.Option(help="Patients to adapt with.", min=0)] = 8,
     test: Annotated[int, typer.Option(help="People scanned four times.", min=0)] = 12,
+    jobs: Annotated[int, typer.Option(help="Scans made at a time, in processes.", min=1)] = 1,
     seed: Seed = 0,
 ) -> None:
     """Healthy people and patients made from one brain, with 2 x 2 twins and true displacements; resumable."""
@@ -106,6 +109,6 @@ def cohort(
 
     config = CohortConfig(train=train, val=val, pool=pool, test=test, seed=seed)
     with display("cohort") as observe:
-        record = make_cohort(read_anatomy(anatomy), out, config=config, tell=observe)
+        record = make_cohort(read_anatomy(anatomy), out, config=config, jobs=jobs, tell=observe)
     made, there = record["made"], len(record["cases"]) - record["made"]
     stdout().print(f"{made} scans made in {out}, {there} there already. For research use only.", markup=False)

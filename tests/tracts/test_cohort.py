@@ -241,6 +241,38 @@ def test_a_cohort_is_written_once_resumes_and_keeps_its_plan(tmp_path: Path) -> 
         make_cohort(REAL, tmp_path / "mine", config=config)
 
 
+def files_of(cohort: Path) -> dict[str, bytes]:
+    """Everything in a cohort but its record and those that hold a date or a duration."""
+    return {
+        path.relative_to(cohort).as_posix(): path.read_bytes()
+        for path in sorted(cohort.rglob("*.*"))
+        if path.name not in ("cohort.json", "inputs.json")
+    }
+
+
+def test_several_processes_write_the_same_files_and_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    config = replace(CONFIG, train=2, pool=1, test=0)
+    make_cohort(REAL, tmp_path / "one", config=config)
+    lines: list[str] = []
+
+    def interrupted(line: str) -> None:
+        lines.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cohort(REAL, tmp_path / "two", config=config, jobs=2, tell=interrupted)
+    assert len(lines) == 1
+    assert not json.loads((tmp_path / "two" / "cohort.json").read_text())["complete"]
+    there = {path.parent for path in (tmp_path / "two").rglob("case.json")}
+    assert 1 <= len(there) <= 3
+    record = make_cohort(REAL, tmp_path / "two", config=config, jobs=2)
+    assert record["complete"]
+    assert record["made"] == 3 - len(there)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    with pytest.raises(ConfigError, match="jobs must be at least 1, got 0"):
+        make_cohort(REAL, tmp_path / "two", config=config, jobs=0)
+
+
 def test_an_anatomy_is_read_in_ras_order_and_faults_are_named(tmp_path: Path) -> None:
     names = list(REAL.bundles)
     arrays = {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import builtins
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dipy.data import default_sphere
+from dipy.direction import peaks_from_model
 from phantoms import fibres, grid, scan, table
 
 from fewscan import white_matter
@@ -65,6 +68,26 @@ def test_single_and_crossing_fibres_come_back(estimated: tuple[Inputs, Geometry]
     nearest = np.min([angles(peaks[both][:, n], directions[both][:, 1]) for n in range(3)], axis=0)
     assert both.sum() > 30
     assert np.median(nearest) < 25
+
+
+def test_peaks_are_to_the_bit_those_that_dipy_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    dwi, brain = scan(grid(), table())
+    brain = brain & (np.arange(len(brain)) % 3 == 0)[:, None, None] & (np.arange(brain.shape[2]) > 8)
+    signal = np.ascontiguousarray(dwi[:, brain].T)
+    tensors, models = estimate.fit_tensors(signal, table()), []
+    bare = estimate._peaks
+    monkeypatch.setattr(estimate, "_peaks", lambda model, rows: models.append((model, rows)) or bare(model, rows))
+    monkeypatch.setattr(estimate, "single_fibres", lambda tensors, mask: np.argsort(-tensors.fa)[:100])
+    found = estimate.csd_peaks(signal, table(), tensors=tensors, mask=brain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peaks_from_model(
+            *models[0], default_sphere, relative_peak_threshold=estimate.LEAST_PEAK,
+            min_separation_angle=estimate.LEAST_ANGLE_DEG, npeaks=3, return_sh=False,
+        )  # fmt: skip
+    vectors = theirs.peak_dirs * np.maximum(theirs.peak_values, 0)[..., None]
+    assert (np.linalg.norm(vectors, axis=-1) > 0).sum(1).max() == 3
+    np.testing.assert_array_equal(found, vectors.reshape(-1, 9).astype(np.float32))
 
 
 def test_channels_are_what_they_say(estimated: tuple[Inputs, Geometry]) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from fewscan.tracts.anatomy import (
 from fewscan.tracts.bundles import SEGMENTATIONS, write_bundles
 from fewscan.tracts.gradients import Gradients, spread_directions
 from fewscan.tracts.population import CohortConfig, Protocol, Render, plan
+from fewscan.tracts.processes import set_up
 from fewscan.tracts.scanner import scanned
 
 CACHE = 1  # raised when the same plan would give other files
@@ -135,9 +138,11 @@ def scan_of(
 
 
 def make_cohort(
-    real: Anatomy, out: Path, *, config: CohortConfig, tell: Callable[[str], None] | None = None
+    real: Anatomy, out: Path, *, config: CohortConfig, jobs: int = 1, tell: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Write every scan that is not there yet; the record of the whole comes last.
+
+    Interrupted, it finishes the scans that other processes are at and starts no more.
 
     Parameters
     ----------
@@ -147,16 +152,20 @@ def make_cohort(
         Folder; a case is a folder in TractSeg's layout below train, val, pool or test.
     config : CohortConfig
         What to make.
+    jobs : int
+        Scans made at a time, each in a process of its own; the files are the same.
     tell : callable, optional
         Gets a line for each scan.
 
     Raises
     ------
     ConfigError
-        If the folder holds something else, or a cohort of another plan.
+        If the folder holds something else, or a cohort of another plan, or there is no job.
     DataError
         If a bundle is unknown.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}")
     if lacking := [name for name in config.bundles if name not in real.bundles]:
         raise DataError(
             f"the anatomy has no bundle {', '.join(lacking)}; it has {', '.join(sorted(real.bundles)[:8])}..."
@@ -170,25 +179,54 @@ def make_cohort(
         "limits": list(LIMITS),
     }
     write_json(record | {"complete": False, "use": USE}, out / RECORD)
-    seconds = []
-    for number, render in enumerate(renders, start=1):
-        case = out / render.folder(config)
-        if _cached(case, spec):
-            continue
-        start = time.perf_counter()
-        write_subject(subject(real, render, config=config), case, spec=spec)
-        seconds.append(time.perf_counter() - start)
+    job = _Job(real, config, out, spec)
+    todo = [render for render in renders if not _cached(out / render.folder(config), spec)]
+    made = 0
+    for folder, seconds in _all_made(job, todo, jobs=jobs):
+        made += 1
         if tell is not None:
-            tell(f"{number} of {len(renders)}: {render.folder(config)}, {seconds[-1]:.1f} s")
+            tell(f"{len(renders) - len(todo) + made} of {len(renders)}: {folder}, {seconds:.1f} s")
     record |= {
         "cases": [render.folder(config) for render in renders],
         "complete": True,
-        "made": len(seconds),
+        "made": made,
         "seconds": round(time.perf_counter() - begin, 1),
         "use": USE,
     }
     write_json(record, out / RECORD)
     return record
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What a process needs to know to make any scan of a cohort."""
+
+    real: Anatomy
+    config: CohortConfig
+    out: Path
+    spec: str
+
+
+def _make(job: _Job, render: Render) -> tuple[str, float]:
+    """Make one scan; its folder, and how long it took."""
+    start, folder = time.perf_counter(), render.folder(job.config)
+    write_subject(subject(job.real, render, config=job.config), job.out / folder, spec=job.spec)
+    return folder, time.perf_counter() - start
+
+
+def _all_made(job: _Job, renders: Sequence[Render], *, jobs: int) -> Iterator[tuple[str, float]]:
+    """Each scan as it is made."""
+    if min(jobs, len(renders)) < 2:
+        yield from (_make(job, render) for render in renders)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
+    pool = ProcessPoolExecutor(min(jobs, len(renders)), context, initializer=set_up, initargs=(threads,))
+    try:
+        for done in as_completed([pool.submit(_make, job, render) for render in renders]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def write_subject(made: Subject, case: Path, *, spec: str) -> None:

@@ -5,6 +5,7 @@ Diffusivities are in um2/ms (1e-3 mm2/s), directions in the RAS+ world.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +157,7 @@ def csd_peaks(signal: Signal, gradients: Gradients, *, tensors: Tensors, mask: N
     DataError
         If no voxel looks like a single fibre.
     """
-    csdeconv, direction, data = (_dipy(f"dipy.{name}") for name in ("reconst.csdeconv", "direction", "data"))
+    csdeconv = _dipy("dipy.reconst.csdeconv")
     one = single_fibres(tensors, mask=mask)
     values = tensors.eigenvalues[one].mean(0).astype(np.float64) / 1e3
     response = np.array([values[0], values[1:].mean(), values[1:].mean()]), float(tensors.s0[one].mean())
@@ -166,13 +167,30 @@ def csd_peaks(signal: Signal, gradients: Gradients, *, tensors: Tensors, mask: N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dipy warns of its own future bases
         model = csdeconv.ConstrainedSphericalDeconvModel(_table(gradients, used), response, sh_order_max=order)
-        found = direction.peaks_from_model(
-            model, np.maximum(signal[:, used], 1e-3), data.default_sphere, relative_peak_threshold=LEAST_PEAK,
-            min_separation_angle=LEAST_ANGLE_DEG, npeaks=3, return_sh=False,
-        )  # fmt: skip
-    vectors = found.peak_dirs * np.maximum(found.peak_values, 0)[..., None]
-    peaks: Signal = vectors.reshape(len(signal), 9).astype(np.float32)
-    return peaks
+        return _peaks(model, np.maximum(signal[:, used], 1e-3))
+
+
+def _peaks(model: Any, signal: Signal) -> Signal:
+    """Peaks of a deconvolution, (N, 9), the same to the bit as dipy's ``peaks_from_model`` finds.
+
+    The same functions voxel by voxel, bare: without a check of keywords at each call, and without the figures of the
+    density that nobody asked for. Together these take longer than the mathematics.
+    """
+    csdeconv, direction, data = (_dipy(f"dipy.{name}") for name in ("reconst.csdeconv", "direction", "data"))
+    deconvolve, peaks_of = inspect.unwrap(csdeconv.csdeconv), inspect.unwrap(direction.peak_directions)
+    sphere = data.default_sphere
+    sampling, design = model.sampling_matrix(sphere).T, model.R.diagonal() * model.B_dwi
+    normal, weighted = np.dot(design.T, design), ~model.gtab.b0s_mask
+    peaks = np.zeros((len(signal), 3, 3))
+    for voxel, measured in zip(peaks, signal, strict=True):
+        found = deconvolve(
+            measured[weighted], design, model.B_reg, tau=model.tau, convergence=model.convergence, P=normal
+        )
+        directions, values, _ = peaks_of(
+            np.dot(found[0], sampling), sphere, relative_peak_threshold=LEAST_PEAK, min_separation_angle=LEAST_ANGLE_DEG
+        )
+        voxel[: len(values)] = (directions * np.maximum(values, 0)[:, None])[:3]
+    return peaks.reshape(len(signal), 9).astype(np.float32)
 
 
 def order_of(directions: int) -> int:
