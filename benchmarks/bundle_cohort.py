@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewscan.data.bundles import bundle_files, read_bundle
 from fewscan.data.layouts import TRACT_IMAGES
 from fewscan.judge.metrics import dice
 from fewscan.tracts.anatomy import Anatomy
-from fewscan.tracts.bundles import TARGETS, bundle_files, read_bundle
+from fewscan.tracts.bundles import TARGETS
 from fewscan.tracts.cohort import CASE, make_cohort
 from fewscan.tracts.population import CohortConfig
 

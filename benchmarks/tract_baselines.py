@@ -16,13 +16,14 @@ import numpy as np
 from bundle_cohort import Place, Scores, cases_of, mean, subject_of
 from numpy.typing import NDArray
 
+from fewscan.data.bundles import bundle_files, read_bundle
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.judge.metrics import dice
 from fewscan.methods.pairwise import RegisterConfig, register
 from fewscan.space import field as fields
 from fewscan.space.geometry import Array, Geometry
 from fewscan.space.volume import Volume
-from fewscan.tracts.bundles import TARGETS, bundle_files, read_bundle
+from fewscan.tracts.bundles import TARGETS
 from fewscan.tracts.gradients import Gradients, fsl_to_world, spread_directions
 from fewscan.tracts.population import A
 from fewscan.tracts.scanner import scanned

@@ -15,9 +15,10 @@ import pytest
 import tract_page as page
 import tract_statistics as stats
 
+from fewscan.data.bundles import write_bundles
 from fewscan.data.io import write_image, write_labelmap
 from fewscan.space.geometry import Geometry
-from fewscan.tracts.bundles import TARGETS, write_bundles
+from fewscan.tracts.bundles import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 CUBE = Geometry((6, 6, 6), np.diag([2.5, 2.5, 2.5, 1.0]))

@@ -254,6 +254,8 @@ def train(
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
+    if keep_atlases:
+        found.one_label_each("--keep-atlases")
     unused = 0
     if method == "auto":  # benchmarks/joint.py: in ten minutes joint gains on small scans and loses on larger ones
         method, unused = "segment", len(found.unlabelled)
@@ -268,7 +270,7 @@ def train(
         hardware=pick(device), budget=seconds(budget), steps=steps, extend=seconds(extend), seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
-    if unused and not request.going_on:
+    if unused and not (request.going_on or found.overlapping):
         request.say(
             f"{unused} unlabelled scan(s) are not used; --method joint learns from them too, and pays where the budget "
             "is long for scans of this size (docs/methods.md)"

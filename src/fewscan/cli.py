@@ -166,7 +166,7 @@ def predict(
     max_memory: Memory = None,
     device: Device = "auto",
 ) -> None:
-    """Segment scans, each on its own grid: OUT/NAME.nii.gz."""
+    """Segment scans, each on its own grid: OUT/NAME.nii.gz, or a mask for each bundle where labels overlap."""
     from fewscan import api
     from fewscan.progress import display
     from fewscan.tables import expected, volumes

@@ -61,10 +61,11 @@ def draft(
     Raises
     ------
     DataError
-        If nothing is labelled, or nothing is left to draft or to judge.
+        If nothing is labelled, labels overlap, or nothing is left to draft or to judge.
     ConfigError
         If the folder holds something else.
     """
+    data.one_label_each("drafting")
     if not data.labelled:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
     if not data.unlabelled and len(data.labelled) < 2:

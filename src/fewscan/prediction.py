@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewscan.data import kinds, places
+from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.confidence import Calibration, read_calibration
 from fewscan.judge.doubt import Doubt, doubt
 from fewscan.learn import checkpoint, infer, inputs
+from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
@@ -27,7 +30,7 @@ from fewscan.naming import PREDICTIONS as RECORD
 from fewscan.space.volume import Volume
 
 Tick = Callable[[float], None]
-Answer = tuple[infer.Segmented, Mapping[str, Any]]
+Answer = tuple[Segmented, Mapping[str, Any]]
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
 
 
@@ -40,7 +43,7 @@ class Prediction:
     id : str
         The input's name.
     path : Path
-        The label map written.
+        The label map written, or the folder of masks where labels overlap.
     seconds : float
         Reading, predicting and writing.
     volumes_ml : mapping of str to float
@@ -76,6 +79,8 @@ def predict(
     observe: Observer | None = None,
 ) -> list[Prediction]:
     """Segment scans, each on its own grid, as ``OUT/<name>.nii.gz``.
+
+    Where labels overlap, as ``OUT/<name>/bundle_segmentations/<label>.nii.gz``: a mask each, an empty one too.
 
     Parameters
     ----------
@@ -154,7 +159,7 @@ def predict_by(
         If a scan cannot be used; scans finished before stay.
     """
     found = _scans(scans, model)
-    records = _claim(folder, found, skip_existing=skip_existing)
+    records = _claim(folder, found, model=model, skip_existing=skip_existing)
     kept = places.recall(folder / RECORD)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
@@ -168,14 +173,15 @@ def predict_by(
             observe(Status(len(done) + 1, len(found), fraction, seconds, left, math.nan, {}, 0.0, found[len(done)].id))
 
     for scan in found:
-        target = folder / f"{scan.id}.nii.gz"
-        if skip_existing and target.is_file():
+        target = _target(folder, scan, model)
+        if skip_existing and target.exists():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
             continue
         answer = _predict_one(model, scan, target, work=lambda volume: work(volume, tick))
         done.append(answer)
         row = {key: value for key, value in asdict(answer).items() if value is not None}
-        records[target.name] = row | {"path": target.name}
+        name = target.relative_to(folder).as_posix()
+        records[name] = row | {"path": name}
         weights = model.provenance.get("sha256", {})
         record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
         checkpoint.write_json(record, folder / RECORD)
@@ -212,7 +218,12 @@ def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
     return scans + (inputs.find_scans(paths, channels=model.plan.channels, kind=model.plan.kind) if paths else [])
 
 
-def _claim(folder: Path, scans: Sequence[inputs.Scan], *, skip_existing: bool) -> dict[str, Any]:
+def _target(folder: Path, scan: inputs.Scan, model: Model) -> Path:
+    """Label map to write, or folder of masks."""
+    return folder / scan.id / SEGMENTATIONS if model.plan.overlapping else folder / f"{scan.id}.nii.gz"
+
+
+def _claim(folder: Path, scans: Sequence[inputs.Scan], *, model: Model, skip_existing: bool) -> dict[str, Any]:
     """Earlier predictions in the folder; refuses where a file that is not one of them would be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the predictions")
@@ -222,10 +233,10 @@ def _claim(folder: Path, scans: Sequence[inputs.Scan], *, skip_existing: bool) -
     except (OSError, ValueError, KeyError, TypeError):
         records = {}
     for scan in scans:
-        target = folder / f"{scan.id}.nii.gz"
-        if any(folder.resolve() == image.parent.resolve() for image in scan.images):
+        target = _target(folder, scan, model)
+        if {folder.resolve(), target.parent.resolve()} & {image.parent.resolve() for image in scan.images}:
             raise ConfigError(f"{folder} is where the scans are, and their files would be overwritten; give another -o")
-        if target.exists() and target.name not in records and not skip_existing:
+        if target.exists() and target.relative_to(folder).as_posix() not in records and not skip_existing:
             raise ConfigError(
                 f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
             )
@@ -243,12 +254,23 @@ def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callabl
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
     volume = replace(volume, kind=kind)
     answer, told = work(volume)
-    write_labelmap(answer.label, target, native=volume.native)
+    if model.plan.overlapping:
+        masks = dict(zip(model.names.values(), answer.label, strict=True))
+        replace_bundles(masks, target.parent, native=volume.native)
+        counts = {value: int(mask.sum()) for value, mask in zip(model.names, answer.label, strict=True)}
+    else:
+        write_labelmap(answer.label, target, native=volume.native)
+        counts = _counts(answer.label, model)
     if answer.probs is not None:
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
         write_image(answer.probs, path, native=volume.native)
-    counts = np.zeros(max(model.names, default=0) + 1, np.int64)
-    for slab in answer.label:  # one at a time: counting takes eight bytes a voxel
-        counts += np.bincount(slab.reshape(-1), minlength=len(counts))
     volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
     return Prediction(id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, **told)
+
+
+def _counts(label: NDArray[Any], model: Model) -> dict[int, int]:
+    """Voxels of each label."""
+    found = np.zeros(max(model.names, default=0) + 1, np.int64)
+    for slab in label:  # one at a time: counting takes eight bytes a voxel
+        found += np.bincount(slab.reshape(-1), minlength=len(found))
+    return {value: int(found[value]) for value in model.names}

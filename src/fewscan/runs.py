@@ -27,6 +27,7 @@ from fewscan.learn.inputs import Scan
 from fewscan.learn.networks import Absent
 from fewscan.learn.request import Observer
 from fewscan.prediction import Prediction, predict
+from fewscan.tracts import bundles
 from fewscan.training import without_folders
 
 SIGNS = "signs.json"  # of doubt, in each fold
@@ -215,6 +216,8 @@ def _judge(data: datasets.Dataset, case: datasets.CaseFiles, answer: Prediction)
     """Score one left-out case on the labels that were looked for in it."""
     assert case.label is not None
     names = {v: n for v, n in data.names.items() if case.drawn is None or v in case.drawn}
+    if data.overlapping:
+        return bundles.judge_case(case.id, answer.path, reference=case.label, names=list(names.values()))
     found = judging.evaluate(answer.path, case.label, images=case.images[0], names=names, ignore=data.ignore)
     return replace(found, cases=tuple(replace(c, id=case.id) for c in found.cases))
 

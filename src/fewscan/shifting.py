@@ -277,11 +277,11 @@ def _structures(work: _Card, case: Case, lesion: NDArray[np.bool_]) -> dict[str,
     """Distance of the lesion to each structure, drawn or predicted, and Dice near and far where it was drawn."""
     model, away = work.model, looks.distance_mm(lesion, case.image.geometry.spacing)
     predictor = infer.torch_predictor(model, work.hardware)
-    answer = infer.segment(model, _image(case, model), predictor=predictor).label
-    drawn = {} if case.label is None else {plain_name(n): case.label.data == v for v, n in case.label.names.items()}
+    answer = infer.segment(model, _image(case, model), predictor=predictor)
+    drawn = {} if case.label is None else {plain_name(n): case.label.mask(v) for v, n in case.label.names.items()}
     distances, pairs = {}, []
     for value, name in model.names.items():
-        found, truth = answer == value, drawn.get(plain_name(name))
+        found, truth = answer.mask(value, model.plan), drawn.get(plain_name(name))
         if truth is not None:
             pairs.append(judging.near_and_far_dice(found, truth, away=away))
         mask = found if truth is None else truth

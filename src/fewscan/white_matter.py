@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, write_bundles
 from fewscan.data.io import peek
 from fewscan.deliver.directions import directions_png
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry
-from fewscan.tracts import bundles, streamlines
+from fewscan.tracts import streamlines
 from fewscan.tracts.inputs import make_inputs
 from fewscan.tracts.orientation import Orientation, said
 
@@ -85,8 +86,8 @@ def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, di
     names = [f.stem for f in files]
     if not files or len(set(names)) < len(names):
         raise ConfigError(f"one .trk or .tck for each bundle is needed, got {names}")
-    if there := [n for n in names if (out / bundles.SEGMENTATIONS / f"{n}.nii.gz").exists()]:
-        raise ConfigError(f"{out / bundles.SEGMENTATIONS}: holds {there[0]} already; give another -o")
+    if there := [n for n in names if (out / SEGMENTATIONS / f"{n}.nii.gz").exists()]:
+        raise ConfigError(f"{out / SEGMENTATIONS}: holds {there[0]} already; give another -o")
     report = {}
     for file in files:
         lines = streamlines.read_streamlines(file)
@@ -94,9 +95,9 @@ def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, di
         if not mask.any():
             raise DataError(f"{file}: none of its streamlines lies on the grid of {like}; are both in one space?")
         first, last = streamlines.ends(lines, grid)
-        bundles.write_bundles({file.stem: mask}, out, native=native)
+        write_bundles({file.stem: mask}, out, native=native)
         ends = {f"{file.stem}_b": first, f"{file.stem}_e": last}
-        bundles.write_bundles(ends, out, native=native, folder=bundles.ENDINGS)
+        write_bundles(ends, out, native=native, folder=ENDINGS)
         ml = float(mask.sum()) * grid.voxel_mm3 / 1000
         report[file.stem] = {"streamlines": len(lines), "volume_ml": round(ml, 2), "points_beyond": beyond}
     return report

@@ -24,7 +24,7 @@ def answer(size, *, shift=0, sharp=0.95):
     return probs
 
 
-One = SimpleNamespace(names={1: "box"})
+One = SimpleNamespace(overlapping=False, names={1: "box"})
 
 
 def test_what_is_blurred_or_moves_about_is_doubted():

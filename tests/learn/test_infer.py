@@ -7,7 +7,7 @@ import pytest
 import torch
 from phantom import phantom
 
-from fewscan.learn import infer
+from fewscan.learn import answers, infer
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.intensity import normalise
@@ -106,7 +106,7 @@ def test_specks_go_only_where_training_labels_were_one_piece(model):
     label[12:14, 2:4, 2:4] = 2
     label[18, 18, 18] = 2
     plan = dataclasses.replace(model.plan, sole=(1,))
-    clean = infer.keep_sole_pieces(label.copy(), plan)
+    clean = answers.keep_sole_pieces(label.copy(), plan)
     assert clean[15, 15, 15] == 0
     assert (clean == 1).sum() == 512
     assert clean[18, 18, 18] == 2

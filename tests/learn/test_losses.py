@@ -63,13 +63,62 @@ def test_dice_equals_the_naive_loop():
     torch.testing.assert_close(soft_dice(probs, TARGET), torch.stack(naive).mean())
 
 
+def overlapping(*, seen=None):
+    masks = (torch.rand(2, 3, 5, 5, 5) > 0.5).float()
+    seen = torch.ones(2, 1, 5, 5, 5) if seen is None else seen
+    return torch.cat([seen, masks * seen], 1)
+
+
 def test_overlapping_labels_are_judged_one_by_one():
-    seen = torch.ones(2, 1, 5, 5, 5)
-    masks = (torch.rand(2, 4, 5, 5, 5) > 0.5).float()
-    good = sigmoid_terms(masks * 40 - 20, masks, seen=seen)
-    bad = sigmoid_terms(20 - masks * 40, masks, seen=seen)
+    target = overlapping()
+    good, bad = sigmoid_terms(target * 40 - 20, target), sigmoid_terms(20 - target * 40, target)
     assert all(good[name] < 0.01 for name in good)
     assert bad["cross_entropy"] > 10
+    one = LOGITS.clone()
+    one[:, 2] = 5.0
+    alone = [sigmoid_terms(z[:, [0, 1]], target[:, [0, 1]])["cross_entropy"] for z in (LOGITS, one)]
+    assert alone[0] == alone[1]  # what is said of one label is no matter of another
+
+
+def test_overlapping_cross_entropy_is_the_sum_of_torchs():
+    target = overlapping()
+    naive = sum(F.binary_cross_entropy_with_logits(LOGITS[:, k], target[:, k]) for k in (1, 2, 3))
+    torch.testing.assert_close(sigmoid_terms(LOGITS, target)["cross_entropy"], naive)
+
+
+def test_the_first_channel_of_overlapping_labels_means_nothing():
+    logits, target = LOGITS.clone().requires_grad_(), overlapping()
+    sum(sigmoid_terms(logits, target).values()).backward()
+    assert logits.grad[:, 0].abs().max() == 0
+    assert logits.grad[:, 1:].abs().min() > 0
+
+
+def test_overlapping_labels_are_not_seen_where_nobody_looked():
+    seen = torch.ones(2, 1, 5, 5, 5)
+    seen[..., 3:] = 0
+    target, other = overlapping(seen=seen), LOGITS.clone()
+    other[..., 3:] += 5
+    for name, term in sigmoid_terms(LOGITS, target).items():
+        torch.testing.assert_close(term, sigmoid_terms(other, target)[name])
+
+
+def test_an_overlapping_label_that_was_not_drawn_does_not_count():
+    drawn = torch.tensor([[True, True, False, True], [True, True, True, True]])
+    target, other = overlapping(), LOGITS.clone()
+    other[0, 2] += 5
+    for name, term in sigmoid_terms(LOGITS, target, drawn=drawn).items():
+        torch.testing.assert_close(term, sigmoid_terms(other, target, drawn=drawn)[name])
+    other[1, 2] += 5
+    assert sigmoid_terms(other, target, drawn=drawn)["dice"] != sigmoid_terms(LOGITS, target, drawn=drawn)["dice"]
+
+
+def test_an_overlapping_label_that_is_not_there_has_no_dice():
+    target, other = overlapping(), LOGITS.clone()
+    target[:, 2] = 0
+    other[:, 2] += 5
+    ours, theirs = sigmoid_terms(LOGITS, target), sigmoid_terms(other, target)
+    torch.testing.assert_close(ours["dice"], theirs["dice"])
+    assert theirs["cross_entropy"] > ours["cross_entropy"]
 
 
 @pytest.mark.parametrize("term", [cross_entropy, lambda a, b: soft_dice(a.exp(), b)])

@@ -23,6 +23,7 @@ from fewscan.exporting import export
 from fewscan.judge import looks
 from fewscan.judge.shift import FLOORS
 from fewscan.learn import infer
+from fewscan.learn.answers import Segmented
 from fewscan.learn.atlases import atlases_of
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import pick
@@ -56,7 +57,7 @@ def scan(seed: int, kind: Any = "peaks") -> Volume:
     return Volume(data, GRID, GRID, CHANNELS[: len(data)], kind)
 
 
-def answer(model: Model, image: Volume, *, tta: bool = False) -> infer.Segmented:
+def answer(model: Model, image: Volume, *, tta: bool = False) -> Segmented:
     predictor = infer.torch_predictor(model, pick("cpu"), tta=tta)
     return infer.segment(model, image, predictor=predictor, probabilities=True)
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fewscan import cli, white_matter
+from fewscan.data.bundles import SEGMENTATIONS, bundle_files, read_bundle, write_bundles
 from fewscan.data.io import write_image
 from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge.results import read_evaluation
@@ -20,15 +21,11 @@ from fewscan.space.geometry import Geometry, ras_geometry
 from fewscan.tracts.bundles import (
     EVALUATION,
     RECORD,
-    SEGMENTATIONS,
     TABLE,
-    bundle_files,
     evaluate_bundles,
-    read_bundle,
     score_bundle,
     score_ends,
     summary,
-    write_bundles,
 )
 from fewscan.tracts.streamlines import ends, read_streamlines, visited
 

@@ -13,6 +13,7 @@ from phantoms import brain, table
 from typer.testing import CliRunner
 
 from fewscan import cli
+from fewscan.data.bundles import bundle_files
 from fewscan.data.fields import read_field
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.field import Field, determinant, from_matrix
@@ -28,7 +29,6 @@ from fewscan.tracts.anatomy import (
     read_anatomy,
     warped,
 )
-from fewscan.tracts.bundles import bundle_files
 from fewscan.tracts.cohort import make_cohort, scan_of
 from fewscan.tracts.estimate import fit_tensors
 from fewscan.tracts.inputs import fill

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, dicom_labels, kinds, layouts, listing
+from fewscan.data import annotation, bundles, dicom_labels, kinds, layouts, listing
 from fewscan.data.io import label_values, peek, read_image, read_labels
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import check_same
@@ -37,7 +37,7 @@ class CaseFiles:
     images : tuple of Path
         One per channel; a DICOM series is its folder.
     label : Path, optional
-        Label map.
+        Label map, or a folder of masks that overlap.
     patient : str
         Cases of one patient never end up on both sides of a split.
     drawn : frozenset of int, optional
@@ -75,6 +75,8 @@ class Dataset:
         Cases set apart by the layout; never used for training.
     kind : {"scalar", "peaks", "tensor"}
         What the channels hold.
+    overlapping : bool
+        Whether labels are masks that may overlap.
     """
 
     root: Path
@@ -86,6 +88,7 @@ class Dataset:
     ignore: int | None = None
     test: tuple[CaseFiles, ...] = field(default=())
     kind: Kind = "scalar"
+    overlapping: bool = False
 
     @property
     def labelled(self) -> tuple[CaseFiles, ...]:
@@ -96,6 +99,25 @@ class Dataset:
     def unlabelled(self) -> tuple[CaseFiles, ...]:
         """Cases without one."""
         return tuple(c for c in self.cases if c.label is None)
+
+    def one_label_each(self, what: str) -> None:
+        """Refuse labels that overlap, where something cannot be done with them.
+
+        Parameters
+        ----------
+        what : str
+            What that is, in words.
+
+        Raises
+        ------
+        DataError
+            If labels overlap.
+        """
+        if self.overlapping:
+            raise DataError(
+                f"{self.root}: its bundles overlap, and {what} takes one label a voxel, so far; "
+                "train, predict, crossval and transfer take bundles"
+            )
 
 
 def find(root: Path) -> Dataset:
@@ -135,15 +157,10 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
     """
     kind, channels = kinds.kind_of(root, found)
     found = replace(found, channels=channels)
-    listed = found.names or _spoken([*found.pairs.values(), *found.test.values()])
-    values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
-    held = {i: _values(p, listed, found.ignore) for i, p in found.test.items() if p.label is not None}
-    present = frozenset[int]().union(*values.values(), *held.values())
-    if listed:
-        names = {v: n for v, n in listed.items() if v in present or not present}
+    if found.overlapping:
+        names, drawn = bundles.listed(root, {i: p.label for i, p in found.pairs.items() if p.label}, names=found.names)
     else:
-        names = {v: f"label {v}" for v in sorted(present)}
-    drawn = annotation.not_drawn({i: v & set(names) for i, v in values.items() if v}, names)
+        names, drawn = _single(found)
     drawn |= _stated(root, names, found.pairs)
     return Dataset(
         root=root,
@@ -155,7 +172,21 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
         ignore=found.ignore,
         test=tuple(CaseFiles(i, p.images, p.label, patient_of(i)) for i, p in found.test.items()),
         kind=kind,
+        overlapping=found.overlapping,
     )
+
+
+def _single(found: layouts.Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
+    """Labels that occur in label maps, and what was drawn in the cases that lack some."""
+    listed = found.names or _spoken([*found.pairs.values(), *found.test.values()])
+    values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
+    held = {i: _values(p, listed, found.ignore) for i, p in found.test.items() if p.label is not None}
+    present = frozenset[int]().union(*values.values(), *held.values())
+    if listed:
+        names = {v: n for v, n in listed.items() if v in present or not present}
+    else:
+        names = {v: f"label {v}" for v in sorted(present)}
+    return names, annotation.not_drawn({i: v & set(names) for i, v in values.items() if v}, names)
 
 
 def _spoken(pairs: Sequence[layouts.Pair]) -> dict[int, str]:
@@ -280,7 +311,9 @@ def load(case: CaseFiles, dataset: Dataset) -> Case:
     paths = case.images[0] if len(case.images) == 1 else case.images
     image = replace(read_image(paths, channels=dataset.channels), kind=dataset.kind)
     label = None
-    if case.label is not None:
+    if case.label is not None and dataset.overlapping:
+        label = bundles.read_bundles(case.label, names=dataset.names, like=image.geometry)
+    elif case.label is not None:
         label = read_labels(case.label, names=dataset.names, ignore=dataset.ignore, source=case.images[0])
         what = f"case {case.id}, {case.images[0].name} and its label map (`fewscan check DATA --fix DIR` can repair it)"
         check_same(image.geometry, label.geometry, what=what)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, cohort, dicom_labels
+from fewscan.data import annotation, bundles, cohort, dicom_labels
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.findings import Finding
 from fewscan.data.io import peek, read_labels, read_raw, whole
@@ -22,6 +22,7 @@ from fewscan.space.volume import IGNORE, Kind
 __all__ = ["Checkup", "Finding", "Row", "examine"]
 
 FULL, TINY = 0.9, 5
+DRAWN = "say which labels were drawn in drawn.json"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _decisions(dataset: Dataset) -> list[Finding]:
                     case.id,
                     str(case.label or ""),
                     f"{', '.join(absent)}: taken as not drawn here, so training neither expects nor forbids it",
-                    "if it is truly absent, say which labels were drawn in drawn.json",
+                    "if it is truly absent, " + ("put an empty mask" if dataset.overlapping else DRAWN),
                 )
             )
     if not dataset.labelled:
@@ -169,7 +170,7 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     parts = [
         part for path in case.images if (part := _image(path, case.id, (volumes, dataset.kind), found)) is not None
     ]
-    label = _label(case, dataset, found)
+    label = None if dataset.overlapping else _label(case, dataset, found)
     if len(parts) != len(case.images):
         return None, None, found
     native = parts[0][1]
@@ -190,13 +191,15 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
         found += list(_content(label[0], case, dataset))
         counts, centres = cohort.measure(label[0], label[1])
         label_hash = _hash(label[0]) if counts else ""
+    if case.label is not None and dataset.overlapping:
+        counts, centres, label_hash = _bundles(case, dataset, geometry, found)
     millilitres = {dataset.names.get(v, f"label {v}"): n * geometry.voxel_mm3 / 1000 for v, n in counts.items()}
     shown = tuple(round(s, 4) for s in geometry.spacing)
     row = Row(case.id, role, geometry.shape, shown, native.axis_codes, str(data.dtype), low, high, millilitres)
     scale = float(np.percentile(finite.ravel(order="K")[:: max(1, finite.size // 50_000)], 99)) if finite.size else 0.0
     hashes = "".join(_hash(part) for part, _ in parts)
     files = (str(case.images[0]), str(case.label or ""))
-    volume_mm3 = {v: n * label[1].voxel_mm3 for v, n in counts.items()} if label is not None else {}
+    volume_mm3 = {v: n * (geometry if label is None else label[1]).voxel_mm3 for v, n in counts.items()}
     fact = cohort.Facts(
         case.id, case.patient, role, files, geometry.spacing, scale, hashes, label_hash, volume_mm3, centres
     )
@@ -274,6 +277,35 @@ def _label(case: CaseFiles, dataset: Dataset, found: list[Finding]) -> tuple[NDA
         return None
     ordered, geometry = to_ras(label, native)
     return np.ascontiguousarray(ordered, dtype=np.uint16), geometry
+
+
+def _bundles(
+    case: CaseFiles, dataset: Dataset, geometry: Geometry, found: list[Finding]
+) -> tuple[dict[int, int], dict[int, NDArray[np.float64]], str]:
+    """Voxels and centroid of each mask, and the hash of all; faults go into ``found``."""
+    assert case.label is not None
+    files = bundles.bundle_files(case.label)
+    counts: dict[int, int] = {}
+    centres: dict[int, NDArray[np.float64]] = {}
+    digest = hashlib.sha256()
+    for value, name in dataset.names.items():
+        if name not in files:
+            continue
+        try:
+            mask, own = bundles.read_bundle(files[name])
+        except FewscanError as error:
+            found.append(_unreadable("label-unreadable", case.id, files[name], error))
+            continue
+        found += _grids(geometry, own, case.id, files[name], "mask")
+        number, middle = cohort.measure(mask.astype(np.uint16), own)
+        if number:
+            counts[value], centres[value] = number[1], middle[1]
+            digest.update(np.packbits(mask).data)
+        else:
+            said = "the mask is empty: the bundle is taken as absent"
+            remedy = "if it was not looked for, take the file away"
+            found.append(Finding("label-empty", "note", case.id, str(files[name]), said, remedy))
+    return counts, centres, digest.hexdigest() if counts else ""
 
 
 def _grids(a: Geometry, b: Geometry, case: str, path: Path, what: str) -> list[Finding]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data import dicom_labels
+from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dicom import is_series
 from fewscan.data.headers import suffix_of
 from fewscan.data.listing import RECORD, read_listing, recorded_channels, stated
@@ -24,7 +25,7 @@ LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|label|labels|labelmap|mask|
 CHANNEL_TAIL = re.compile(r"^(.+)_(\d{4})$")
 UNDERSTOOD = (
     "images/ + labels/, imagesTr/ + labelsTr/ (nnU-Net, MSD), BIDS with derivatives/, files with _seg, _label or _mask "
-    "in their names, folders of DICOM series or of fewscan tracts inputs"
+    "in their names, folders of DICOM series or of fewscan tracts inputs, these also with bundle_segmentations/"
 )
 
 
@@ -37,7 +38,7 @@ class Pair:
     images : tuple of Path
         One per channel; a DICOM series is its folder.
     label : Path, optional
-        Label map.
+        Label map, or a folder of masks that overlap.
     """
 
     images: tuple[Path, ...]
@@ -62,6 +63,8 @@ class Found:
         Modality as far as the layout names it.
     ignore : int, optional
         Label value that means "not looked at".
+    overlapping : bool
+        Whether labels are masks that may overlap.
     """
 
     layout: str
@@ -71,6 +74,7 @@ class Found:
     channels: tuple[str, ...] = ()
     hint: str = ""
     ignore: int | None = None
+    overlapping: bool = False
 
 
 def stem_of(path: Path) -> str:
@@ -280,17 +284,29 @@ def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
 
 
 def _tracts(root: Path) -> Found | None:
-    """Folders that `fewscan tracts inputs` wrote, with a label map in each; dataset.json says which of the images."""
-    folders = sorted(p for p in root.iterdir() if (p / RECORD).is_file())
+    """Folders that `fewscan tracts inputs` wrote, each with a label map or masks of bundles; dataset.json says which of
+    the images."""
+    masked = {p for p in root.iterdir() if p.is_dir() and bundle_files(p)}
+    folders = sorted({p for p in root.iterdir() if (p / RECORD).is_file()} | masked)
     if not folders:
         return None
     name, pairs = TRACT_IMAGES[stated(root) or "peaks"], {}
     for folder in folders:
+        if not (folder / RECORD).is_file():
+            raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {RECORD}; make it with `fewscan tracts inputs`")
         labels = [f for f in entries(folder) if f.is_file() and stem_of(f).lower() in LABEL_STEMS]
+        if labels and masked:
+            raise DataError(f"{labels[0]}: a label map where others have {SEGMENTATIONS}/; keep one of the two kinds")
+        label = folder / SEGMENTATIONS if folder in masked else next(iter(labels), None)
         if (folder / name).is_file():
-            pairs[folder.name] = Pair((folder / name,), labels[0] if labels else None)
+            pairs[folder.name] = Pair((folder / name,), label)
+        elif folder in masked:
+            raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {name}; make it with `fewscan tracts inputs`")
     channels = recorded_channels(next(iter(pairs.values())).images[0]) if pairs else ()
-    return Found("folders of fewscan tracts inputs", pairs, names=read_listing(root)["names"], channels=channels)
+    listing = read_listing(root)["names"]
+    if not masked:
+        return Found("folders of fewscan tracts inputs", pairs, names=listing, channels=channels)
+    return Found(f"folders with {SEGMENTATIONS}/", pairs, names=listing, channels=channels, overlapping=True)
 
 
 def _flat(root: Path) -> Found | None:

@@ -72,9 +72,11 @@ def fix(dataset: Dataset, checkup: Checkup, *, out: Path) -> list[Change]:
     Raises
     ------
     DataError
-        If ``out`` holds something already, lies among the originals, or nothing would be left to write.
+        If ``out`` holds something already, lies among the originals, nothing would be left to write, or labels overlap.
     """
     out = Path(out)
+    if dataset.overlapping:
+        raise DataError(f"{dataset.root}: masks of bundles are not repaired; write them anew, or take the case out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: holds something already; name a new folder for the repaired copy")
     if out.resolve() == dataset.root.resolve() or dataset.root.resolve() in out.resolve().parents:

@@ -42,6 +42,7 @@ def write_nnunet(dataset: Dataset, folder: Path) -> list[str]:
     list of str
         What nnU-Net's format cannot say, one sentence each.
     """
+    dataset.one_label_each("a data set of nnU-Net")
     names = dict(sorted(dataset.names.items()))
     numbers = np.zeros(IGNORE + 1, np.uint16)
     for number, value in enumerate(names, start=1):

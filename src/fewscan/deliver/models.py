@@ -58,7 +58,7 @@ def write_onnx(model: Model, path: Path) -> float:
     ConfigError
         If a package is missing.
     ModelError
-        If the model has no segmenter or takes directions, or ONNX Runtime's answer differs.
+        If the model has no segmenter, takes directions or gives labels that overlap, or ONNX Runtime's answer differs.
     """
     network = _segmenter(model)
     try:
@@ -101,7 +101,8 @@ def write_monai(model: Model, folder: Path) -> float:
     Raises
     ------
     ModelError
-        If the model has no segmenter or takes directions, or the bundle's network answers otherwise.
+        If the model has no segmenter, takes directions or gives labels that overlap, or the bundle's network answers
+        otherwise.
     """
     network = _segmenter(model)
     for part in ("configs", "models", "docs", "scripts"):
@@ -132,6 +133,11 @@ def _segmenter(model: Model) -> nn.Module:
     if model.plan.kind != "scalar":
         raise ModelError(
             f"{model.path}: it takes directions, which no other program turns into its input; use fewscan predict"
+        )
+    if model.plan.overlapping:
+        raise ModelError(
+            f"{model.path}: its labels overlap, and other programs would take one a voxel of its answers; "
+            "use fewscan predict"
         )
     return model.segmenter.to("cpu").eval()
 

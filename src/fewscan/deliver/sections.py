@@ -12,10 +12,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fewscan.data import io
+from fewscan.data.bundles import bundle_files
 from fewscan.data.dicom_labels import is_label
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
-from fewscan.errors import FewscanError
+from fewscan.errors import DataError, FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
 from fewscan.naming import label_names
@@ -284,6 +285,8 @@ def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArra
     """
     beside = directory / "predictions" / case.prediction.name
     predicted, drawn = lies_at(case.prediction, directory, beside), lies_at(case.reference, directory)
+    if bundle_files(drawn):
+        raise DataError(f"{case.id}: bundles overlap, and pictures show one label a voxel; look at a mask in a viewer")
     source = None if case.image is None else lies_at(case.image, directory)
     names = (label_names(predicted)[0] or label_names(drawn)[0]) if is_label(drawn) else None
     reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=source)

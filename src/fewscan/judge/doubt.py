@@ -79,14 +79,15 @@ def signs_of(answers: Sequence[Tensor], plan: Plan) -> dict[str, dict[str, float
     plan : Plan
         Label names.
     """
-    masks = [answer.argmax(0) for answer in answers]
+    likeliest = [answer.argmax(0) for answer in answers]
     found = {}
     for k, name in enumerate(plan.names.values(), start=1):
-        inside = masks[0] == k
+        masks = [answer[k] > 0.5 for answer in answers] if plan.overlapping else [best == k for best in likeliest]
+        inside = masks[0]
         if not bool(inside.any()):
             continue
         probs, size = answers[0][k], float(inside.sum())
-        steady = [dice(inside.numpy(), (other == k).numpy()) for other in masks[1:]]
+        steady = [dice(inside.numpy(), other.numpy()) for other in masks[1:]]
         sharp = 2 * float(probs[inside].sum()) / (float(probs.sum()) + size)
         found[name] = {"sharp": sharp, "steady": float(np.mean(steady)) if steady else 1.0}
     return found

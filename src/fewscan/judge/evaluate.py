@@ -11,6 +11,7 @@ from typing import Any
 
 from fewscan.data import io
 from fewscan.data.annotation import mark_blank
+from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom import is_series
 from fewscan.data.dicom_labels import is_label
@@ -87,6 +88,8 @@ def evaluate(
     GeometryError
         If a prediction is on another grid than its reference.
     """
+    if predictions.is_dir() and any(bundle_files(folder) for folder in (predictions, *predictions.iterdir())):
+        raise DataError(f"{predictions}: holds bundles, a mask each; judge them with `fewscan tracts evaluate`")
     found, sources = _references(labels)
     pairs, unmatched = _pair(predictions, labels, found)
     names, ignore = _listed(labels, names, ignore)

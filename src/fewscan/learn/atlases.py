@@ -46,8 +46,9 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     Raises
     ------
     DataError
-        If nothing is labelled, or labels or channels are not those of the model.
+        If nothing is labelled, labels overlap, or labels or channels are not those of the model.
     """
+    dataset.one_label_each("personalisation")
     if not dataset.labelled:
         raise DataError(f"{dataset.root}: no labelled case, so there is no atlas; put a label map beside an image")
     if (len(dataset.channels), dataset.kind) != (len(plan.channels), plan.kind):

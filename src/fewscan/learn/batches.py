@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from fewscan.learn import augment
+from fewscan.learn import augment, overlap
 from fewscan.learn.channels import entry
 from fewscan.learn.config import AugmentConfig
-from fewscan.learn.plan import Plan, to_index
+from fewscan.learn.plan import MANY_LABELS, Plan, to_index
 from fewscan.space import directions
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Case, Kind, Volume, one_hot, resample
@@ -32,7 +32,8 @@ class Batch(NamedTuple):
     images : (B, C, X, Y, Z) float
         Augmented patches.
     labels : (B, K, X, Y, Z) float
-        Soft one-hot, background first; all 0 where nobody looked.
+        Soft one-hot, background first; all 0 where nobody looked. Of labels that overlap: first whether a voxel was
+        looked at, then a mask each.
     drawn : (B, K) bool
         Labels that were looked for.
     ids : tuple of str
@@ -56,7 +57,7 @@ class Prepared:
     image : (C, X, Y, Z) float32
         Normalised; of directions their matrices along the grid's axes.
     label : (X, Y, Z) int16, optional
-        Class indices, -1 where nobody looked.
+        Class indices, or combinations of them; -1 where nobody looked.
     places : tuple of (N,) int
         For each class, flat positions of a sample of its voxels; class 0 is background.
     counts : tuple of int
@@ -65,6 +66,8 @@ class Prepared:
         Classes that were looked for.
     kind : {"scalar", "peaks", "tensor"}
         Of the image.
+    table : (N + 1, K) bool, optional
+        Of labels that overlap: what the combinations stand for (`learn.overlap`).
     """
 
     id: str
@@ -74,6 +77,7 @@ class Prepared:
     counts: tuple[int, ...]
     drawn: NDArray[np.bool_]
     kind: Kind = "scalar"
+    table: NDArray[np.bool_] | None = None
 
     @property
     def guide(self) -> NDArray[np.float32]:
@@ -103,11 +107,15 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     if case.label is None:
         empty = tuple(np.zeros(0, np.int64) for _ in drawn)
         return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, (0,) * len(drawn), drawn, plan.kind)
-    index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
+    table = None
+    if case.label.table is not None:
+        index, table = overlap.resampled(*overlap.coded(case.label, plan.names), shape=target)
+    else:
+        index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
     label_path = folder / f"{case.id}.label.npy"
     np.save(label_path, index)
     done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn, plan.kind)
-    return labelled_as(done, np.load(label_path, mmap_mode="r"))
+    return labelled_as(done, np.load(label_path, mmap_mode="r"), table=table)
 
 
 def on_plan(image: Volume, plan: Plan) -> Tensor:
@@ -138,7 +146,7 @@ def bytes_on_plan(image: Volume, plan: Plan, *, values: int) -> int:
     return int(np.prod(with_spacing(image.geometry, plan.spacing).shape)) * 4 * values
 
 
-def labelled_as(case: Prepared, index: NDArray[np.int16]) -> Prepared:
+def labelled_as(case: Prepared, index: NDArray[np.int16], *, table: NDArray[np.bool_] | None = None) -> Prepared:
     """The case with these labels.
 
     Parameters
@@ -146,15 +154,17 @@ def labelled_as(case: Prepared, index: NDArray[np.int16]) -> Prepared:
     case : Prepared
         With or without labels.
     index : (X, Y, Z) int16
-        Class indices, -1 where nobody knows.
+        Class indices, or combinations of them; -1 where nobody knows.
+    table : (N + 1, K) bool, optional
+        What combinations stand for.
     """
     rng = np.random.default_rng(0)
     places, counts = [], []
     for k in range(len(case.drawn)):
-        flat = np.flatnonzero(index == k)
+        flat = np.flatnonzero(index == k if table is None else overlap.mask(index, table, k=k))
         counts.append(len(flat))
         places.append(rng.choice(flat, SEEN_SAMPLES, replace=False) if len(flat) > SEEN_SAMPLES else flat)
-    return replace(case, label=index, places=tuple(places), counts=tuple(counts))
+    return replace(case, label=index, places=tuple(places), counts=tuple(counts), table=table)
 
 
 def resample_index(index: NDArray[np.int16], shape: Shape, *, classes: int) -> NDArray[np.int16]:
@@ -240,15 +250,14 @@ class PatchBatches:
 
     def __call__(self, rng: Generator) -> Batch:
         """Draw a batch; the same generator state gives the same batch."""
-        images, labels, drawn, ids = [], [], [], []
+        images, labels, chosen = [], [], []
         for _ in range(self.batch):
             case = self.cases[int(torch.randint(len(self.cases), (1,), generator=rng))]
             centre = self._centre(case, rng)
             assert case.label is not None
             images.append(torch.from_numpy(crop(case.image, centre, size=self.source)))
             labels.append(torch.from_numpy(crop_label(case.label, centre, size=self.source)))
-            drawn.append(torch.from_numpy(case.drawn))
-            ids.append(case.id)
+            chosen.append(case)
         source = torch.stack(images).to(self.device, non_blocking=True)
         index = torch.stack(labels).to(self.device, non_blocking=True)
         params = augment.sample(
@@ -256,18 +265,29 @@ class PatchBatches:
             mirror=self.plan.mirror and self.config.mirror == "auto",
         )  # fmt: skip
         kind, shape = self.plan.kind, self.plan.patch
-        if self.plan.weights:  # many labels: one nearest-neighbour channel is far cheaper than a linear one for each
+        crowded = self.plan.overlapping and len(self.plan.names) > MANY_LABELS
+        if self.plan.weights or crowded:  # many labels: one nearest-neighbour channel is far cheaper than linear ones
             number = (index[:, None] + 1).float()  # 0 is "nobody looked", also beyond the border
             patch, number = augment.spatial(
                 params, source, labels=number, shape=self.plan.patch, nearest=True, kind=kind
             )
-            target = one_hot(number[:, 0].long() - 1, self.plan.classes)
+            target = self._masks(number[:, 0].long() - 1, chosen)
         else:
-            masks = one_hot(index, self.plan.classes)
+            masks = self._masks(index, chosen)
             patch, target = augment.spatial(params, source, labels=masks, shape=shape, kind=kind)
         target = swap_sides(target, params.mirror, pairs=self.plan.pairs)
-        known = swap_sides(torch.stack(drawn), params.mirror, pairs=self.plan.pairs)
-        return Batch(augment.intensity(params, patch, kind=kind), target, known, tuple(ids))
+        drawn = torch.stack([torch.from_numpy(case.drawn) for case in chosen])
+        known = swap_sides(drawn, params.mirror, pairs=self.plan.pairs)
+        ids = tuple(case.id for case in chosen)
+        return Batch(augment.intensity(params, patch, kind=kind), target, known, ids)
+
+    def _masks(self, index: Tensor, cases: Sequence[Prepared]) -> Tensor:
+        """Class indices, or combinations of each case's own table, (B, X, Y, Z) to a mask each (B, K, X, Y, Z)."""
+        if not self.plan.overlapping:
+            return one_hot(index, self.plan.classes)
+        tables = [torch.from_numpy(case.table).to(index.device) for case in cases if case.table is not None]
+        held = [table.T[:, one.long()] for one, table in zip(index, tables, strict=True)]
+        return torch.stack(held).float()
 
     def _centre(self, case: Prepared, rng: Generator) -> list[int]:
         """A voxel to centre the crop on, kept so far inside that the patch stays on the grid where it can."""

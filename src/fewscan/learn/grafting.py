@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fewscan.data.dataset import load
 from fewscan.data.dicom_labels import plain_name
 from fewscan.errors import ModelError
+from fewscan.learn import overlap
 from fewscan.learn.batches import resample_index
 from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
@@ -173,7 +174,7 @@ def plan_of(request: Request) -> Plan:
     ResourceError
         If even the smallest patch needs more memory than allowed.
     ModelError
-        If the data hold channels of another kind than the model takes.
+        If the data hold channels of another kind than the model takes, or labels overlap in one of the two only.
     """
     assert request.base is not None
     base, data = request.base.plan, request.dataset
@@ -182,6 +183,12 @@ def plan_of(request: Request) -> Plan:
         raise ModelError(
             f"{data.root}: {len(data.channels)} channel(s) of {said(data.kind)}, the model takes {len(base.channels)} "
             f"of {said(base.kind)}; it cannot start from one for the other"
+        )
+    if base.overlapping != data.overlapping:
+        ways = ("one label a voxel", "labels that overlap")
+        raise ModelError(
+            f"{data.root} holds {ways[data.overlapping]}, the model gives {ways[base.overlapping]}; "
+            "train a model of its own"
         )
     own = make_plan(request)
     own = replace(own, channels=base.channels) if vectors else own
@@ -210,9 +217,17 @@ def _lost(cases: Sequence[Case], own: Plan, spacing: tuple[float, float, float])
     rows: dict[int, list[float]] = {}
     for case in cases:
         assert case.label is not None
-        index = to_index(case.label.data, own)
         there = with_spacing(case.image.geometry, spacing).shape
-        x, y, z = index.shape
+        x, y, z = case.label.data.shape
+        if case.label.table is not None:
+            first = overlap.coded(case.label, own.names)
+            second = overlap.resampled(*overlap.resampled(*first, shape=there), shape=(x, y, z))
+            for k in range(1, own.classes):
+                a, b = overlap.mask(*first, k=k), overlap.mask(*second, k=k)
+                if a.any():
+                    rows.setdefault(k, []).append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
+            continue
+        index = to_index(case.label.data, own)
         back = resample_index(resample_index(index, there, classes=own.classes), (x, y, z), classes=own.classes)
         for k in np.unique(index[index > 0]).tolist():
             a, b = index == k, back == k

@@ -10,17 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-import cc3d
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fewscan.learn.answers import Segmented, decided, empty, keep_sole_pieces, shares
 from fewscan.learn.batches import swap_sides
 from fewscan.learn.channels import entry
 from fewscan.learn.checkpoint import Model
@@ -29,28 +26,11 @@ from fewscan.learn.plan import Plan
 from fewscan.learn.windows import bell, starts, window_shape
 from fewscan.space import directions
 from fewscan.space.geometry import Shape, with_spacing
-from fewscan.space.volume import Volume, axis_weights, bounding_box, resample_by
+from fewscan.space.volume import Volume, axis_weights, resample_by
 
 WORKING_MEMORY = 1 << 30
-SPECK = 0.5  # of the largest piece: smaller ones are dropped where training labels were always one piece
 
 Predictor = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Segmented:
-    """A predicted scan, on the scan's own grid in RAS+ order.
-
-    Parameters
-    ----------
-    label : (X, Y, Z) uint8 or uint16
-        Label values.
-    probs : (K, X, Y, Z) uint8, optional
-        Probability of each class in 255ths, background first.
-    """
-
-    label: NDArray[Any]
-    probs: NDArray[np.uint8] | None
 
 
 def torch_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> Predictor:
@@ -116,13 +96,15 @@ def probabilities(image: Tensor, plan: Plan, *, predictor: Predictor) -> Tensor:
     pad = [side for m in reversed(margin) for side in (m // 2, m - m // 2)]
     padded = F.pad(image[None].float(), pad, mode="replicate") if any(pad) else image[None].float()
     total = torch.zeros(plan.classes, *padded.shape[2:])
+    weight = torch.zeros(padded.shape[2:])
     profile = bell(window)
     for corner in itertools.product(*[starts(n, w) for n, w in zip(padded.shape[2:], window, strict=True)]):
         box = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
-        total[(slice(None), *box)] += predictor(padded[(slice(None), slice(None), *box)])[0].softmax(0) * profile
+        total[(slice(None), *box)] += shares(predictor(padded[(slice(None), slice(None), *box)])[0], plan) * profile
+        weight[box] += profile
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(margin, grid, strict=True))
     total = total[(slice(None), *inside)]
-    return total / total.sum(0)
+    return total / (weight[inside] if plan.overlapping else total.sum(0))
 
 
 def labels_from(probs: Tensor, plan: Plan, *, shape: Shape, probabilities: bool = False) -> Segmented:
@@ -139,8 +121,7 @@ def labels_from(probs: Tensor, plan: Plan, *, shape: Shape, probabilities: bool 
     probabilities : bool
         Keep the probabilities too; they take a byte per class and voxel.
     """
-    values = np.array([0, *plan.names], dtype=np.uint16 if max(plan.names, default=0) > 255 else np.uint8)
-    label = np.zeros(shape, dtype=values.dtype)
+    label = empty(shape, plan)
     kept = np.zeros((len(probs), *shape), dtype=np.uint8) if probabilities else None
     wx, wy, wz = (axis_weights(n, m) for n, m in zip(probs.shape[1:], shape, strict=True))
     rows = max(1, 8_000_000 // (len(probs) * shape[1] * shape[2]))
@@ -148,7 +129,7 @@ def labels_from(probs: Tensor, plan: Plan, *, shape: Shape, probabilities: bool 
         high = min(low + rows, shape[0])
         first, last, part = _support(wx, low, high)
         piece = resample_by(probs[:, first:last], [part, wy, wz])
-        label[low:high] = values[piece.argmax(0).numpy()]
+        label[..., low:high, :, :] = decided(piece, plan, half=0.5)
         if kept is not None:
             kept[:, low:high] = (piece * 255).round().to(torch.uint8).numpy()
     return Segmented(keep_sole_pieces(label, plan), kept)
@@ -275,8 +256,7 @@ def segment(
     """
     plan = model.plan
     scan = _Scan(volume, plan)
-    values = np.array([0, *plan.names], dtype=np.uint16 if max(plan.names, default=0) > 255 else np.uint8)
-    label = np.zeros(scan.native, dtype=values.dtype)
+    label = empty(scan.native, plan)
     probs = np.zeros((plan.classes, *scan.native), dtype=np.uint8) if probabilities else None
     tiles = _tiles(scan, plan.classes, memory)
     for i, (a, b) in enumerate(tiles):
@@ -288,9 +268,9 @@ def segment(
         span_low, span_high, wy = _support(scan.back[1], a, b)
         rows = _rows(scan, predictor, classes=plan.classes, span=(span_low, span_high), batch=batch, tick=tick)
         for low, high, logits in _to_native(scan, rows, wy=wy, width=b - a):
-            label[low:high, a:b] = values[logits.argmax(0).numpy()]
+            label[..., low:high, a:b, :] = decided(logits, plan, half=0.0)
             if probs is not None:
-                probs[:, low:high, a:b] = (logits.softmax(0) * 255).round().to(torch.uint8).numpy()
+                probs[:, low:high, a:b] = (shares(logits, plan) * 255).round().to(torch.uint8).numpy()
     return Segmented(keep_sole_pieces(label, plan), probs)
 
 
@@ -317,33 +297,6 @@ def _to_native(
         if next_row < scan.native[0]:
             needed = _support(scan.back[0], next_row, next_row + 1)[0]
             held, held_from = held[:, max(0, needed - held_from) :].clone(), max(needed, held_from)
-
-
-def keep_sole_pieces(label: NDArray[Any], plan: Plan) -> NDArray[Any]:
-    """Drop specks of labels that were one connected piece in every training case.
-
-    Parameters
-    ----------
-    label : (X, Y, Z) int
-        Label values; changed in place and returned.
-    plan : Plan
-        Knows which labels.
-    """
-    values = [0, *plan.names]
-    for k in plan.sole:
-        box = bounding_box(label == values[k], margin=1)
-        inside = label[box] == values[k]
-        if not inside.any():
-            continue
-        pieces = cc3d.connected_components(inside, connectivity=26)
-        sizes = np.zeros(int(pieces.max()) + 1, dtype=np.int64)
-        for slab in pieces:  # one at a time: counting takes eight bytes a voxel
-            sizes += np.bincount(slab.reshape(-1), minlength=len(sizes))
-        sizes[0] = 0
-        speck = (sizes > 0) & (sizes < SPECK * sizes.max())
-        for row, slab in zip(label[box], pieces, strict=True):
-            row[speck[slab]] = 0
-    return label
 
 
 def fastest_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> Predictor:

@@ -80,22 +80,39 @@ def soft_dice(probs: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     return ((1 - dice) * there).sum() / there.sum().clamp(min=1)
 
 
-def sigmoid_terms(logits: Tensor, target: Tensor, *, seen: Tensor) -> dict[str, Tensor]:
-    """Dice and cross-entropy for labels that may overlap: one independent sigmoid a channel, no background.
+def sigmoid_terms(logits: Tensor, target: Tensor, *, drawn: Tensor | None = None) -> dict[str, Tensor]:
+    """Dice and cross-entropy of labels that may overlap: an independent sigmoid each, no background.
+
+    The cross-entropy is summed over labels, so that the slope on each logit is that of a softmax. As in `soft_dice`, a
+    label that the batch does not hold counts in the cross-entropy only.
 
     Parameters
     ----------
     logits : (B, K, X, Y, Z) float
-        Network output.
+        Network output; the first channel means nothing.
     target : (B, K, X, Y, Z) float
-        One mask a channel.
-    seen : (B, 1, X, Y, Z) float
-        1 where the voxel was looked at.
+        How much of a voxel was looked at, then a soft mask of each label.
+    drawn : (B, K) bool, optional
+        Labels that were looked for in each case; all when None. The others do not count.
+
+    Examples
+    --------
+    >>> target = torch.ones(1, 3, 4, 4, 4); target[:, 1, 2:] = 0; target[:, 2, 3:] = 0
+    >>> terms = sigmoid_terms(60 * target - 30, target)
+    >>> [round(term.item(), 4) for term in terms.values()]
+    [0.0, 0.0]
     """
-    logits = logits.float()
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * seen
-    probs = logits.sigmoid() * seen
-    axes = (0, 2, 3, 4)
-    dice = (2 * (probs * target).sum(axes) + 1) / (probs.sum(axes) + (target * seen).sum(axes) + 1)
-    count = (seen.sum() * logits.shape[1]).clamp(min=1)
-    return {"dice": (1 - dice).mean(), "cross_entropy": loss.sum() / count}
+    seen, masks, logits = target[:, :1], target[:, 1:], logits[:, 1:].float()
+    looked = seen.expand_as(masks)
+    if drawn is not None and not bool(drawn.all()):
+        asked = drawn[:, 1:, None, None, None].to(masks)
+        looked, masks = looked * asked, masks * asked
+    loss = masks * F.softplus(-logits) + (looked - masks) * F.softplus(logits)
+    probs, axes = logits.sigmoid(), (0, 2, 3, 4)
+    held = masks.sum(axes)
+    dice = (2 * (probs * masks).sum(axes) + 1) / ((probs * looked).sum(axes) + held + 1)
+    there = (held > 0.5).float()
+    return {
+        "dice": ((1 - dice) * there).sum() / there.sum().clamp(min=1),
+        "cross_entropy": loss.sum() / seen.sum().clamp(min=1),
+    }

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.errors import DataError
-from fewscan.learn import symmetry
+from fewscan.learn import overlap, symmetry
 from fewscan.learn.config import Settings
 from fewscan.learn.intensity import Scaling, scaling_of, some
 from fewscan.learn.networks import Triple
@@ -67,6 +67,8 @@ class Plan:
         Weight of each class in the cross-entropy, background first; empty when all count alike.
     kind : {"scalar", "peaks", "tensor"}
         What the channels hold.
+    overlapping : bool
+        Whether a voxel may hold several labels: each is then answered for itself.
     """
 
     names: Mapping[int, str]
@@ -83,6 +85,7 @@ class Plan:
     sole: tuple[int, ...]
     weights: tuple[float, ...] = ()
     kind: Kind = "scalar"
+    overlapping: bool = False
 
     @property
     def width(self) -> int:
@@ -104,6 +107,8 @@ class Plan:
         plain = dataclasses.asdict(self) | {"names": {str(k): v for k, v in self.names.items()}}
         if self.kind == "scalar":
             del plain["kind"]  # as models were written before there were others
+        if not self.overlapping:
+            del plain["overlapping"]
         return plain
 
 
@@ -134,6 +139,7 @@ def derive(
     settings: Settings,
     gpu: bool,
     kind: Kind = "scalar",
+    overlapping: bool = False,
 ) -> Plan:
     """Derive the plan from the labelled cases.
 
@@ -153,6 +159,8 @@ def derive(
         Whether a GPU will train.
     kind : {"scalar", "peaks", "tensor"}
         What the channels hold.
+    overlapping : bool
+        Whether a voxel may hold several labels.
 
     Raises
     ------
@@ -160,7 +168,7 @@ def derive(
         If there is no labelled case.
     """
     ordered = dict(sorted(names.items()))
-    spacings, shapes, tissue, air, mirrored, single, counts = [], [], [], [], [], [], []
+    spacings, shapes, tissue, air, seen = [], [], [], [], []
     for case in cases:
         label = np.zeros(case.image.geometry.shape, np.uint16) if case.label is None else case.label.data
         spacings.append(case.image.geometry.spacing)
@@ -168,11 +176,8 @@ def derive(
         structure = (label > 0) & (label != IGNORE)
         tissue.append([some(channel[structure]) for channel in case.image.data])
         air.append([float(np.quantile(some(channel.reshape(-1)), 0.05)) < AIR_HU for channel in case.image.data])
-        index = to_index(label, ordered)
         picture = case.image.data if kind == "scalar" else directions.raw_sizes(case.image.data, kind)
-        mirrored.append(symmetry.examine(picture[0], index, classes=len(ordered) + 1))
-        single.append(_single_components(index, len(ordered) + 1))
-        counts.append(np.bincount(index[index >= 0], minlength=len(ordered) + 1))
+        seen.append(_look(case, picture[0], ordered))
     if not spacings:
         raise DataError("no labelled case to learn from; put a label map beside at least one image")
     spacing = np.median(spacings, 0)
@@ -181,7 +186,7 @@ def derive(
     spacing = coarsen(spacing, np.median(shapes, 0), most=voxels * LARGEST_GRID)
     extent = np.median(shapes, 0) / spacing
     patch, kernels, strides = shape_network(extent, spacing, voxels=voxels, levels=len(settings.network.widths))
-    mirror, pairs = symmetry.verdict(mirrored, tuple(ordered.values()))
+    mirror, pairs = symmetry.verdict([one.mirrored for one in seen], tuple(ordered.values()))
     is_ct = [modality == "ct" or float(np.mean([a[c] for a in air])) > 0.5 for c in range(len(channels))]
     scaling = tuple(scaling_of([t[c] for t in tissue], is_ct=is_ct[c]) for c in range(len(channels)))
     return Plan(
@@ -196,10 +201,31 @@ def derive(
         strides=strides,
         mirror=mirror,
         pairs=pairs,
-        sole=tuple(k for k in range(1, len(ordered) + 1) if all(k in s for s in single)),
-        weights=class_weights(np.sum(counts, axis=0)),
+        sole=tuple(k for k in range(1, len(ordered) + 1) if all(k in one.single for one in seen)),
+        weights=() if overlapping else class_weights(np.sum([one.counts for one in seen], axis=0)),
         kind=kind,
+        overlapping=overlapping,
     )
+
+
+class _Seen(NamedTuple):
+    """What the labels of one case show: its mirror image, classes in one piece, voxels of each class."""
+
+    mirrored: symmetry.Mirrored
+    single: set[int]
+    counts: NDArray[np.int64]
+
+
+def _look(case: Case, picture: NDArray[Any], names: Mapping[int, str]) -> _Seen:
+    classes = len(names) + 1
+    if case.label is not None and case.label.table is not None:
+        index, table = overlap.coded(case.label, names)
+        single, counts = overlap.single(index, table, share=SOLE_COMPONENT), overlap.counts(index, table)
+        return _Seen(symmetry.examine(picture, index, classes=classes, table=table), single, counts)
+    label = np.zeros(case.image.geometry.shape, np.uint16) if case.label is None else case.label.data
+    index = to_index(label, names)
+    counts = np.bincount(index[index >= 0], minlength=classes)
+    return _Seen(symmetry.examine(picture, index, classes=classes), _single_components(index, classes), counts)
 
 
 def class_weights(counts: NDArray[np.int64]) -> tuple[float, ...]:

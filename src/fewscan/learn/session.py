@@ -85,7 +85,7 @@ def _derive(request: Request, settings: Settings) -> Plan:
     return derive(
         (load(case, data) for case in data.labelled or data.unlabelled),
         names=data.names, channels=data.channels, modality=data.modality,
-        settings=settings, gpu=request.hardware.device.type != "cpu", kind=data.kind,
+        settings=settings, gpu=request.hardware.device.type != "cpu", kind=data.kind, overlapping=data.overlapping,
     )  # fmt: skip
 
 
@@ -294,6 +294,7 @@ class Session:
             f"steps in {steps * per_step / 60:.1f} min; {memory}"
             + ("; left-right mirroring on" if plan.mirror else "")
             + ("" if plan.kind == "scalar" else f"; {said(plan.kind)}, turned with each patch")
+            + ("; labels overlap, each answered for itself" if plan.overlapping else "")
         )
 
     def finish(

@@ -37,7 +37,9 @@ class Mirrored:
     partner: tuple[int, ...]
 
 
-def examine(image: NDArray[Any], index: NDArray[np.int16], *, classes: int) -> Mirrored:
+def examine(
+    image: NDArray[Any], index: NDArray[np.int16], *, classes: int, table: NDArray[np.bool_] | None = None
+) -> Mirrored:
     """Compare a case with its mirror image.
 
     Parameters
@@ -48,6 +50,8 @@ def examine(image: NDArray[Any], index: NDArray[np.int16], *, classes: int) -> M
         Class indices.
     classes : int
         Number of classes, background included.
+    table : (N + 1, K) bool, optional
+        Of labels that overlap: what the indices stand for (`learn.overlap`).
     """
     box = bounding_box(index > 0)
     stride = tuple(slice(None, None, max(1, (s.stop - s.start) // 64)) for s in box)
@@ -56,6 +60,8 @@ def examine(image: NDArray[Any], index: NDArray[np.int16], *, classes: int) -> M
     a, b = picture - picture.mean(), picture[::-1] - picture.mean()
     likeness = float((a * b).sum() / max(float((a * a).sum()), 1e-12))
     flipped = labels[::-1]
+    if table is not None:
+        return Mirrored(likeness, _partners(labels, flipped, table))
     partner = [0]
     for k in range(1, classes):
         inside = labels == k
@@ -65,6 +71,20 @@ def examine(image: NDArray[Any], index: NDArray[np.int16], *, classes: int) -> M
         dice[0] = 0
         partner.append(int(dice.argmax()) if dice.max() > 0 else 0)
     return Mirrored(likeness, tuple(partner))
+
+
+def _partners(labels: NDArray[np.int16], flipped: NDArray[np.int16], table: NDArray[np.bool_]) -> tuple[int, ...]:
+    """For each class the one that its mirror image overlaps best; every two combinations that meet are counted once."""
+    rows = len(table)
+    both = (labels.astype(np.int64) % rows) * rows + flipped.astype(np.int64) % rows  # -1 is the last row
+    meetings, number = np.unique(both, return_counts=True)
+    here, there = (table[i].astype(np.float32) for i in (meetings // rows, meetings % rows))
+    here *= number[:, None].astype(np.float32)
+    met, sizes = here.T @ there, here.sum(0)  # voxels of each class that meet each other one; of each class
+    dice: NDArray[np.float32] = 2 * met / np.maximum(sizes[:, None] + sizes[None], 1)
+    dice[:, 0] = 0
+    best = np.where(dice.max(1) > 0, dice.argmax(1), 0)
+    return 0, *(int(k) for k in best[1:])
 
 
 def verdict(cases: Sequence[Mirrored], names: Sequence[str]) -> tuple[bool, tuple[tuple[int, int], ...]]:

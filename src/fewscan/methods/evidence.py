@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.judge.metrics import dice
@@ -29,6 +30,10 @@ def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor)
     config, spacing = session.settings.augment, session.plan.spacing
     params = augment.sample(config, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
     other = augment.intensity(params, image[None], kind=session.plan.kind)[0]
+    if session.plan.overlapping:
+        pairs = zip(*(_masks(one, session, predictor) for one in (image, other)), strict=True)
+        scores = [dice(a, b) for a, b in pairs if a.any() or b.any()]
+        return float(np.mean(scores)) if scores else 1.0
     return mean_dice(_answer(image, session, predictor), _answer(other, session, predictor))
 
 
@@ -66,3 +71,7 @@ def mean_dice(a: Tensor, b: Tensor) -> float:
 
 def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tensor:
     return infer.probabilities(image, session.plan, predictor=predictor).argmax(0)
+
+
+def _masks(image: Tensor, session: Session, predictor: infer.Predictor) -> NDArray[np.bool_]:
+    return np.asarray(infer.probabilities(image, session.plan, predictor=predictor)[1:] > 0.5, np.bool_)

@@ -114,8 +114,9 @@ def run(request: Request) -> Model:
     Raises
     ------
     DataError
-        If nothing is labelled, or there is one scan only.
+        If nothing is labelled, there is one scan only, or labels overlap.
     """
+    request.dataset.one_label_each("--method joint")
     with open_session(request, unlabelled=register.pool(request)) as session, stop_on_signals() as stop:
         config = session.settings.joint
         registrar = register.build(session)

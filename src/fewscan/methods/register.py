@@ -185,8 +185,9 @@ def run(request: Request) -> Model:
     Raises
     ------
     DataError
-        If there are fewer than two scans.
+        If there are fewer than two scans, or labels overlap.
     """
+    request.dataset.one_label_each("--method register")
     with open_session(request, unlabelled=pool(request), labels=False) as session:
         registrar = build(session)
         register = phase(session, registrar, cases=wholes(session, registrar), anatomy=bool(session.labelled))

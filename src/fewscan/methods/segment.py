@@ -84,6 +84,8 @@ def supervised(
     def objective(batch: Batch) -> Terms:
         with hardware.autocast():
             logits = network(batch.images)
+        if plan.overlapping:
+            return losses.sigmoid_terms(logits, batch.labels, drawn=batch.drawn)
         log_p = losses.log_probs(logits, batch.drawn)
         return {
             "dice": losses.soft_dice(log_p.exp(), batch.labels),

@@ -162,15 +162,15 @@ def score(model: Model, case: Case, *, hardware: Hardware) -> dict[str, float]:
         )
     channels = tuple(case.image.channels[c] for c in columns)
     image = Volume(case.image.data[columns], case.image.geometry, case.image.native, channels, case.image.kind)
-    answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware)).label
+    answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware))
     numbers = {plain_name(name): value for value, name in model.names.items()}
-    truth, looked = case.label.data, case.label.data != IGNORE
+    looked = case.label.data != IGNORE
     found = {}
     for value, name in case.label.names.items():
         if case.drawn is None or value in case.drawn:
             number = numbers.get(plain_name(name))
-            mask = np.zeros(truth.shape, bool) if number is None else (answer == number) & looked
-            if not np.isnan(overlap := dice(mask, truth == value)):
+            mask = np.zeros(looked.shape, bool) if number is None else answer.mask(number, model.plan) & looked
+            if not np.isnan(overlap := dice(mask, case.label.mask(value))):
                 found[name] = overlap
     return found
 

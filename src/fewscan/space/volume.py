@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.errors import GeometryError
+from fewscan.space.combinations import mask_of
 from fewscan.space.geometry import Geometry, Shape
 
 Kind = Literal["scalar", "peaks", "tensor"]
@@ -64,16 +65,18 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Labelmap:
-    """One label per voxel, voxel axes in RAS+ order.
+    """One label per voxel, or one combination of labels that overlap; voxel axes in RAS+ order.
 
     Parameters
     ----------
     data : (X, Y, Z) uint16
-        0 background, `IGNORE` not looked at, anything else a label.
+        0 background, `IGNORE` not looked at, anything else a label, or a combination of labels.
     geometry : Geometry
         Grid of ``data``.
     names : mapping of int to str
         Label value to name, without background and `IGNORE`.
+    table : (N, L) bool, optional
+        Of combinations: for each one the labels that it holds, in the order of the names (`space.combinations`).
 
     Raises
     ------
@@ -84,10 +87,25 @@ class Labelmap:
     data: NDArray[np.uint16]
     geometry: Geometry
     names: Mapping[int, str]
+    table: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.data.shape != self.geometry.shape:
             raise GeometryError(f"a label map must be {self.geometry.shape}, got {self.data.shape}")
+        if self.table is not None and self.table.shape[1:] != (len(self.names),):
+            raise GeometryError(f"a table of {len(self.names)} labels needs as many columns, got {self.table.shape}")
+
+    def mask(self, value: int) -> NDArray[np.bool_]:
+        """Voxels of a label, alone or among others.
+
+        Parameters
+        ----------
+        value : int
+            A key of ``names``.
+        """
+        if self.table is None:
+            return np.asarray(self.data == value)
+        return mask_of(self.data, self.table[:, list(self.names).index(value)])
 
 
 @dataclass(frozen=True, eq=False)

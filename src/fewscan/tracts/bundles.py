@@ -1,22 +1,18 @@
-"""Bundles: names, TractSeg's folder layout, streamlines as masks, and the figures of one set against another.
-
-A case is a folder that holds ``bundle_segmentations/NAME.nii.gz``, and where ends are known
-``endings_segmentations/NAME_b.nii.gz`` and ``NAME_e.nii.gz``. Bundles overlap, so that each is a mask of its own.
-"""
+"""Bundles: their names, and the figures of one set against another; files are in TractSeg's layout (`data.bundles`)."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data.io import atomic, read_labels, write_labelmap
-from fewscan.data.layouts import stem_of
+from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, Mask, bundle_files, read_bundle
+from fewscan.data.io import atomic
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import RULES, Score
@@ -25,7 +21,6 @@ from fewscan.judge.statistics import bootstrap_interval
 from fewscan.learn.checkpoint import USE, write_json
 from fewscan.space.geometry import Geometry, check_same
 
-SEGMENTATIONS, ENDINGS = "bundle_segmentations", "endings_segmentations"
 ENDS = ("b", "e")
 TARGETS = tuple(f"{name}_{side}" for name in ("AF", "CST", "IFO", "ILF", "UF") for side in ("left", "right"))
 """Arcuate, corticospinal, inferior fronto-occipital, inferior longitudinal, uncinate: names as TractSeg writes them."""
@@ -43,8 +38,6 @@ BUNDLE_RULES: Mapping[str, str] = {
     "ends_dice": "mean Dice of the two ends, the better of the two ways to pair them; only where both sides have ends",
     "ends_mm": "mean distance between the centres of paired ends",
 }
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +83,6 @@ def mirrored(name: str) -> str:
     return name
 
 
-def bundle_files(case: Path, *, folder: str = SEGMENTATIONS) -> dict[str, Path]:
-    """Masks of a case by bundle name, sorted; none where there is no such folder.
-
-    Parameters
-    ----------
-    case : Path
-        Folder of the case, or the folder of masks itself.
-    folder : str
-        `SEGMENTATIONS` or `ENDINGS`.
-    """
-    inside = case / folder
-    if not inside.is_dir() and case.name == folder:
-        inside = case
-    files = sorted(inside.glob("*.nii.gz")) if inside.is_dir() else []
-    return {stem_of(file): file for file in files if not file.name.startswith(".")}
-
-
 def case_folders(root: Path) -> dict[str, Path]:
     """Cases below a folder by name, or the folder itself where it is one.
 
@@ -128,48 +104,6 @@ def case_folders(root: Path) -> dict[str, Path]:
     if not found:
         raise DataError(f"{root}: no bundle found; {SEGMENTATIONS}/NAME.nii.gz is looked for, here or one folder below")
     return found
-
-
-def read_bundle(path: Path) -> tuple[Mask, Geometry]:
-    """Mask of a bundle, RAS-ordered, and its grid.
-
-    Parameters
-    ----------
-    path : Path
-        Label map of 0 and 1.
-
-    Raises
-    ------
-    DataError
-        If it holds other values.
-    """
-    label = read_labels(path)
-    if set(label.names) - {1}:
-        raise DataError(f"{path}: a bundle is 0 or 1, it holds {sorted(label.names)[:5]}; save one mask per bundle")
-    return label.data > 0, label.geometry
-
-
-def write_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry, folder: str = SEGMENTATIONS) -> None:
-    """Write masks in TractSeg's layout.
-
-    Parameters
-    ----------
-    masks : mapping of str to (X, Y, Z) bool
-        By bundle, on ``ras_geometry(native)``; empty ones are written too.
-    case : Path
-        Folder of the case.
-    native : Geometry
-        Grid of the files.
-    folder : str
-        `SEGMENTATIONS` or `ENDINGS`.
-
-    Raises
-    ------
-    DataError
-        If a file cannot be written.
-    """
-    for name, mask in masks.items():
-        write_labelmap(mask.astype(np.uint8), case / folder / f"{name}.nii.gz", native=native)
 
 
 def score_bundle(predicted: Mask | None, reference: Mask, *, geometry: Geometry) -> BundleScore:
@@ -287,6 +221,29 @@ def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[st
             **{state: float(sum(row.stated == state for row in rows)) for state in STATED},
         }
     return table
+
+
+def judge_case(case: str, predicted: Path, *, reference: Path, names: Collection[str]) -> Evaluation:
+    """The evaluation of some bundles of one case.
+
+    Parameters
+    ----------
+    case : str
+        Its name.
+    predicted, reference : Path
+        Folders of masks.
+    names : collection of str
+        Bundles to judge.
+
+    Raises
+    ------
+    DataError
+        If no bundle belongs together.
+    GeometryError
+        If grids differ.
+    """
+    found = {name: score for name, score in _judge(predicted, reference).items() if name in names}
+    return Evaluation(cases=(_case_score(case, found, predicted, reference),))
 
 
 def _judge(case: Path, truth: Path) -> dict[str, BundleScore]:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fewscan.data.bundles import SEGMENTATIONS, write_bundles
 from fewscan.data.fields import write_field
 from fewscan.data.io import write_labelmap
 from fewscan.data.listing import read_json
@@ -40,7 +41,6 @@ from fewscan.tracts.anatomy import (
     made_up,
     portrayed,
 )
-from fewscan.tracts.bundles import SEGMENTATIONS, write_bundles
 from fewscan.tracts.gradients import Gradients, spread_directions
 from fewscan.tracts.population import CohortConfig, Protocol, Render, plan
 from fewscan.tracts.processes import set_up
