@@ -220,9 +220,9 @@ def _lesions(work: _Card) -> dict[str, Any]:
         lesion = work.mask(case)
         if lesion is None:
             continue
-        rows[case.id] = _deformation(to_look_at(case.image), lesion, templates) | _structures(work, case, lesion)
+        rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates) | _structures(work, case, lesion)
         other = to_look_at(datasets.load(healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)], work.source).image)
-        control.append(_deformation(other, _placed(lesion, other.geometry.shape), templates))
+        control.append(deformation_around(other, _placed(lesion, other.geometry.shape), templates))
     if not rows:
         raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
     measures = {}
@@ -254,8 +254,18 @@ def _placed(lesion: NDArray[np.bool_], shape: tuple[int, int, int]) -> NDArray[n
     return lesion[np.ix_(*index)]
 
 
-def _deformation(image: Volume, lesion: NDArray[np.bool_], templates: Sequence[Volume]) -> dict[str, float]:
-    """How healthy templates must deform, beyond an affine map, to fit around a lesion: volume, length, rotation."""
+def deformation_around(image: Volume, lesion: NDArray[np.bool_], templates: Sequence[Volume]) -> dict[str, float]:
+    """How healthy templates must deform, beyond an affine map, to fit around a lesion: volume, length, rotation.
+
+    Parameters
+    ----------
+    image : Volume
+        Intensities, or what stands for them.
+    lesion : (X, Y, Z) bool
+        On its grid; likeness does not count there.
+    templates : sequence of Volume
+        Healthy scans that hold the same.
+    """
     away = looks.distance_mm(lesion, image.geometry.spacing)
     mask = looks.tissue(image.data[0])
     rows = []
