@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from crossing import write_crossings
 from phantom import SMALL, write_dataset
 from series import AXIAL, NAMES, SHAPE, anatomy, write_series
 
@@ -34,6 +35,16 @@ def trained(tmp_path_factory):
     data = write_dataset(root / "data", labelled=3, unlabelled=1)
     model = api.train(data, root / "model", steps=60, settings=SMALL, device="cpu", method="segment")
     return data, model
+
+
+@pytest.fixture(scope="session")
+def crossed(tmp_path_factory):
+    """A data set of crossing bundles and a model that has learnt it: (data folder, model)."""
+    from fewscan import api
+
+    root = tmp_path_factory.mktemp("crossed")
+    data = write_crossings(root / "data", labelled=3, unlabelled=1)
+    return data, api.train(data, root / "model", steps=160, settings=SMALL, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ from fewscan.learn.request import Observer, Request
 from fewscan.meshing import MeshConfig, mesh
 from fewscan.methods import joint, segment
 from fewscan.methods import register as register_method
-from fewscan.methods.draft import Fusion
 from fewscan.methods.pairwise import RegisterConfig
+from fewscan.methods.voting import Fusion
 from fewscan.naming import recorded_names
 from fewscan.personalization import keep_atlases as keep
 from fewscan.personalization import personalize
@@ -254,8 +254,6 @@ def train(
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
-    if keep_atlases:
-        found.one_label_each("--keep-atlases")
     unused = 0
     if method == "auto":  # benchmarks/joint.py: in ten minutes joint gains on small scans and loses on larger ones
         method, unused = "segment", len(found.unlabelled)

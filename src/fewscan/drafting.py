@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewscan.data import places
+from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
 from fewscan.data.dataset import Dataset, load
 from fewscan.data.io import write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
@@ -21,9 +26,10 @@ from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
 from fewscan.methods import draft as drafts
-from fewscan.methods.draft import Fusion
+from fewscan.methods.draft import Draft
 from fewscan.methods.pairwise import RegisterConfig
-from fewscan.space.volume import IGNORE, Case
+from fewscan.methods.voting import Fusion
+from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
 
 RECORD = "draft.json"
 MOST_JUDGED = 8  # labelled cases that are drafted from the others
@@ -39,6 +45,9 @@ def draft(
     observe: Observer | None = None,
 ) -> dict[str, Any]:
     """Write ``OUT/labels/<case>.nii.gz`` and ``OUT/sure/<case>.nii.gz`` for every unlabelled case, and `RECORD`.
+
+    Where labels overlap, ``OUT/labels/<case>/bundle_segmentations/<label>.nii.gz``, for each that an atlas was asked
+    for.
 
     With two labelled cases or more, each of them is first drafted from the others, which tells what the drafts are
     worth.
@@ -61,11 +70,10 @@ def draft(
     Raises
     ------
     DataError
-        If nothing is labelled, labels overlap, or nothing is left to draft or to judge.
+        If nothing is labelled, or nothing is left to draft or to judge.
     ConfigError
         If the folder holds something else.
     """
-    data.one_label_each("drafting")
     if not data.labelled:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
     if not data.unlabelled and len(data.labelled) < 2:
@@ -89,7 +97,7 @@ def draft(
         tell(i, files.id)
         case = load(files, data)
         found = drafts.draft(case.image, atlases, config=config, fusion=fusion, device=place)
-        write_labelmap(found.label, out / "labels" / f"{case.id}.nii.gz", native=case.image.native)
+        _write(found, out / "labels" / case.id, image=case.image, names=data.names)
         sure = (found.sure * 255).clip(0, 255).astype(np.uint8)
         write_image(sure, out / "sure" / f"{case.id}.nii.gz", native=case.image.native)
         share = float(found.sure[found.label > 0].mean()) if found.label.any() else 0.0
@@ -100,7 +108,7 @@ def draft(
         tell(len(data.unlabelled) + i, f"leave one out: {case.id}")
         others = [atlas for atlas in atlases if _patient(atlas) != _patient(case)]
         found = drafts.draft(case.image, others, config=config, fusion=fusion, device=place)
-        rows[case.id] = _scores(found.label, case)
+        rows[case.id] = _scores(found, case)
     patients = {case.id: str(_patient(case)) for case in judged}
     record |= {"leave_one_out": _summary(rows, patients), "seconds": time.monotonic() - begin}
     record["sentence"] = _sentence(record)
@@ -116,25 +124,48 @@ def _begin(out: Path, fusion: Fusion) -> dict[str, Any]:
             earlier = list(json.loads(path.read_text())["cases"])
         except (ValueError, KeyError, TypeError):
             earlier = []
-        for kind in ("labels", "sure"):
-            for case in (str(name) for name in earlier if Path(str(name)).name == str(name)):
-                (out / kind / f"{case}.nii.gz").unlink(missing_ok=True)
+        for case in (str(name) for name in earlier if Path(str(name)).name == str(name)):
+            _forget(out, case)
     record = {"fusion": fusion, "leave_one_out": _summary({}, {}), "cases": {}, "versions": versions(),
               "use": USE}  # fmt: skip
     write_json(record, path)
     return record
 
 
+def _forget(out: Path, case: str) -> None:
+    """A case's drafts of an earlier call."""
+    for kind in ("labels", "sure"):
+        (out / kind / f"{case}.nii.gz").unlink(missing_ok=True)
+    folder = out / "labels" / case
+    if case not in ("", "..") and (folder / SEGMENTATIONS).is_dir():
+        shutil.rmtree(folder / SEGMENTATIONS)
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            folder.rmdir()
+
+
 def _patient(case: Case) -> object:
     return case.meta.get("patient", case.id)
 
 
-def _scores(label: np.ndarray[Any, Any], case: Case) -> dict[str, float]:
+def _write(found: Draft, path: Path, *, image: Volume, names: Mapping[int, str]) -> None:
+    if found.table is None:
+        write_labelmap(found.label, path.with_name(f"{path.name}.nii.gz"), native=image.native)
+    else:
+        replace_bundles(_masks(found, image, names), path, native=image.native)
+
+
+def _masks(found: Draft, image: Volume, names: Mapping[int, str]) -> dict[str, NDArray[np.bool_]]:
+    """Of each label that an atlas was asked for, where they overlap: an empty mask would say that it is not there."""
+    label = Labelmap(found.label, image.geometry, names, found.table)
+    asked = names if found.table is None or found.drawn is None else found.drawn
+    return {name: label.mask(value) for value, name in names.items() if value in asked}
+
+
+def _scores(found: Draft, case: Case) -> dict[str, float]:
     assert case.label is not None
-    truth = case.label.data
-    looked = truth != IGNORE
-    names = {v: n for v, n in case.label.names.items() if (truth == v).any()}
-    return {n: dice((label == v) & looked, truth == v) for v, n in names.items()}
+    looked, drafted = case.label.data != IGNORE, _masks(found, case.image, case.label.names)
+    truth = {name: case.label.mask(value) for value, name in case.label.names.items() if name in drafted}
+    return {name: dice(drafted[name] & looked, mask) for name, mask in truth.items() if mask.any()}
 
 
 def _summary(rows: dict[str, dict[str, float]], patients: dict[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
-from fewscan.errors import ConfigError, DataError, ModelError
+from fewscan.errors import ConfigError, DataError
 from fewscan.learn import infer
 from fewscan.learn.atlases import atlases_of, load_atlases, save_atlases
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
@@ -73,10 +73,6 @@ def personalize(
         If there is no atlas, or the model or a scan cannot be used; scans finished before stay.
     """
     model = model if isinstance(model, Model) else load_model(Path(model))
-    if model.plan.overlapping:
-        raise ModelError(
-            f"{model.path}: its labels overlap, which personalisation does not deform yet; predict without"
-        )
     if mode not in ("auto", "always"):
         raise ConfigError(f"mode must be auto or always, got {mode!r}; predict alone never personalises")
     if budget_per_case is not None and budget_per_case <= 0:

@@ -9,6 +9,7 @@ from fewscan.errors import DataError
 from fewscan.judge.metrics import dice
 from fewscan.methods import draft as drafts
 from fewscan.methods.pairwise import RegisterConfig
+from fewscan.methods.voting import vote_weights
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.volume import Case, Labelmap, Volume
 
@@ -36,7 +37,7 @@ def test_a_draft_names_its_atlases_and_overlaps_with_the_truth():
 @pytest.mark.parametrize("fusion", ["local", "joint", "majority"])
 def test_weights_sum_to_one(fusion):
     scan, atlases = torch.randn(1, 6, 7, 8), torch.randn(3, 6, 7, 8)
-    weights = drafts.vote_weights(scan, atlases, fusion=fusion)
+    weights = vote_weights(scan, atlases, fusion=fusion)
     torch.testing.assert_close(weights.sum(0), torch.ones(6, 7, 8))
     assert float(weights.min()) >= 0
 
@@ -45,7 +46,7 @@ def test_the_atlas_that_looks_like_the_scan_counts_most():
     scan = torch.randn(1, 8, 8, 8)
     atlases = torch.cat([scan + 0.1 * torch.randn(1, 8, 8, 8), torch.randn(2, 8, 8, 8)])
     for fusion in ("local", "joint"):
-        weights = drafts.vote_weights(scan, atlases, fusion=fusion).mean((1, 2, 3))
+        weights = vote_weights(scan, atlases, fusion=fusion).mean((1, 2, 3))
         assert float(weights[0]) > 0.8, fusion
 
 
@@ -53,7 +54,7 @@ def test_twins_share_a_voice_in_joint_fusion():
     torch.manual_seed(0)
     scan = torch.zeros(1, 10, 10, 10)
     one, other = torch.randn(1, 10, 10, 10), torch.randn(1, 10, 10, 10)
-    weights = drafts.vote_weights(scan, torch.cat([one, one, other]), fusion="joint").mean((1, 2, 3))
+    weights = vote_weights(scan, torch.cat([one, one, other]), fusion="joint").mean((1, 2, 3))
     assert float(weights[2]) > 1.5 * float(weights[0])
 
 

@@ -30,16 +30,6 @@ from fewscan.space.volume import Volume
 from fewscan.suggesting import suggest
 from fewscan.transferring import transfer
 
-STEPS = 160
-
-
-@pytest.fixture(scope="module")
-def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, api.Model]:
-    """A data set of crossing bundles and a model that has learnt it."""
-    root = tmp_path_factory.mktemp("crossed")
-    data = write_crossings(root / "data", labelled=3, unlabelled=1)
-    return data, api.train(data, root / "model", steps=STEPS, settings=SMALL, device="cpu")
-
 
 def path_of(model: api.Model) -> Path:
     assert model.path is not None
@@ -240,9 +230,6 @@ def test_what_takes_one_label_a_voxel_says_so(
     said: dict[str, FewscanError] = {}
     tried = {
         "joint": lambda: api.train(data, tmp_path / "joint", method="joint", steps=2, device="cpu"),
-        "keep": lambda: api.train(data, tmp_path / "kept", keep_atlases=True, steps=2, device="cpu"),
-        "draft": lambda: api.draft(data, tmp_path / "draft", device="cpu"),
-        "personalize": lambda: api.personalize(model, data / "case_3", tmp_path / "p", atlases=data, device="cpu"),
         "nnunet": lambda: api.export(data, tmp_path / "nnunet", kind="nnunet"),
         "onnx": lambda: api.export(path_of(model), tmp_path / "model.onnx", kind="onnx"),
         "transfer": lambda: transfer(trained[1], data, tmp_path / "moved", steps=2, device="cpu"),
@@ -253,7 +240,6 @@ def test_what_takes_one_label_a_voxel_says_so(
         said[name] = caught.value
     assert "one label a voxel" in str(said["joint"])
     assert not (tmp_path / "joint").exists()
-    assert not (tmp_path / "kept").exists()
     api.check(data)
     with pytest.raises(DataError, match="masks of bundles are not repaired"):
         api.check(data, fix=tmp_path / "fixed")

@@ -13,9 +13,10 @@ from fewscan.errors import ConfigError
 from fewscan.learn.alignment import grid_of
 from fewscan.learn.atlases import atlases_of
 from fewscan.learn.hardware import pick
-from fewscan.methods import draft, personalize
+from fewscan.methods import personalize
 from fewscan.methods.evidence import mean_dice
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
+from fewscan.methods.voting import shares
 
 QUICK = PersonalizeConfig(views=1, rounds=1, steps=8)
 
@@ -95,7 +96,7 @@ def test_a_mask_supervises_the_deformation(trained):
     for weight in (0.0, 4.0):
         maker = Personalizer(model, atlases, config=replace(QUICK, anatomy=weight), hardware=pick("cpu"))
         voters = maker._shaped(maker._aligned(flat, grid_of(other, model.plan.spacing)), mask=mask)
-        overlap[weight] = mean_dice(draft.shares(flat, voters, classes=3).argmax(0), mask.argmax(0))
+        overlap[weight] = mean_dice(shares(flat, voters, classes=3).argmax(0), mask.argmax(0))
     assert overlap[4.0] > overlap[0.0] + 0.02
 
 

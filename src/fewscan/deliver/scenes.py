@@ -151,6 +151,8 @@ def scenes(run: Run, images: Sequence[Path] = ()) -> list[Scene]:
             found.append(Scene(title=f"{name} · predicted", load=load))
     drafted = parts(run.draft or {}, "cases")
     for name in sorted((name for name in drafted if _plain(name)), key=lambda name: figure(drafted[name], "sure")):
+        if (run.directory / "labels" / name).is_dir():
+            continue  # masks that overlap, which the viewer does not show
         sure = number(figure(drafted[name], "sure"), 0, percent=True)
         found.append(Scene(title=f"{name} · drafted, {sure} sure", load=partial(_drafted, run.directory, name, named)))
     if run.certificate is not None and (run.directory / GLB).is_file():

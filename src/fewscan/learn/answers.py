@@ -1,4 +1,7 @@
-"""From what a network says of each class to labels: one a voxel, or a mask each where they may overlap."""
+"""From what a network says of each class to labels: one a voxel, or a mask each where they may overlap.
+
+An answer is (K, X, Y, Z), background first: logits, probabilities, shares of a vote, or labels that are known.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewscan.learn import overlap
+from fewscan.learn.batches import Prepared
 from fewscan.learn.plan import Plan
 from fewscan.space.geometry import Shape
-from fewscan.space.volume import bounding_box
+from fewscan.space.volume import bounding_box, one_hot
 
+CLEAR = 0.2  # by which each of the labels that overlap must differ from one half to be learnt from
 SPECK = 0.5  # of the largest piece: smaller ones are dropped where training labels were always one piece
 
 
@@ -71,8 +77,79 @@ def shares(logits: Tensor, plan: Plan) -> Tensor:
     """
     if not plan.overlapping:
         return logits.softmax(0)
-    own = logits[1:].sigmoid()
+    return after_none(logits[1:].sigmoid())
+
+
+def after_none(own: Tensor) -> Tensor:
+    """Probabilities of labels that overlap (L, X, Y, Z), after how sure it is that there is none (K, X, Y, Z).
+
+    Parameters
+    ----------
+    own : (L, X, Y, Z) float
+        Of each label.
+    """
     return torch.cat([1 - own.amax(0, keepdim=True), own])
+
+
+def certain(case: Prepared) -> Tensor:
+    """The labels of a case as an answer (K, X, Y, Z) of 0 and 1; background where nobody looked.
+
+    Parameters
+    ----------
+    case : Prepared
+        Labelled.
+    """
+    index = torch.from_numpy(np.array(case.label)).long()
+    if case.table is None:
+        return one_hot(index[None].clamp(min=0), len(case.drawn))[0]
+    return after_none(torch.from_numpy(case.table).T[1:, index].float())
+
+
+def chosen(answer: Tensor, plan: Plan, *, half: float = 0.5) -> Tensor:
+    """The likeliest class (X, Y, Z); of labels that overlap those above one half, (L, X, Y, Z) bool.
+
+    Parameters
+    ----------
+    answer : (K, X, Y, Z) float
+        Background first.
+    plan : Plan
+        Whether labels overlap.
+    half : float
+        Answer that means one half: 0 of logits, 0.5 of probabilities.
+    """
+    return answer[1:] > half if plan.overlapping else answer.argmax(0)
+
+
+def labelled(answer: Tensor, plan: Plan) -> Tensor:
+    """Voxels (X, Y, Z) that hold a label, by class probabilities.
+
+    Parameters
+    ----------
+    answer : (K, X, Y, Z) float
+        Background first.
+    plan : Plan
+        Whether labels overlap.
+    """
+    found = chosen(answer, plan)
+    return found.any(0) if plan.overlapping else found > 0
+
+
+def confident(answer: Tensor, plan: Plan) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
+    """What can be learnt from an answer: class indices, -1 where none has half of it.
+
+    Of labels that overlap combinations and their table, -1 where one of them is less than `CLEAR` from one half.
+
+    Parameters
+    ----------
+    answer : (K, X, Y, Z) float
+        Class probabilities, background first.
+    plan : Plan
+        Whether labels overlap.
+    """
+    if plan.overlapping:
+        return overlap.likely(answer[1:], margin=CLEAR)
+    top, winner = answer.max(0)
+    return torch.where(top >= 0.5, winner, -1).to(torch.int16).numpy(), None
 
 
 def decided(answer: Tensor, plan: Plan, *, half: float) -> NDArray[Any]:
@@ -87,10 +164,8 @@ def decided(answer: Tensor, plan: Plan, *, half: float) -> NDArray[Any]:
     half : float
         Answer that means one half: 0 of logits, 0.5 of probabilities.
     """
-    if plan.overlapping:
-        return np.asarray(answer[1:] > half)
-    found: NDArray[Any] = values_of(plan)[answer.argmax(0).numpy()]
-    return found
+    found: NDArray[Any] = chosen(answer, plan, half=half).numpy()
+    return found if plan.overlapping else values_of(plan)[found]
 
 
 def values_of(plan: Plan) -> NDArray[Any]:

@@ -3,7 +3,8 @@
 ::
 
     MODEL/
-      atlases.safetensors    images at half precision and class indices, both on the model's grid
+      atlases.safetensors    images at half precision and class indices, both on the model's grid; of labels that
+                             overlap indices of combinations, and a table of what these stand for
       atlases.json           SHA-256 of that file and how many scans it holds
 
 They are scans of people. Without ``train --keep-atlases`` a model holds none, and names of cases are not stored.
@@ -46,15 +47,20 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     Raises
     ------
     DataError
-        If nothing is labelled, labels overlap, or labels or channels are not those of the model.
+        If nothing is labelled, labels overlap in one of the two only, or labels or channels are not those of the model.
     """
-    dataset.one_label_each("personalisation")
     if not dataset.labelled:
         raise DataError(f"{dataset.root}: no labelled case, so there is no atlas; put a label map beside an image")
     if (len(dataset.channels), dataset.kind) != (len(plan.channels), plan.kind):
         raise DataError(
             f"{dataset.root}: {len(dataset.channels)} channel(s) of {said(dataset.kind)}, the model takes "
             f"{', '.join(plan.channels)} of {said(plan.kind)}; give atlases with the same channels"
+        )
+    if dataset.overlapping != plan.overlapping:
+        ways = ("one label a voxel", "labels that overlap")
+        raise DataError(
+            f"{dataset.root} holds {ways[dataset.overlapping]}, the model gives {ways[plan.overlapping]}; "
+            "give atlases labelled as those it was trained on"
         )
     lacking = [name for name in plan.names.values() if name not in dataset.names.values()]
     if lacking or any(plan.names.get(value) != name for value, name in dataset.names.items()):
@@ -82,6 +88,8 @@ def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
         tensors[f"{i}.image"] = torch.from_numpy(np.array(case.image)).half()
         tensors[f"{i}.label"] = torch.from_numpy(np.array(case.label))
         tensors[f"{i}.drawn"] = torch.from_numpy(np.array(case.drawn))
+        if case.table is not None:
+            tensors[f"{i}.table"] = torch.from_numpy(np.array(case.table))
     with atomic(folder / FILE) as temporary:
         safetensors.torch.save_file(tensors, temporary)
     write_json({"cases": len(cases), "sha256": sha256(folder / FILE)}, folder / RECORD)
@@ -117,4 +125,5 @@ def load_atlases(model: Model) -> list[Prepared]:
 def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan) -> Prepared:
     image, label, drawn = (tensors[f"{number}.{part}"].numpy() for part in ("image", "label", "drawn"))
     bare = Prepared(f"atlas {number + 1}", image.astype(np.float32), None, (), (), drawn.astype(np.bool_), plan.kind)
-    return labelled_as(bare, label.astype(np.int16))
+    table = tensors.get(f"{number}.table")
+    return labelled_as(bare, label.astype(np.int16), table=None if table is None else table.numpy().astype(np.bool_))

@@ -12,6 +12,7 @@ import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fewscan.space.combinations import combine
 from fewscan.space.geometry import Shape
@@ -109,6 +110,28 @@ def resampled(index: Index, table: Table, *, shape: Shape) -> tuple[Index, Table
     seen = share(index >= 0)
     codes, rows = combine((share(mask(index, table, k=k)) > 0.5 * seen for k in range(1, table.shape[1])), shape)
     return np.where(seen > 0.5, codes.astype(np.int32), -1).astype(np.int16), _table(rows)
+
+
+def likely(probs: Tensor, *, margin: float) -> tuple[Index, Table]:
+    """Combinations of the labels that are likelier than not; -1 where that is not clear of each of them.
+
+    Parameters
+    ----------
+    probs : (L, X, Y, Z) float
+        Probability of each label.
+    margin : float
+        By which all of them must differ from one half.
+
+    Examples
+    --------
+    >>> probs = torch.tensor([[0.9, 0.9, 0.1, 0.5], [0.9, 0.1, 0.1, 0.9]]).view(2, 1, 1, 4)
+    >>> index, table = likely(probs, margin=0.2)
+    >>> table[index[0, 0]].astype(int).tolist()
+    [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
+    """
+    clear = ((probs - 0.5).abs() >= margin).all(0).numpy()
+    codes, rows = combine((inside.numpy() for inside in probs > 0.5), clear.shape)
+    return np.where(clear, codes.astype(np.int32), -1).astype(np.int16), _table(rows)
 
 
 def single(index: Index, table: Table, *, share: float) -> set[int]:

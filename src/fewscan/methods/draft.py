@@ -1,16 +1,14 @@
 """Draft labels for unlabelled scans from one or more labelled ones by registration: multi-atlas segmentation.
 
-Each atlas is deformed to the scan and votes with its labels; votes count locally by how alike the deformed atlas is
-there (locally weighted voting: Artaechevarria et al. 2009, IEEE TMI 28(8), doi 10.1109/TMI.2009.2014372) or jointly, so
-that atlases which err together share one voice (joint label fusion: Wang et al. 2013, IEEE TPAMI 35(3), doi
-10.1109/TPAMI.2012.143). Atlases whose deformation folds are dropped.
+Each atlas is deformed to the scan and votes with its labels (`methods.voting`). Atlases whose deformation folds are
+dropped. Labels that overlap are drafted as a mask each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,59 +16,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.errors import DataError
+from fewscan.learn import overlap
 from fewscan.learn.batches import Prepared
 from fewscan.learn.channels import to_look_at
 from fewscan.learn.intensity import normalise
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar, register_images
 from fewscan.methods import pairwise
-from fewscan.methods.pairwise import RegisterConfig
+from fewscan.methods.pairwise import RegisterConfig, Registration
+from fewscan.methods.voting import Fusion, Voter, fuse
 from fewscan.space import affine, directions, kernels
 from fewscan.space import field as fields
+from fewscan.space.combinations import combine
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.similarity import ncc
-from fewscan.space.volume import IGNORE, Case, Kind, Volume, resample
+from fewscan.space.volume import IGNORE, Case, Volume, resample
 
 MOST_ATLASES = 8  # that are registered to one scan
 MOST_VOXELS = 1_000_000  # of the grid on which a training run deforms its atlases
-SLAB_VALUES = 20_000_000  # of the matrices of joint fusion held at a time
 MOST_FOLDING = 0.01  # share of folded voxels from which an atlas is dropped
-PATCH = 2  # half width of the window in which deformed atlas and scan are compared
-SHARPNESS = 2.0  # of locally weighted voting: weight = mean squared difference to the power of minus this
-JOINT_BETA = 2.0
-JOINT_ALPHA = 0.1
-
-Fusion = Literal["local", "joint", "majority"]
-
-
-class Voter(NamedTuple):
-    """An atlas in the shape of a scan.
-
-    Parameters
-    ----------
-    name : str
-        Of the case.
-    image : (C, X, Y, Z) float
-        Deformed, normalised; directions turned along.
-    label : (X, Y, Z) uint16
-        Deformed; `IGNORE` where nobody looked.
-    drawn : frozenset of int, optional
-        Labels that were looked for; all when None.
-    kind : {"scalar", "peaks", "tensor"}
-        Of the image.
-    """
-
-    name: str
-    image: Tensor
-    label: NDArray[np.uint16]
-    drawn: frozenset[int] | None
-    kind: Kind = "scalar"
-
-    @property
-    def guide(self) -> Tensor:
-        """By what it is compared with the scan."""
-        return directions.guide(self.image, self.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +45,22 @@ class Draft:
     Parameters
     ----------
     label : (X, Y, Z) uint16
-        On the scan's grid.
+        On the scan's grid; combinations of labels that overlap.
     sure : (X, Y, Z) float32
-        Share of the vote that the winning label has.
+        Share of the vote that the winning label has; of labels that overlap that of the narrowest decision.
     atlases : mapping of str to dict
         Each atlas: similarity, folding, and whether it voted.
+    table : (N, L) bool, optional
+        Of combinations: for each one the labels that it holds, in the order of the atlases' names.
+    drawn : frozenset of int, optional
+        Labels that an atlas with a vote was asked for; all when None.
     """
 
     label: NDArray[np.uint16]
     sure: NDArray[np.float32]
     atlases: Mapping[str, dict[str, float | bool]]
+    table: NDArray[np.bool_] | None = None
+    drawn: frozenset[int] | None = None
 
 
 def draft(
@@ -120,67 +91,23 @@ def draft(
     scan = to_look_at(scan)
     atlases = [replace(atlas, image=to_look_at(atlas.image)) for atlas in atlases]
     record: dict[str, dict[str, float | bool]] = {}
-    voters = []
+    voters, asked = [], []
     for atlas in nearest(scan, atlases):
-        assert atlas.label is not None
         found = pairwise.register(scan, atlas.image, config=config, device=device)
         folding, likeness = found.report["folding"], found.report["similarity"]["after"]
         fine = folding <= MOST_FOLDING
         record[atlas.id] = {"similarity": likeness, "folding": folding, "voted": fine}
         if fine:
-            image = _unit(pairwise.apply(found, atlas.image)[:1])
-            voters.append(Voter(atlas.id, image, pairwise.apply_labels(found, atlas.label), atlas.drawn))
+            voters.append(_deformed(atlas, found))
+            asked.append(atlas.drawn)
     if not voters:
         raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
     label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion)
-    return Draft(label, sure, record)
-
-
-def fuse(target: Tensor, voters: Sequence[Voter], *, fusion: Fusion) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Winning label at each voxel, and the share of the vote that it has.
-
-    Parameters
-    ----------
-    target : (1, X, Y, Z) float
-        The scan's guide, normalised.
-    voters : sequence of Voter
-        In its shape.
-    fusion : {"local", "joint", "majority"}
-        How votes are weighted.
-    """
-    shape = target.shape[1:]
-    label, sure = np.zeros(shape, np.uint16), np.zeros(shape, np.float32)
-    guides = [voter.guide[0] for voter in voters]
-    step = max(1, SLAB_VALUES // (int(np.prod(shape[1:])) * len(voters) ** 2))
-    for low in range(0, len(label), step):  # planes at a time, with the neighbours that their windows see
-        high, first, last = min(low + step, len(label)), max(0, low - PATCH), min(len(label), low + step + PATCH)
-        pieces = torch.stack([guide[first:last] for guide in guides])
-        weights = vote_weights(target[:, first:last], pieces, fusion=fusion)[:, low - first : high - first]
-        label[low:high], sure[low:high] = _count(weights, voters, slice(low, high))
-    return label, sure
-
-
-def shares(target: Tensor, voters: Sequence[Voter], *, classes: int) -> Tensor:
-    """Share (K, X, Y, Z) of a locally weighted vote that each class has; background where no atlas reaches.
-
-    Parameters
-    ----------
-    target : (C, X, Y, Z) float
-        The scan's guide, normalised.
-    voters : sequence of Voter
-        In its shape; their labels are class indices.
-    classes : int
-        Background included.
-    """
-    weights = vote_weights(target[:1], torch.stack([voter.guide[0] for voter in voters]), fusion="local")
-    found = torch.zeros(classes, *target.shape[1:])
-    for weight, voter in zip(weights, voters, strict=True):
-        index = torch.from_numpy(voter.label.astype(np.int64))
-        seen = index != IGNORE
-        found.scatter_add_(0, torch.where(seen, index, 0)[None], (weight * seen)[None])
-    heard = found.sum(0)
-    found[0] += (heard <= 0).float()
-    return found / heard.where(heard > 0, torch.ones_like(heard))
+    drawn = None if None in asked else frozenset[int]().union(*(one for one in asked if one is not None))
+    if label.dtype != np.bool_:
+        return Draft(label, sure, record, drawn=drawn)
+    codes, table = combine(label, sure.shape)
+    return Draft(codes, sure, record, table, drawn)
 
 
 def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) -> Sequence[Case]:
@@ -201,58 +128,6 @@ def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) 
     fixed = resample(_unit(scan.data[:1]), small)[None]
     alike = [float(ncc(fixed, resample(_unit(atlas.image.data[:1]), small)[None])) for atlas in atlases]
     return [atlases[i] for i in np.argsort(alike)[::-1][:most]]
-
-
-def _count(weights: Tensor, voters: Sequence[Voter], planes: slice) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Winner and its share at each voxel; an atlas votes where it was looked at, and on labels it was asked for."""
-    labels = [voter.label[planes] for voter in voters]
-    looked = torch.stack([w * torch.from_numpy(label != IGNORE) for w, label in zip(weights, labels, strict=True)])
-    values = sorted({int(v) for label in labels for v in np.unique(label)} - {0, IGNORE})
-    best, total = torch.zeros(weights.shape[1:]), torch.zeros(weights.shape[1:])
-    winner = torch.zeros(weights.shape[1:], dtype=torch.int32)
-    for value in values:  # one label at a time, so that many do not need much memory
-        asked = [i for i, voter in enumerate(voters) if voter.drawn is None or value in voter.drawn]
-        yes = sum((looked[i] * torch.from_numpy(labels[i] == value) for i in asked), torch.zeros_like(best))
-        share = yes / sum((looked[i] for i in asked), torch.full_like(best, 1e-9))
-        winner = torch.where(share > best, torch.full_like(winner, value), winner)
-        best, total = torch.maximum(best, share), total + share
-    background = (1 - total).clamp(min=0)
-    winner = torch.where(background >= best, torch.zeros_like(winner), winner)
-    sure = torch.maximum(best, background) * (looked.sum(0) > 0)
-    return winner.numpy().astype(np.uint16), sure.numpy()
-
-
-def vote_weights(scan: Tensor, atlases: Tensor, *, fusion: Fusion) -> Tensor:
-    """Weight (N, X, Y, Z) of each atlas at each voxel; they sum to one.
-
-    Parameters
-    ----------
-    scan : (1, X, Y, Z) float
-        Normalised.
-    atlases : (N, X, Y, Z) float
-        Deformed to it, normalised.
-    fusion : {"local", "joint", "majority"}
-        How.
-    """
-    count = len(atlases)
-    if fusion == "majority" or count == 1:
-        return torch.full_like(atlases, 1 / count)
-    difference = (atlases - scan).abs()
-    if fusion == "local":
-        raw = _window(difference.square()).clamp(min=1e-4) ** -SHARPNESS
-        return raw / raw.sum(0)
-    shape = scan.shape[1:]
-    matrix = torch.empty(*shape, count, count)
-    for i in range(count):
-        for j in range(i, count):
-            matrix[..., i, j] = matrix[..., j, i] = _window((difference[i] * difference[j])[None])[0]
-    matrix = matrix**JOINT_BETA  # chance that two atlases err together (Wang et al., eq. 11)
-    matrix = matrix + JOINT_ALPHA * matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(count)
-    matrix = matrix + 1e-6 * torch.eye(count)
-    solved = torch.linalg.solve(matrix, torch.ones(*shape, count, 1))[..., 0]
-    solved = solved.clamp(min=0)
-    weights: Tensor = solved / solved.sum(-1, keepdim=True).clamp(min=1e-9)
-    return weights.permute(3, 0, 1, 2)
 
 
 def shaped(
@@ -319,12 +194,20 @@ def voter(atlas: Prepared, u: Tensor, *, matrix: Array, grids: tuple[Geometry, G
     image = kernels.sample(torch.from_numpy(np.array(atlas.image))[None], places[None])
     if atlas.kind != "scalar":
         image = directions.reorient(image, torch.from_numpy(way.u)[None], kind=atlas.kind, spacing=own.spacing)
-    return Voter(atlas.id, image[0], label, frozenset(np.flatnonzero(atlas.drawn).tolist()), atlas.kind)
+    drawn = frozenset(np.flatnonzero(atlas.drawn).tolist())
+    return Voter(atlas.id, image[0], label, drawn, atlas.kind, atlas.table)
+
+
+def _deformed(atlas: Case, found: Registration) -> Voter:
+    """A case in the shape of a scan that it was registered to."""
+    assert atlas.label is not None
+    image = _unit(pairwise.apply(found, atlas.image)[:1])
+    label, names, drawn = pairwise.apply_labels(found, atlas.label), atlas.label.names, atlas.drawn
+    if atlas.label.table is None:
+        return Voter(atlas.id, image, label, drawn)
+    asked = None if drawn is None else frozenset(k for k, value in enumerate(names, start=1) if value in drawn)
+    return Voter(atlas.id, image, label, asked, table=overlap.coded(atlas.label, names)[1])
 
 
 def _unit(data: NDArray[Any]) -> Tensor:
     return torch.from_numpy(normalise(data))
-
-
-def _window(values: Tensor) -> Tensor:
-    return kernels.window_mean(values[:, None], radius=PATCH)[:, 0]

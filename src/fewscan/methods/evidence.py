@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.judge.metrics import dice
 from fewscan.learn import augment, infer
+from fewscan.learn.answers import certain, chosen
 from fewscan.learn.batches import Prepared
+from fewscan.learn.plan import Plan
 from fewscan.learn.session import Session
 
 
@@ -30,10 +31,6 @@ def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor)
     config, spacing = session.settings.augment, session.plan.spacing
     params = augment.sample(config, rng, batch=1, shape=shape, spacing=spacing, mirror=False)
     other = augment.intensity(params, image[None], kind=session.plan.kind)[0]
-    if session.plan.overlapping:
-        pairs = zip(*(_masks(one, session, predictor) for one in (image, other)), strict=True)
-        scores = [dice(a, b) for a, b in pairs if a.any() or b.any()]
-        return float(np.mean(scores)) if scores else 1.0
     return mean_dice(_answer(image, session, predictor), _answer(other, session, predictor))
 
 
@@ -56,22 +53,41 @@ def fit(case: Prepared, session: Session, *, predictor: infer.Predictor) -> floa
     return mean_dice(torch.where((truth < 0) | ~asked[found], 0, found), truth.clamp(min=0))
 
 
-def mean_dice(a: Tensor, b: Tensor) -> float:
-    """Mean over the labels that occur in either map; 1 when none does.
+def met(answer: Tensor, case: Prepared, *, plan: Plan, asked: Tensor) -> float:
+    """Mean Dice of class probabilities with the labels of a case, where somebody looked.
 
     Parameters
     ----------
-    a, b : (X, Y, Z) int
-        Class indices.
+    answer : (K, X, Y, Z) float
+        Background first.
+    case : Prepared
+        Labelled.
+    plan : Plan
+        Whether labels overlap.
+    asked : (K, 1, 1, 1) bool
+        Classes that the answer tells something of.
+    """
+    seen = torch.from_numpy(np.array(case.label) >= 0) & asked
+    if plan.overlapping:  # a bundle without a file was not looked for
+        seen = seen & torch.from_numpy(case.drawn).view(-1, 1, 1, 1)
+    return mean_dice(chosen(answer * seen, plan), chosen(certain(case) * seen, plan))
+
+
+def mean_dice(a: Tensor, b: Tensor) -> float:
+    """Mean over the labels that occur in either of two maps, or lists of masks; 1 when none does.
+
+    Parameters
+    ----------
+    a, b : (X, Y, Z) int or (L, X, Y, Z) bool
+        Class indices, or masks of labels that overlap: as `learn.answers.chosen` tells them.
     """
     one, other = a.numpy(), b.numpy()
-    scores = [dice(one == k, other == k) for k in np.union1d(one, other) if k > 0]
+    if one.ndim == 4:
+        scores = [dice(x, y) for x, y in zip(one, other, strict=True) if x.any() or y.any()]
+    else:
+        scores = [dice(one == k, other == k) for k in np.union1d(one, other) if k > 0]
     return float(np.mean(scores)) if scores else 1.0
 
 
 def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tensor:
-    return infer.probabilities(image, session.plan, predictor=predictor).argmax(0)
-
-
-def _masks(image: Tensor, session: Session, predictor: infer.Predictor) -> NDArray[np.bool_]:
-    return np.asarray(infer.probabilities(image, session.plan, predictor=predictor)[1:] > 0.5, np.bool_)
+    return chosen(infer.probabilities(image, session.plan, predictor=predictor), session.plan)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fewscan.errors import ConfigError
 from fewscan.learn import infer
 from fewscan.learn.alignment import grid_of
+from fewscan.learn.answers import after_none, certain, chosen, confident, labelled
 from fewscan.learn.batches import Prepared, labelled_as
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Limits, fit
@@ -34,15 +35,15 @@ from fewscan.learn.hardware import Hardware
 from fewscan.learn.registrar import Registrar, register_images
 from fewscan.learn.state import State
 from fewscan.learn.views import belief, views
-from fewscan.methods import draft, segment
-from fewscan.methods.evidence import mean_dice
+from fewscan.methods import draft, segment, voting
+from fewscan.methods.evidence import mean_dice, met
 from fewscan.methods.pseudo import ALONE, Rating, index_of
 from fewscan.space import affine, directions
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.similarity import lncc, ncc
-from fewscan.space.volume import IGNORE, one_hot, resample
+from fewscan.space.volume import resample
 
 MOST_VOXELS = 1_000_000  # of the grid on which atlases are deformed
 MOST_MASKS = 8  # labels that supervise the deformation, the largest ones: each costs as much as an image channel
@@ -196,10 +197,10 @@ class Personalizer:
                 guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
                 voters = self._shaped(self._aligned(guide, own, leave=case), mask=None)
                 if voters:
-                    vote = draft.shares(guide, voters, classes=self.plan.classes)
-                    truth = torch.from_numpy(np.array(case.label)).long()
-                    worth.append(mean_dice(torch.where(truth < 0, 0, vote.argmax(0)), truth.clamp(min=0)))
-                    alike.append(self._likeness(guide, voters, one_hot(truth[None].clamp(min=0), self.plan.classes)[0]))
+                    vote = voting.shares(guide, voters, classes=self.plan.classes)
+                    asked = voting.asked_for(voters, classes=self.plan.classes)
+                    worth.append(met(vote, case, plan=self.plan, asked=asked))
+                    alike.append(self._likeness(guide, voters, certain(case)))
             mean = float(np.mean(worth)) if worth else ALONE
             self._known = Known(mean, tuple(alike), time.monotonic() - begin)
         return self._known
@@ -228,25 +229,24 @@ class Personalizer:
         begin = time.monotonic()
         image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
         before, first, steady = self._views(image)
-        if not (before.argmax(0) > 0).any():
+        if not labelled(before, self.plan).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         known, guide = self.known, directions.guide(image, self.plan.kind)
-        mask, voters, aligned = first, list[draft.Voter](), self._aligned(guide, own)
+        mask, voters, aligned = first, list[voting.Voter](), self._aligned(guide, own)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
             voters = self._shaped(aligned, mask=mask) or voters
             if not voters:
                 return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
-            vote = draft.shares(guide, voters, classes=self.plan.classes)
-            agreement = mean_dice(first.argmax(0), vote.argmax(0))
+            vote, agreement = self._vote(guide, voters, first)
             share = Rating(known.worth, min(agreement / max(known.worth, 1e-3), 0.95), agreement, assumed=False).weights
-            fused = share[0] * vote + share[1] * first
-            mask = self.config.memory * mask + (1 - self.config.memory) * fused
+            mask = self.config.memory * mask + (1 - self.config.memory) * self._fused(vote, first, share)
             if seconds is not None and time.monotonic() - begin > 0.4 * seconds:
                 break
         evidence = {
             "consistency": steady, "agreement": agreement, "atlases_worth": known.worth, "likeness_floor": known.floor,
-            "likeness": self._likeness(guide, voters, mask), "reached": _reached(voters, mask),
+            "likeness": self._likeness(guide, voters, mask),
+            "reached": voting.reached(voters, labelled(mask, self.plan)),
         }  # fmt: skip
         refused = self._refusal(evidence)
         if refused and mode == "auto":
@@ -255,8 +255,8 @@ class Personalizer:
         tick(0.5)
         if self.config.steps:
             network = self._refined(case, voters, mask, until=None if seconds is None else begin + seconds)
-            after = share[0] * vote + share[1] * (first + self._answer(image, network)) / 2
-        evidence["changed"] = 1 - mean_dice(before.argmax(0), after.argmax(0))
+            after = self._fused(vote, (first + self._answer(image, network)) / 2, share)
+        evidence["changed"] = 1 - self._dice(before, after)
         return Personalized(before, after, "after", refused or FITTING, evidence)
 
     # ------------------------------------------------------------------------------------------------- first mask
@@ -270,8 +270,17 @@ class Personalizer:
         predictor = infer.network_predictor(self.segmenter, self.hardware)
         found = views(image, self.plan, predictor=predictor, count=self.config.views)
         mean = torch.stack(found).mean(0)
-        steady = [mean_dice(one.argmax(0), mean.argmax(0)) for one in found[1:]]
+        steady = [self._dice(one, mean) for one in found[1:]]
         return found[0], mean, float(np.mean(steady)) if steady else 1.0
+
+    def _dice(self, one: Tensor, other: Tensor) -> float:
+        """Of two answers."""
+        return mean_dice(chosen(one, self.plan), chosen(other, self.plan))
+
+    def _fused(self, vote: Tensor, answer: Tensor, share: tuple[float, float]) -> Tensor:
+        """What atlases and segmenters say together."""
+        both = share[0] * vote + share[1] * answer
+        return after_none(both[1:]) if self.plan.overlapping else both
 
     # ---------------------------------------------------------------------------------------------------- atlases
 
@@ -292,7 +301,7 @@ class Personalizer:
         atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
         return _Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving))
 
-    def _shaped(self, aligned: _Aligned, *, mask: Tensor | None) -> list[draft.Voter]:
+    def _shaped(self, aligned: _Aligned, *, mask: Tensor | None) -> list[voting.Voter]:
         """The atlases in the shape of the scan; those that fold are left out."""
         own, grid, fixed, moving, atlases, start = aligned
         masks = None
@@ -324,18 +333,23 @@ class Personalizer:
         """Soft maps of the largest structures, of the scan and of each affinely aligned atlas."""
         classes = mask[1:].sum((1, 2, 3)).argsort(descending=True)[:MOST_MASKS] + 1
         still = resample(mask[classes], grid.shape).expand(len(atlases), -1, -1, -1, -1)
-        moving = []
-        for atlas, matrix in atlases:
-            index = torch.from_numpy(np.array(atlas.label)).long()
-            maps = one_hot(index[None], self.plan.classes)[0][classes].float()
-            moving.append(affine.onto(maps, grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix))
+        moving = [
+            affine.onto(certain(atlas)[classes], grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix)
+            for atlas, matrix in atlases
+        ]
         return still.contiguous(), torch.stack(moving)
 
-    def _likeness(self, guide: Tensor, voters: Sequence[draft.Voter], mask: Tensor) -> float:
+    def _likeness(self, guide: Tensor, voters: Sequence[voting.Voter], mask: Tensor) -> float:
         """Mean local correlation of the scan and its deformed atlases, around the structures."""
         near = torch.nn.functional.max_pool3d((1 - mask[0])[None, None], 5, stride=1, padding=2)
         found = [float(lncc(guide[None, :1], voter.guide[None, :1], weight=near)) for voter in voters]
         return float(np.mean(found))
+
+    def _vote(self, guide: Tensor, voters: Sequence[voting.Voter], first: Tensor) -> tuple[Tensor, float]:
+        """What atlases say, of labels that none was asked for what the first mask does; Dice of the two elsewhere."""
+        vote = voting.shares(guide, voters, classes=self.plan.classes)
+        asked = voting.asked_for(voters, classes=self.plan.classes)
+        return torch.where(asked, vote, first), self._dice(first * asked, vote)
 
     def _refusal(self, evidence: Mapping[str, float]) -> str:
         """Why the first mask is kept; empty where nothing speaks for that."""
@@ -353,16 +367,10 @@ class Personalizer:
     # ------------------------------------------------------------------------------------------------- refinement
 
     def _refined(
-        self, case: Prepared, voters: Sequence[draft.Voter], mask: Tensor, *, until: float | None
+        self, case: Prepared, voters: Sequence[voting.Voter], mask: Tensor, *, until: float | None
     ) -> nn.Module:
         """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure."""
-        bare = dataclasses.replace(case, label=None, drawn=np.ones(self.plan.classes, np.bool_))
-        top, winner = mask.max(0)
-        sure = torch.where(top >= 0.5, winner, -1).to(torch.int16).numpy()
-        cases = [
-            labelled_as(dataclasses.replace(bare, id=v.name, image=v.image.numpy()), index_of(v.label)) for v in voters
-        ]
-        cases += [labelled_as(bare, sure)] * len(cases)
+        cases = self._lessons(case, voters, mask)
         network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
         train = dataclasses.replace(self.model.settings.train, lr=self.config.lr, warmup_steps=5, average=0.9)
         settings = dataclasses.replace(self.model.settings, train=train)
@@ -377,9 +385,13 @@ class Personalizer:
         state = fit([phase], state, limits=Limits(steps=steps), config=train, seed=0)
         return state.average_of(network).eval()
 
-
-def _reached(voters: Sequence[draft.Voter], mask: Tensor) -> float:
-    """Share of the structures that lies where some atlas was looked at."""
-    inside = mask.argmax(0) > 0
-    seen = np.logical_or.reduce([voter.label != IGNORE for voter in voters])
-    return float((inside & torch.from_numpy(seen)).sum() / inside.sum().clamp(min=1))
+    def _lessons(self, case: Prepared, voters: Sequence[voting.Voter], mask: Tensor) -> list[Prepared]:
+        """The deformed atlases and, as often, the scan with what is sure of its mask."""
+        classes, lessons = self.plan.classes, []
+        for v in voters:
+            drawn = voting.asked_for([v], classes=classes).flatten().numpy()
+            shaped = dataclasses.replace(case, id=v.name, image=v.image.numpy(), drawn=drawn)
+            lessons.append(labelled_as(shaped, index_of(v.label), table=v.table))
+        sure, table = confident(mask, self.plan)
+        bare = dataclasses.replace(case, drawn=np.ones(classes, np.bool_))
+        return lessons + [labelled_as(bare, sure, table=table)] * len(lessons)

@@ -28,6 +28,7 @@ from fewscan.learn.session import Session
 from fewscan.learn.views import belief
 from fewscan.methods import draft
 from fewscan.methods.evidence import mean_dice
+from fewscan.methods.voting import Voter, fuse
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.volume import IGNORE
 
@@ -55,7 +56,7 @@ class Drafted(NamedTuple):
     """
 
     vote: tuple[NDArray[np.uint16], NDArray[np.float32]]
-    nearest: draft.Voter
+    nearest: Voter
     harmony: float
 
 
@@ -149,7 +150,7 @@ class Labeller:
         file = self._file(case)
         if file.is_file():
             with contextlib.suppress(ValueError, OSError, KeyError, zipfile.BadZipFile), np.load(file) as stored:
-                nearest = draft.Voter(
+                nearest = Voter(
                     str(stored["name"]), torch.from_numpy(stored["image"]), stored["shaped"], None, case.kind
                 )
                 return Drafted((stored["label"], stored["sure"].astype(np.float32)), nearest, float(stored["harmony"]))
@@ -164,7 +165,7 @@ class Labeller:
         self.measured = True
         if not voters:
             return None
-        label, sure = draft.fuse(torch.from_numpy(np.array(case.guide[:1])), voters, fusion="local")
+        label, sure = fuse(torch.from_numpy(np.array(case.guide[:1])), voters, fusion="local")
         sure, nearest = sure.astype(np.float16), voters[0]
         alike = harmony([index_of(one.label) for one in voters], classes=self.session.plan.classes)
         image, shaped, name = nearest.image.numpy(), nearest.label, np.array(nearest.name)
