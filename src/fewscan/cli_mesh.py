@@ -27,12 +27,13 @@ FAULTY = 1
 def mesh(
     labelmap: Annotated[Path, typer.Argument(help="NIfTI, NRRD or MetaImage of labels.", metavar="LABELMAP")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.", metavar="DIR")],
-    labels: Annotated[str, typer.Option(help="Values or names, with commas between; all without.")] = "",
+    labels: Annotated[str, typer.Option(help="Values or names, separated by commas; all unless told.")] = "",
     purpose: Annotated[
         Literal["print", "vr", "view"], typer.Option("--for", help="Which files, and how closely to examine.")
     ] = "print",
     smooth_mm: Annotated[
-        float | None, typer.Option(help="Smoothing along the surface; 2.5 coarsest voxel edges without.", min=0)
+        float | None,
+        typer.Option(help="Smoothing along the surface; 2.5 times the coarsest voxel edge unless told.", min=0),
     ] = None,
     faces: Annotated[int | None, typer.Option(help="Triangles at most, all parts together; 0: all.", min=0)] = None,
     merge: Annotated[bool, typer.Option("--merge", help="All labels as one part.")] = False,

@@ -54,7 +54,9 @@ def inputs(
 
 @tracts.command(epilog=examples("tracts masks CST_left.trk AF_left.tck --like peaks.nii.gz -o case"))
 def masks(
-    tractograms: Annotated[list[Path], typer.Argument(help="A .trk or .tck a bundle, or folders.", metavar="FILE...")],
+    tractograms: Annotated[
+        list[Path], typer.Argument(help="One .trk or .tck for each bundle, or folders.", metavar="FILE...")
+    ],
     like: Annotated[Path, typer.Option(help="Image that gives the grid.")],
     out: Out,
     json_file: Json = None,

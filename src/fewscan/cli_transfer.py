@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from fewscan.options import (
-    Budget,
     Data,
     Device,
     Memory,
@@ -41,7 +40,9 @@ def transfer(
     layers: Annotated[
         Literal["auto", "all", "decoder", "last", "norms"], typer.Option(help="Weights that learn.")
     ] = "auto",
-    budget: Budget = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall clock to spend, such as 90s or 10m; 4m unless told.", metavar="TIME")
+    ] = None,
     steps: Steps = None,
     seed: Seed = 0,
     source: Annotated[

@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Argument(help="Folder of scans, in any layout.", metavar="DATA")]
-Budget = Annotated[str | None, typer.Option(help="Wall clock to spend, such as 90s, 10m or 1h30m.", metavar="TIME")]
+Budget = Annotated[
+    str | None, typer.Option(help="Wall clock to spend, such as 90s or 1h30m; 10m unless told.", metavar="TIME")
+]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of a budget.", min=1)]
 Seed = Annotated[int, typer.Option(help="Same seed and machine, same numbers.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
@@ -43,7 +45,7 @@ Personalize = Literal["never", "auto", "always"]
 Method = Annotated[str, typer.Option(help="Published method to train with.")]
 Images = Annotated[
     list[Path] | None,
-    typer.Option(help="Where scans are, if they do not lie where they lay; repeatable.", metavar="FOLDER"),
+    typer.Option(help="Where scans are, if they have moved; repeatable.", metavar="FOLDER"),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result here; - prints it alone.")]
 

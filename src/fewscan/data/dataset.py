@@ -116,7 +116,7 @@ class Dataset:
         if self.overlapping:
             raise DataError(
                 f"{self.root}: its bundles overlap, and {what} takes one label a voxel, so far; "
-                "train, predict, crossval, transfer and draft take bundles"
+                "train, predict, crossval, transfer, draft, shift and suggest take bundles"
             )
 
 

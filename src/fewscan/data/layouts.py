@@ -293,7 +293,9 @@ def _tracts(root: Path) -> Found | None:
     name, pairs = TRACT_IMAGES[stated(root) or "peaks"], {}
     for folder in folders:
         if not (folder / RECORD).is_file():
-            raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {RECORD}; make it with `fewscan tracts inputs`")
+            raise DataError(
+                f"{folder}: has {SEGMENTATIONS}/ and no {RECORD}; `fewscan tracts inputs` makes a new folder with it; copy the masks there"
+            )
         labels = [f for f in entries(folder) if f.is_file() and stem_of(f).lower() in LABEL_STEMS]
         if labels and masked:
             raise DataError(f"{labels[0]}: a label map where others have {SEGMENTATIONS}/; keep one of the two kinds")
@@ -301,7 +303,9 @@ def _tracts(root: Path) -> Found | None:
         if (folder / name).is_file():
             pairs[folder.name] = Pair((folder / name,), label)
         elif folder in masked:
-            raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {name}; make it with `fewscan tracts inputs`")
+            raise DataError(
+                f"{folder}: has {SEGMENTATIONS}/ and no {name}; `fewscan tracts inputs` makes a new folder with it; copy the masks there"
+            )
     channels = recorded_channels(next(iter(pairs.values())).images[0]) if pairs else ()
     listing = read_listing(root)["names"]
     if not masked:

@@ -23,7 +23,7 @@ from fewscan.learn.checkpoint import USE, Model
 from fewscan.learn.networks import Absent
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between the model and its copy
-NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install 'fewscan[onnx]'"
+NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install onnx onnxscript onnxruntime"
 PARTS = (
     "errors",
     "learn.intensity",
