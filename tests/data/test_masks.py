@@ -105,7 +105,9 @@ def test_names_that_differ_in_capitals_only_are_refused(tmp_path: Path) -> None:
 def test_bundles_without_inputs_are_refused(tmp_path: Path) -> None:
     data = write_crossings(tmp_path, labelled=2)
     (data / "case_1" / RECORD).unlink()
-    with pytest.raises(DataError, match=r"case_1: has bundle_segmentations/ and no inputs\.json; make it with `fewsc"):
+    with pytest.raises(
+        DataError, match=r"case_1: has bundle_segmentations/ and no inputs\.json; `fewscan tracts inputs` makes"
+    ):
         dataset.find(data)
     (data / "dataset.json").unlink()
     write_case(data / "case_1", *crossing(1))

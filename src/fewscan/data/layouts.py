@@ -23,6 +23,7 @@ LABEL_STEMS = {"seg", "segmentation", "label", "labels", "labelmap", "gt"}
 TRACT_IMAGES = {"peaks": "peaks.nii.gz", "tensor": "tensor.nii.gz", "scalar": "scalars.nii.gz"}
 LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|label|labels|labelmap|mask|gt)$")
 CHANNEL_TAIL = re.compile(r"^(.+)_(\d{4})$")
+NEW_FOLDER = "`fewscan tracts inputs` makes a new folder with it; copy the masks there"
 UNDERSTOOD = (
     "images/ + labels/, imagesTr/ + labelsTr/ (nnU-Net, MSD), BIDS with derivatives/, files with _seg, _label or _mask "
     "in their names, folders of DICOM series or of fewscan tracts inputs, these also with bundle_segmentations/"
@@ -293,9 +294,7 @@ def _tracts(root: Path) -> Found | None:
     name, pairs = TRACT_IMAGES[stated(root) or "peaks"], {}
     for folder in folders:
         if not (folder / RECORD).is_file():
-            raise DataError(
-                f"{folder}: has {SEGMENTATIONS}/ and no {RECORD}; `fewscan tracts inputs` makes a new folder with it; copy the masks there"
-            )
+            raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {RECORD}; {NEW_FOLDER}")
         labels = [f for f in entries(folder) if f.is_file() and stem_of(f).lower() in LABEL_STEMS]
         if labels and masked:
             raise DataError(f"{labels[0]}: a label map where others have {SEGMENTATIONS}/; keep one of the two kinds")
@@ -303,9 +302,7 @@ def _tracts(root: Path) -> Found | None:
         if (folder / name).is_file():
             pairs[folder.name] = Pair((folder / name,), label)
         elif folder in masked:
-            raise DataError(
-                f"{folder}: has {SEGMENTATIONS}/ and no {name}; `fewscan tracts inputs` makes a new folder with it; copy the masks there"
-            )
+            raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {name}; {NEW_FOLDER}")
     channels = recorded_channels(next(iter(pairs.values())).images[0]) if pairs else ()
     listing = read_listing(root)["names"]
     if not masked:
