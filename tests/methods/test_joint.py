@@ -128,6 +128,55 @@ def test_no_scan_is_kept_away_that_alone_holds_a_label():
     assert not joint._held(session)
 
 
+def test_all_scans_of_a_patient_are_kept_away_together():
+    names = ("p1_frame01", "p1_frame12", "p2_frame01", "p2_frame12", "p3_frame01", "p3_frame12")
+    session = SimpleNamespace(
+        labelled=[case(name, (9, 1)) for name in names], unlabelled=[case("u", ())],
+        request=SimpleNamespace(seed=0), plan=SimpleNamespace(classes=2),
+    )  # fmt: skip
+    assert {frozenset(name[:2] for name in joint._held(session)) for session.request.seed in range(9)} <= {
+        frozenset({p}) for p in ("p1", "p2", "p3")
+    }
+    assert len(joint._held(session)) == 2
+
+
+def test_a_run_that_is_extended_has_seen_the_scans_that_were_kept_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "GAP", 10.0)
+    data = write_dataset(tmp_path / "data", labelled=3, unlabelled=1)
+    said = []
+    settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
+    how = {"settings": settings, "device": "cpu", "method": "joint", "observe": said.append}
+    first = api.train(data, tmp_path / "m", steps=40, **how)
+    assert first.provenance["apart"] == "40n"
+    said.clear()
+    again = api.train(data, tmp_path / "m", resume=True, steps=120, **how)
+    assert again.provenance["apart"] == "40n"
+    assert not [text for text in said if isinstance(text, str) and "kept from it" in text]
+    assert any("labelling up to" in text for text in said if isinstance(text, str))
+
+
+def test_who_stops_while_scans_are_labelled_loses_none_of_them(tmp_path, monkeypatch):
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=2)
+    settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
+    how = {"settings": settings, "device": "cpu", "method": "joint"}
+    whole = api.train(data, tmp_path / "whole", steps=60, **how)
+    real = joint._label
+
+    def stopped(both, state, labeller, turn):
+        both.stop.set()
+        return real(both, state, labeller, turn)
+
+    monkeypatch.setattr(joint, "_label", stopped)
+    part = api.train(data, tmp_path / "parts", steps=60, **how)
+    assert part.provenance["interrupted"]
+    assert part.provenance["steps"] < 60
+    monkeypatch.setattr(joint, "_label", real)
+    parts = api.train(data, tmp_path / "parts", resume=True, **how)
+    assert not parts.provenance["interrupted"]
+    for a, b in zip(whole.segmenter.parameters(), parts.segmenter.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 class Constant(nn.Module):
     """Answers with one class everywhere."""
 
@@ -167,11 +216,11 @@ def test_nothing_of_the_unlabelled_scans_stays_in_the_model(tmp_path):
 
 
 def test_a_run_that_goes_on_keeps_its_scans_whatever_the_budget_is_now(tmp_path, monkeypatch):
-    monkeypatch.setattr("fewscan.methods.register.SECONDS_A_SCAN", 4)
+    monkeypatch.setattr("fewscan.methods.register.SECONDS_A_SCAN", 2)
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=4)
-    first = api.train(data, tmp_path / "model", budget=8, settings=TINY, device="cpu", method="register")
+    first = api.train(data, tmp_path / "model", budget=4, settings=TINY, device="cpu", method="register")
     assert len(first.provenance["unlabelled"]) == 2
-    again = api.train(data, tmp_path / "model", extend=4, settings=TINY, device="cpu", method="register")
+    again = api.train(data, tmp_path / "model", extend=2, settings=TINY, device="cpu", method="register")
     assert again.provenance["unlabelled"] == first.provenance["unlabelled"]
 
 

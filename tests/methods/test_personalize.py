@@ -12,6 +12,7 @@ from fewscan.data import dataset as datasets
 from fewscan.errors import ConfigError
 from fewscan.learn.alignment import grid_of
 from fewscan.learn.atlases import atlases_of
+from fewscan.learn.batches import labelled_as
 from fewscan.learn.hardware import pick
 from fewscan.methods import personalize
 from fewscan.methods.evidence import mean_dice
@@ -113,6 +114,41 @@ def test_a_budget_leaves_out_what_does_not_fit(trained, monkeypatch):
     maker = Personalizer(model, atlases, config=replace(QUICK, steps=100_000), hardware=pick("cpu"))
     maker(other, mode="always", seconds=1e-3)
     assert limits[-1].steps <= personalize.TRIED + 1
+
+
+def undrawn(case, k):
+    """The case as if nobody had looked for a label: its voxels are background."""
+    index = np.array(case.label)
+    kept = labelled_as(case, np.where(index == k, 0, index).astype(np.int16))
+    return replace(kept, drawn=np.arange(len(case.drawn)) != k)
+
+
+def test_an_atlas_votes_on_what_was_drawn_in_it_only(trained):
+    model, atlases, other = trained
+    (k,) = [k for k, name in enumerate(model.names.values(), start=1) if name == "rod"]
+    partly = [undrawn(atlases[0], k), undrawn(atlases[1], k), atlases[2]]
+    truth = torch.from_numpy(np.array(other.label)).long()
+    for known in (partly, [undrawn(a, k) for a in atlases]):
+        maker = Personalizer(model, known, config=QUICK, hardware=pick("cpu"))
+        found = maker(other, mode="always")
+        assert mean_dice(found.after.argmax(0) == k, truth == k) > 0.6
+        torch.testing.assert_close(found.after.sum(0), torch.ones(found.after.shape[1:]), atol=1e-3, rtol=0)
+        assert maker.known.worth > 0.6
+
+
+def test_what_is_found_out_once_is_on_no_scans_budget(trained, monkeypatch):
+    model, atlases, other = trained
+    maker, now = Personalizer(model, atlases, config=replace(QUICK, rounds=2), hardware=pick("cpu")), [0.0]
+    monkeypatch.setattr(personalize.time, "monotonic", lambda: now[0])
+    real = Personalizer.known.fget
+    monkeypatch.setattr(Personalizer, "known", property(lambda self: now.__setitem__(0, now[0] + 100) or real(self)))
+    rounds = []
+    shaped = Personalizer._shaped
+    monkeypatch.setattr(
+        Personalizer, "_shaped", lambda self, *a, **k: rounds.append(k["mask"] is None) or shaped(self, *a, **k)
+    )
+    maker(other, mode="always", seconds=60)
+    assert rounds.count(False) == 2
 
 
 @pytest.mark.parametrize("wrong", [{"atlases": 0}, {"rounds": 0}, {"memory": 1.0}, {"lr": 0.0}, {"steps": -1}])

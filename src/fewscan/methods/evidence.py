@@ -67,9 +67,7 @@ def met(answer: Tensor, case: Prepared, *, plan: Plan, asked: Tensor) -> float:
     asked : (K, 1, 1, 1) bool
         Classes that the answer tells something of.
     """
-    seen = torch.from_numpy(np.array(case.label) >= 0) & asked
-    if plan.overlapping:  # a bundle without a file was not looked for
-        seen = seen & torch.from_numpy(case.drawn).view(-1, 1, 1, 1)
+    seen = torch.from_numpy(np.array(case.label) >= 0) & asked & torch.from_numpy(case.drawn).view(-1, 1, 1, 1)
     return mean_dice(chosen(answer * seen, plan), chosen(certain(case) * seen, plan))
 
 

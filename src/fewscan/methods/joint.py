@@ -32,10 +32,12 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from fewscan.data.dataset import patient_of
 from fewscan.data.io import atomic
+from fewscan.errors import ModelError
 from fewscan.learn import infer
 from fewscan.learn.batches import Prepared, labelled_as
-from fewscan.learn.checkpoint import Model
+from fewscan.learn.checkpoint import Model, read_description
 from fewscan.learn.engine import Phase, stop_on_signals
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar
@@ -61,7 +63,7 @@ WARPED_VALUES = 50_000_000  # of warped scans held at a time
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Both:
-    """Two networks, their phases apart, the scans they share, and the user's wish to stop."""
+    """Two networks, their phases apart, the scans they share, limits of an earlier run, the user's wish to stop."""
 
     session: Session
     alone: Phase
@@ -69,6 +71,7 @@ class _Both:
     registrar: Registrar
     cases: Sequence[Whole]
     held: frozenset[str]
+    earlier: str
     stop: threading.Event
 
     @property
@@ -76,16 +79,26 @@ class _Both:
         """Where a run that goes on finds what it had between its parts."""
         return self.session.request.out / "pseudo"
 
+    @property
+    def limits(self) -> str:
+        """Of this run, in a word."""
+        bounds = self.session.bounds
+        return f"{bounds.steps}n" if bounds.seconds is None else f"{bounds.seconds:g}s"
+
     def tag(self, name: str) -> Path:
         """File of this run: one with other limits must not find it."""
-        bounds = self.session.bounds
-        return self.folder / f"{name}-{bounds.seconds or bounds.steps:g}"
+        return self.folder / f"{name}-{self.limits}"
+
+    def fit(self, phases: Sequence[Phase], *, until: float = 1.0) -> State:
+        """Train on, unless somebody wished to stop since."""
+        self.session.interrupted |= self.stop.is_set()
+        return self.session.fit(phases, until=until)
 
     def asked(self, name: str, question: Callable[[], bool]) -> bool:
         """The answer to a question, which stays what it was when a run goes on."""
         if self.session.request.dry_run or self.session.interrupted or self.stop.is_set():
             return False
-        path = self.tag(name).with_suffix(".json")
+        path = self.tag(f"{name}.json")
         if self.session.request.going_on and path.is_file():
             with contextlib.suppress(ValueError, OSError):
                 return bool(json.loads(path.read_text()))
@@ -123,7 +136,7 @@ def run(request: Request) -> Model:
         cases = register.wholes(session, registrar)
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         together = register.phase(session, registrar, cases=cases)
-        both = _Both(session, alone, together, registrar, cases, _held(session), stop)
+        both = _Both(session, alone, together, registrar, cases, _held(session), _earlier(request), stop)
         state = _apart(both)
         before = _kept(both, state)
         labeller = Labeller(session, cases, path=both.tag)
@@ -132,25 +145,36 @@ def run(request: Request) -> Model:
             until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
             if session.fraction() < until and not session.interrupted:
                 phases = _phases(both, labeller, _labels(both, state, labeller, turn))
-                session.interrupted |= stop.is_set()
-                state = session.fit(phases, until=min(until, LAST))
-        state = session.fit([alone], until=GUARD if session.bounds.seconds is not None else 1.0)
+                state = both.fit(phases, until=min(until, LAST))
+        state = both.fit([alone], until=GUARD if session.bounds.seconds is not None else 1.0)
         return _finish(both, state, before, labeller)
 
 
+def _earlier(request: Request) -> str:
+    """Limits of the run in which scans were kept from the segmenter, where this one goes on with its model."""
+    if not request.going_on:
+        return ""
+    try:
+        return str(read_description(request.out).get("apart", ""))
+    except ModelError:  # killed before there was a model
+        return ""
+
+
 def _held(session: Session) -> frozenset[str]:
-    """Labelled scans that the segmenter does not see at first; the others hold every label."""
-    if len(session.labelled) < 3 or not session.unlabelled:
+    """Labelled scans that the segmenter does not see at first, whole patients; the others hold every label."""
+    labelled = {case.id: case for case in session.labelled}
+    if len(labelled) < 3 or not session.unlabelled:
         return frozenset()
-    held: list[str] = []
-    for i in np.random.default_rng([session.request.seed, HELD]).permutation(len(session.labelled)):
-        rest = [case for case in session.labelled if case.id not in (*held, session.labelled[i].id)]
+    rng, held = np.random.default_rng([session.request.seed, HELD]), list[str]()
+    for patient in rng.permutation(sorted({patient_of(name) for name in labelled})):
+        away = {*held, *(name for name in labelled if patient_of(name) == patient)}
+        rest = [case for name, case in labelled.items() if name not in away]
         every = all(
-            any(case.counts[k] for case in rest) or not session.labelled[i].counts[k]
+            any(case.counts[k] for case in rest) or not any(labelled[name].counts[k] for name in away)
             for k in range(1, session.plan.classes)
         )
-        if every and len(held) < max(1, len(session.labelled) // HELD):
-            held.append(session.labelled[i].id)
+        if every and 2 * len(away) <= len(labelled) and len(held) < max(1, len(labelled) // HELD):
+            held = list(away)
     return frozenset(held)
 
 
@@ -160,9 +184,9 @@ def _apart(both: _Both) -> State:
     seen = [case for case in both.session.labelled if case.id not in both.held]
     alone = segment.phase(both.session, cases=seen, segmenter=both.alone.train)
     first = dataclasses.replace(alone, steps=SEGMENTER_STEPS)
-    state = both.session.fit(both.shared([first]), until=config.apart * EARLY)
+    state = both.fit(both.shared([first]), until=config.apart * EARLY)
     fits = both.asked("fits", lambda: _fit(both, state) >= FITTED)
-    return both.session.fit(both.shared([first]) if fits else [first], until=config.apart)
+    return both.fit(both.shared([first]) if fits else [first], until=config.apart)
 
 
 def _fit(both: _Both, state: State, *, held: bool = False) -> float:
@@ -183,7 +207,7 @@ def _scans_help(both: _Both, state: State) -> bool:
     if seen < FITTED:
         say(f"the segmenter does not fit the drawn labels yet (Dice {seen:.2f}): it learns on from them alone")
         return False
-    if not both.held:
+    if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
         return True
     unseen = _fit(both, state, held=True)
     helped = seen - unseen >= GAP * (1 - seen)
@@ -230,6 +254,8 @@ def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> Mapping
         except (ValueError, OSError, KeyError, zipfile.BadZipFile):
             session.request.say(f"{path} is damaged; its scans are labelled again")
     labels = _label(both, state, labeller, turn)
+    if both.stop.is_set():  # some of them: the run that goes on makes all
+        return labels
     with atomic(path) as temporary, Path(temporary).open("wb") as file:
         np.savez(file, **{f"label {name}": label for name, label in labels.items()})  # type: ignore[arg-type]
     return labels
@@ -305,7 +331,8 @@ def _finish(both: _Both, state: State, before: nn.Module, labeller: Labeller) ->
     if verdict and labeller.worth is not None:
         verdict |= _compared(both, labeller, kept)
     others = {"registrar": state.average_of(both.registrar)}
-    model = session.finish(kept, others=others, record={"guard": verdict})
+    record = {"guard": verdict, "apart": both.earlier or both.limits}
+    model = session.finish(kept, others=others, record=record)
     if not session.interrupted:  # label maps of other people's scans must not travel with the model
         shutil.rmtree(both.folder, ignore_errors=True)
     return model

@@ -111,13 +111,10 @@ class Known(NamedTuple):
         Mean Dice of the others' vote.
     likeness : tuple of float
         How alike the deformed others are to each, around its structures.
-    seconds : float
-        That finding out took.
     """
 
     worth: float
     likeness: tuple[float, ...]
-    seconds: float
 
     @property
     def floor(self) -> float:
@@ -192,7 +189,7 @@ class Personalizer:
     def known(self) -> Known:
         """Found out when it is first asked for."""
         if self._known is None:
-            begin, worth, alike = time.monotonic(), [], []
+            worth, alike = [], []
             for case in self.atlases[: self.config.atlases] if len(self.atlases) > 1 else []:
                 guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
                 voters = self._shaped(self._aligned(guide, own, leave=case), mask=None)
@@ -202,7 +199,7 @@ class Personalizer:
                     worth.append(met(vote, case, plan=self.plan, asked=asked))
                     alike.append(self._likeness(guide, voters, certain(case)))
             mean = float(np.mean(worth)) if worth else ALONE
-            self._known = Known(mean, tuple(alike), time.monotonic() - begin)
+            self._known = Known(mean, tuple(alike))
         return self._known
 
     def __call__(
@@ -226,12 +223,12 @@ class Personalizer:
         tick : callable
             Gets the share that is done.
         """
-        begin = time.monotonic()
+        known, begin = self.known, time.monotonic()  # what is found out once is on no scan's budget
         image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
         before, first, steady = self._views(image)
         if not labelled(before, self.plan).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
-        known, guide = self.known, directions.guide(image, self.plan.kind)
+        guide = directions.guide(image, self.plan.kind)
         mask, voters, aligned = first, list[voting.Voter](), self._aligned(guide, own)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
@@ -349,7 +346,8 @@ class Personalizer:
         """What atlases say, of labels that none was asked for what the first mask does; Dice of the two elsewhere."""
         vote = voting.shares(guide, voters, classes=self.plan.classes)
         asked = voting.asked_for(voters, classes=self.plan.classes)
-        return torch.where(asked, vote, first), self._dice(first * asked, vote)
+        taken = 0 * first[:1] if self.plan.overlapping else (first * ~asked).sum(0, keepdim=True)
+        return torch.where(asked, vote * (1 - taken), first), self._dice(first * asked, vote)
 
     def _refusal(self, evidence: Mapping[str, float]) -> str:
         """Why the first mask is kept; empty where nothing speaks for that."""

@@ -44,7 +44,7 @@ class Voter(NamedTuple):
     label : (X, Y, Z) uint16
         Deformed; `IGNORE` where nobody looked.
     drawn : frozenset of int, optional
-        Labels that were looked for; all when None. Classes, where labels overlap.
+        Labels that were looked for, as ``label`` and ``table`` number them; all when None.
     kind : {"scalar", "peaks", "tensor"}
         Of the image.
     table : (N + 1, K) bool, optional
@@ -120,7 +120,7 @@ def fuse(target: Tensor, voters: Sequence[Voter], *, fusion: Fusion) -> tuple[ND
 def shares(target: Tensor, voters: Sequence[Voter], *, classes: int) -> Tensor:
     """Share (K, X, Y, Z) of a locally weighted vote that each class has; background where no atlas reaches.
 
-    Labels that overlap share nothing: each has its part of the votes of those atlases that were asked for it.
+    A label has its part of the votes of those atlases that were asked for it. Labels that overlap share nothing.
 
     Parameters
     ----------
@@ -135,6 +135,11 @@ def shares(target: Tensor, voters: Sequence[Voter], *, classes: int) -> Tensor:
     if voters[0].table is not None:
         looked = _looked(weights, voters, EVERYWHERE)
         return after_none(torch.stack([_share(k, voters, looked, EVERYWHERE) for k in range(1, classes)]))
+    if not all(voter.asked(k) for voter in voters for k in range(1, classes)):
+        looked = _looked(weights, voters, EVERYWHERE)
+        own = torch.stack([_share(k, voters, looked, EVERYWHERE) for k in range(1, classes)])
+        found = torch.cat([(1 - own.sum(0, keepdim=True)).clamp(min=0), own])
+        return found / found.sum(0)
     found = torch.zeros(classes, *target.shape[1:])
     for weight, voter in zip(weights, voters, strict=True):
         index = torch.from_numpy(voter.label.astype(np.int64))
@@ -146,7 +151,7 @@ def shares(target: Tensor, voters: Sequence[Voter], *, classes: int) -> Tensor:
 
 
 def asked_for(voters: Sequence[Voter], *, classes: int) -> Tensor:
-    """Classes (K, 1, 1, 1) bool of which a vote tells something: of labels that overlap, those that were looked for.
+    """Classes (K, 1, 1, 1) bool of which a vote tells something: those that some atlas was asked for.
 
     Parameters
     ----------
@@ -155,7 +160,7 @@ def asked_for(voters: Sequence[Voter], *, classes: int) -> Tensor:
     classes : int
         Background included.
     """
-    told = [any(voter.table is None or voter.asked(k) for voter in voters) for k in range(classes)]
+    told = [any(voter.asked(k) for voter in voters) for k in range(classes)]
     return torch.tensor(told).view(-1, 1, 1, 1)
 
 
