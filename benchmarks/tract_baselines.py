@@ -72,7 +72,7 @@ def probability_maps(cases: list[Path], template: Path) -> Maps:
 
 def best_level(maps: Maps, cases: Iterable[Path], template: Path) -> float:
     """The threshold with the highest mean Dice on validation cases, one for all bundles."""
-    own, scores = anisotropy(template).geometry, {level: [0.0] for level in LEVELS}
+    own, scores = anisotropy(template).geometry, {level: list[float]() for level in LEVELS}
     for case in cases:
         truth, grid = masks_of(case)
         found = carried(maps, own, aligned(case, template), grid=grid)

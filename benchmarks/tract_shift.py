@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from bundle_cohort import KINDS, TWINS, Place, cases_of, subject_of, view
-from harness import code_hash, rows
+from harness import Key, code_hash, rows
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -35,7 +35,7 @@ from fewscan.data.fields import read_field
 from fewscan.data.io import read_labels
 from fewscan.judge import looks, shift
 from fewscan.learn.channels import to_look_at
-from fewscan.learn.checkpoint import Model
+from fewscan.learn.checkpoint import Model, sha256
 from fewscan.shifting import TEMPLATES, deformation_around
 from fewscan.space.volume import Volume
 from fewscan.tracts.anatomy import read_anatomy
@@ -84,7 +84,7 @@ def table_of(cohort: Path, work: Path, model: Model, *, kind: str) -> Table:
         image = seen[case.name]
         ill = folders[person, twin.replace("healthy", "tumour")]  # the place of the lesion in the healthy twin too
         lesion = lesion_of(ill)
-        row = dict(deformation_around(to_look_at(image), lesion, templates))
+        row = dict(deformation_around(to_look_at(image), lesion, templates=templates))
         hidden = lesion if twin.endswith("tumour") else None
         row["systematic"] = distance(looks.look(image, model, case=case.name, lesion=hidden), usual)
         if twin.endswith("tumour"):
@@ -147,6 +147,15 @@ def summed(table: Table) -> dict[str, Any]:
     return found
 
 
+def key_of(image: str, model: Path) -> Key:
+    """What makes a row: the image that is looked at, and the weights whose features are."""
+    return {
+        "task": "lesion and systematic scores",
+        "image": image,
+        "weights": sha256(model / "weights.safetensors")[:12],
+    }
+
+
 def main() -> None:
     """The row of one kind of image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,10 +170,11 @@ def main() -> None:
         real=read_anatomy(args.data / "tracts_core.npz"), data=args.data, work=args.work, jobs=args.jobs,
         config=CohortConfig(),
     )  # fmt: skip
-    key = {"task": "lesion and systematic scores", "image": args.image}
+    model = api.load(args.model)
+    key = key_of(args.image, args.model)
     with rows(RESULT, key, code=code_hash(parts=PARTS)) as row:
         if row is not None:
-            table = table_of(place.cohort(), args.work, api.load(args.model), kind=args.image)
+            table = table_of(place.cohort(), args.work, model, kind=args.image)
             row.update(summed(table) | {"subjects": table})
             print(key, {name: value for name, value in row.items() if name != "subjects"}, flush=True)
 

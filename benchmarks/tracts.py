@@ -45,8 +45,10 @@ from harness import Key, code_hash, rows, show
 from tract_baselines import BASELINES, MOST_SECONDS, baselines, ceiling, chance, real_scores, seconds_for_inputs
 
 from fewscan import api
+from fewscan.data.listing import read_json
 from fewscan.learn.checkpoint import Model
 from fewscan.tracts.anatomy import read_anatomy
+from fewscan.tracts.cohort import RECORD
 from fewscan.tracts.population import A, CohortConfig
 from fewscan.transferring import transfer
 from fewscan.white_matter import inputs
@@ -56,7 +58,9 @@ LAYERS = ("all", "decoder", "last", "norms")
 MODES = ("none", "all", "scratch", "decoder", "last", "norms", "guarded")
 LABELS = (1, 2, 4, 8)
 MOST, DRAWS = 8, 3
+PEOPLE = (24, 6, MOST, 12)  # of the four splits
 NULL_PEOPLE, NULL_SEED = 4, 1  # another seed: people whom no network has seen
+SOURCE = ("methods/segment.py", "tracts/cohort.py")  # what the model of the healthy rests on
 TRAINED = ("methods/transfer.py", "transferring.py", "prediction.py", "judge/metrics.py", "tracts/cohort.py")
 PARTS = {  # what a row rests on, with what that imports
     "bundles": TRAINED, "null": TRAINED, "real": (*TRAINED, "white_matter.py"),
@@ -125,11 +129,16 @@ def predicted(model: Model, cases: list[Path], out: Path, *, kind: str) -> Path:
 
 
 def source_model(place: Place, *, kind: str, limits: Limits) -> Model:
-    """The model of the healthy, trained once for each input and then read."""
-    folder = place.work / f"{kind}_source_{limits.said('source').replace(' ', '_')}"
-    if not (folder / "model.json").is_file():
-        return trained(cases_of(place.cohort(), "train"), folder, kind=kind, limit=limits.of("source"))
-    return api.load(folder)
+    """The model of the healthy, trained once for each input, code and cohort; one of half a run is not read again."""
+    cohort = place.cohort()
+    made_from = str(read_json(cohort / RECORD)["spec"])
+    words = [kind, "source", limits.said("source").replace(" ", "_"), code_hash(parts=SOURCE)[:8], made_from[:8]]
+    folder = place.work / "_".join(words)
+    if (folder / "model.json").is_file():
+        model = api.load(folder)
+        if not model.provenance["interrupted"]:
+            return model
+    return trained(cases_of(cohort, "train"), folder, kind=kind, limit=limits.of("source"))
 
 
 def drawn(pool: list[Path], k: int, draw: int) -> list[Path]:
@@ -223,16 +232,17 @@ MEASURE: dict[str, Callable[[Place, Key, Limits], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def wanted(limits: Limits, only: dict[str, str], *, pool: int = MOST) -> list[Key]:
-    """Keys of the rows, the most important first."""
+def wanted(limits: Limits, only: dict[str, str], *, people: tuple[int, ...] = PEOPLE) -> list[Key]:
+    """Keys of the rows, the most important first; they hold the numbers of people where these are not `PEOPLE`."""
+    pool, others = people[2], {} if people == PEOPLE else {"people": " ".join(map(str, people))}
 
     def network(kind: str, k: int, mode: str, draw: int = 0) -> Key:
         limit = "" if mode == "none" else limits.said("adapt")
         return {"task": "bundles", "input": kind, "k": k, "mode": mode, "draw": draw,
-                "source": "" if mode == "scratch" else limits.said("source"), "adapt": limit}  # fmt: skip
+                "source": "" if mode == "scratch" else limits.said("source"), "adapt": limit, **others}  # fmt: skip
 
     def other(task: str, mode: str = "", kind: str = "", source: str = "") -> Key:
-        return {"task": task, "input": kind, "mode": mode, "source": source}
+        return {"task": task, "input": kind, "mode": mode, "source": source, **others}
 
     peaks, source = "peaks", limits.said("source")
     labels = [k for k in LABELS if k < pool]
@@ -268,7 +278,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="instead of minutes")
     parser.add_argument("--rows-budget", type=float, help="minutes after which no further row is begun")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME=VALUE", help="of the key: task, input, k, mode")
-    parser.add_argument("--people", type=int, nargs=4, default=(24, 6, 8, 12), metavar="N", help="of the four splits")
+    parser.add_argument("--people", type=int, nargs=4, default=PEOPLE, metavar="N", help="of the four splits")
     parser.add_argument("--list", action="store_true", help="only show the keys")
     return parser.parse_args()
 
@@ -281,7 +291,7 @@ def main() -> None:
     limits = Limits(
         source=args.source_minutes, adapt=args.minutes, source_steps=args.source_steps, adapt_steps=args.steps
     )
-    keys = wanted(limits, dict(word.split("=", 1) for word in args.only), pool=pool)
+    keys = wanted(limits, dict(word.split("=", 1) for word in args.only), people=tuple(args.people))
     if args.list:
         print(*keys, f"{len(keys)} rows", sep="\n")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,46 @@ INPUTS = ("peaks", "tensor", "scalars")
 MODES = ("none", "all", "decoder", "last", "norms", "guarded", "scratch")
 PARTS = ("systematic", "tumour", "interaction")
 LEAST_SHARE = 0.5  # of the systematic loss, that adaptation is expected to bring back
-FAR_MM = 30.0
 COLOURS = {"A_healthy": "#0072b2", "A_tumour": "#56b4e9", "B_healthy": "#d55e00", "B_tumour": "#e69f00"}
 
 
 def runs(rows: Sequence[Row], kind: str, mode: str, k: int | None = None) -> list[Row]:
-    """Rows of one network of the benchmark, one a draw; of the largest k where none is given."""
-    found = stats.chosen(rows, task="bundles", input=kind, mode=mode)
+    """Rows of one network of the benchmark, one a draw; of the largest k where none is given, and alike in all else."""
+    found = stats.chosen(comparable(rows), task="bundles", input=kind, mode=mode)
     most = max((row["key"]["k"] for row in found), default=0) if k is None else k
     return [row for row in found if row["key"]["k"] == most]
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one number of people and one length of training each for the model of the healthy and for what follows.
+
+    Those that most rows of networks have; of as many, the largest. A row that says nothing of a length needs none.
+    """
+    people = main_of(stats.chosen(rows, task="bundles"), "people")
+    found = [row for row in rows if row["key"].get("people", "") == people]
+    for name in ("source", "adapt"):
+        main = main_of(stats.chosen(found, task="bundles"), name)
+        found = [row for row in found if not main or row["key"].get(name, "") in ("", main)]
+    return found
+
+
+def main_of(rows: Sequence[Row], name: str) -> str:
+    """The value of a key that most rows have; of as many the one with the largest numbers."""
+    said = Counter(str(row["key"].get(name, "")) for row in rows)
+    if name != "people":  # where nothing is said, they are the usual ones
+        del said[""]
+    sizes = {text: [float(word) for word in text.split() if word[0].isdigit()] for text in said}
+    return max(said, key=lambda text: (said[text], sizes[text], text), default="")
+
+
+def left_out(rows: Sequence[Row], kept: Sequence[Row]) -> list[str]:
+    """Which rows the figures are of, where others are in the table."""
+    others = [row for row in rows if row not in kept and row["key"]["task"] != "inputs"]
+    if not others:
+        return []
+    networks = stats.chosen(kept, task="bundles")
+    said = [f"{name} {main}" for name in ("people", "source", "adapt") if (main := main_of(networks, name))]
+    return [f"Figures are of rows with {', '.join(said)}; {len(others)} others are in the table alone.", ""]
 
 
 def known(rows: Sequence[Row]) -> dict[str, Any]:
@@ -44,7 +76,16 @@ def summary(rows: list[Row]) -> list[str]:
     rows : list of dict
         Of ``tracts.json``.
     """
-    lines = [*networks(rows), *drop(rows), *gain(rows), *displaced(rows), *controls(rows), *baselines(rows)]
+    every, rows = rows, comparable(rows)
+    lines = [
+        *left_out(every, rows),
+        *networks(rows),
+        *drop(rows),
+        *gain(rows),
+        *displaced(rows),
+        *controls(rows),
+        *baselines(rows),
+    ]
     lines += real(rows)
     if runs(rows, "peaks", "none"):
         lines += [
@@ -122,7 +163,8 @@ def displaced(rows: Sequence[Row]) -> list[str]:
     tuned, base, truth = runs(rows, "peaks", "all"), runs(rows, "peaks", "none"), known(rows)
     if not (tuned and base and truth):
         return []
-    found = stats.tracts(base, tuned, truth)
+    if not (found := stats.tracts(base, tuned, truth)):
+        return []
     cells = []
     for low, high, inside in stats.binned(found):
         people = [t.person for t in inside]
@@ -152,8 +194,9 @@ def controls(rows: Sequence[Row]) -> list[str]:
         lines.append(f"Control, shuffled names: Dice {dice:.3f} on A healthy{beside}.")
     base, truth = runs(rows, "peaks", "none"), known(rows)
     if base and truth:
-        far = stats.far_target(base, truth, TARGETS)
-        lines.append(f"Control, tumours {FAR_MM:.0f} mm or more away: tumour loss of the target {points(far)} points.")
+        far, away = stats.far_target(base, truth, TARGETS), f"{stats.FAR_MM:.0f} mm or more away"
+        if math.isfinite(far.value):
+            lines.append(f"Control, tumours {away}: tumour loss of the target {points(far)} points.")
     return spaced(lines)
 
 
@@ -195,6 +238,7 @@ def plot(rows: Sequence[Row], out: Path) -> None:
     out : Path
         SVG file.
     """
+    rows = comparable(rows)
     figure, axes = pyplot().subplots(1, 3, figsize=(13, 4), layout="constrained", width_ratios=(1, 1.25, 1))
     _by_labels(axes[0], rows)
     _parts(axes[1], rows)
@@ -244,10 +288,10 @@ def _parts(axis: Any, rows: Sequence[Row]) -> None:
 def _by_displacement(axis: Any, rows: Sequence[Row]) -> None:
     """Tumour loss of each bundle of each person before and after, bin means, and the share that came back."""
     tuned, base, truth = runs(rows, "peaks", "all"), runs(rows, "peaks", "none"), known(rows)
-    if not (tuned and base and truth):
+    found = stats.tracts(base, tuned, truth) if tuned and base and truth else []
+    if not found:
         axis.set_axis_off()
         return
-    found = stats.tracts(base, tuned, truth)
     bins = stats.binned(found)
     middle = [stats.mean(t.displacement_mm for t in inside) for _, _, inside in bins]
     for name, colour in (("before", "#d55e00"), ("after", "#009e73")):
@@ -311,9 +355,9 @@ def span(low: float, high: float) -> str:
 
 
 def rank(found: Sequence[stats.Tract], name: str) -> float:
-    """Spearman's correlation of a loss with displacement; NaN where either is constant."""
+    """Spearman's correlation of a loss with displacement; NaN where either is constant, or of nothing."""
     pairs = [(t.displacement_mm, getattr(t, name)) for t in found]
-    if any(len(set(values)) < 2 for values in zip(*pairs, strict=True)):
+    if not pairs or any(len(set(values)) < 2 for values in zip(*pairs, strict=True)):
         return math.nan
     return float(spearmanr(*zip(*pairs, strict=True))[0])
 

@@ -28,6 +28,7 @@ LOSSES: Mapping[str, Mapping[str, int]] = {  # sign of each twin
     "total": {"A_healthy": 1, "B_tumour": -1},
 }
 EDGES_MM = (0.0, 1.0, 3.0, 6.0, math.inf)  # of true displacement
+FAR_MM = 30.0  # of a bundle from a tumour's core, from which it should lose nothing
 RESAMPLES = 5000
 
 Row = dict[str, Any]
@@ -289,7 +290,7 @@ def binned(found: Sequence[Tract]) -> list[tuple[float, float, list[Tract]]]:
 
 
 def far_target(before: Sequence[Row], truth: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Estimate:
-    """Tumour loss of the target bundles of far tumours: a control that must be about zero.
+    """Tumour loss of target bundles `FAR_MM` or more from the core: a control that must be about zero.
 
     Parameters
     ----------
@@ -302,8 +303,8 @@ def far_target(before: Sequence[Row], truth: Mapping[str, Mapping[str, Any]], na
     """
     dice, values = bundles_of(before), []
     for person, told in truth.items():
-        if told["kind"] == "far" and person in dice:
-            place = list(names).index(told["target"])
+        place = list(names).index(told["target"])
+        if person in dice and numbers(told["from_core_mm"])[place] >= FAR_MM:  # not where nothing is left: NaN
             values.append(dice[person]["B_healthy"][place] - dice[person]["B_tumour"][place])
     low, high = bootstrap_interval(values)
     return Estimate(value=mean(values), low=low, high=high)

@@ -1,13 +1,10 @@
-"""The page of ``benchmarks/tracts.py``: losses of twins, what comes back, intervals over people, controls; its rows."""
+"""The page of ``benchmarks/tracts.py``: losses of twins, what comes back, intervals over people, controls."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,29 +12,9 @@ import pytest
 import tract_page as page
 import tract_statistics as stats
 
-from fewscan.data.bundles import write_bundles
-from fewscan.data.io import write_image, write_labelmap
-from fewscan.space.geometry import Geometry
 from fewscan.tracts.bundles import TARGETS
 
-ROOT = Path(__file__).resolve().parent.parent
-CUBE = Geometry((6, 6, 6), np.diag([2.5, 2.5, 2.5, 1.0]))
 PEOPLE = 12
-
-
-def load(name: str) -> ModuleType:
-    """A benchmark with its neighbours in reach, as when it is run."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
-cohort = load("bundle_cohort")
-baselines = load("tract_baselines")
-bench = load("tracts")
 
 
 def moved(person: int) -> np.ndarray:
@@ -194,163 +171,56 @@ def test_without_rows_of_networks_nothing_is_claimed() -> None:
     assert page.summary([row("inputs", "", "", seconds=20.0)]) == []
 
 
+def limited(found: Any, **limits: str) -> Any:
+    """The row as networks of these limits gave it."""
+    return found | {"key": found["key"] | limits}
+
+
+def test_rows_that_differ_in_more_than_their_draw_are_no_draws_of_one_network() -> None:
+    bad = people(0.3, 0.05)
+    usual = [limited(BEFORE, source="10 min"), limited(SCRATCH, adapt="2 min")]
+    usual += [limited(AFTER | {"key": AFTER["key"] | {"draw": d}}, source="10 min", adapt="2 min") for d in range(2)]
+    others = [limited(BEFORE | {"subjects": bad}, source="9 min"), limited(AFTER, source="10 min", adapt="1 min")]
+    others += [
+        limited(BEFORE | {"subjects": bad}, source="10 min", people="1 1 8 2"),
+        limited(AFTER, source="400 steps"),
+    ]
+    rows = [*others, *usual, ROWS[-1]]
+    assert page.runs(rows, "peaks", "none") == usual[:1]
+    assert page.runs(rows, "peaks", "all") == usual[2:]
+    assert page.runs(rows, "peaks", "scratch") == usual[1:2]
+    assert (
+        page.summary(rows)[0] == "Figures are of rows with source 10 min, adapt 2 min; 4 others are in the table alone."
+    )
+    assert page.summary(rows)[2:] == page.summary([*usual, ROWS[-1]])
+    even = [limited(BEFORE, source="10 min"), limited(BEFORE, source="9 min")]
+    assert page.runs(even[::-1], "peaks", "none") == even[:1]  # of as many the largest
+
+
+def test_where_nothing_is_left_of_any_bundle_displacement_is_left_out(tmp_path: Path) -> None:
+    none = " ".join(["-"] * len(TARGETS))
+    gone = {p: told | {"displacement_mm": none, "from_core_mm": none} for p, told in truth().items()}
+    rows = [*ROWS[:-1], row("cohort", "", "", truth=gone)]
+    assert math.isnan(page.rank([], "before"))
+    assert page.displaced(rows) == []
+    assert page.controls(rows) == []
+    page.plot(rows, tmp_path / "a.svg")
+
+
+def test_a_far_tumour_that_is_not_far_from_its_target_is_no_control() -> None:
+    told = truth()
+    told["p001"]["from_core_mm"] = " ".join(["12.0"] * len(TARGETS))  # a small brain: as far as it goes
+    told["p003"]["from_core_mm"] = " ".join(["-"] * len(TARGETS))
+    hurt = json.loads(json.dumps(BEFORE))
+    for person in ("p001", "p003"):
+        hurt["subjects"][person]["B_tumour"] = " ".join(["0.1"] * len(TARGETS))
+    without = {p: t for p, t in told.items() if p not in ("p001", "p003")}
+    assert stats.far_target([hurt], told, TARGETS) == stats.far_target([BEFORE], without, TARGETS)
+
+
 def test_the_figure_is_drawn_the_same_twice(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         page.plot(ROWS, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.svg").stat().st_size > 10_000
     page.plot([BEFORE], tmp_path / "c.svg")
-
-
-def test_rows_come_in_the_order_of_their_worth_and_none_twice() -> None:
-    limits = bench.Limits(source=10, adapt=2)
-    keys = bench.wanted(limits, {})
-    networks = [(k["input"], k["k"], k["mode"], k["draw"]) for k in keys if k["task"] == "bundles"]
-    assert networks[:3] == [("peaks", 0, "none", 0), ("peaks", 8, "all", 0), ("peaks", 8, "scratch", 0)]
-    assert len({json.dumps(key) for key in keys}) == len(keys)
-    assert {(k, m) for i, k, m, _ in networks if i == "tensor"} == {
-        (0, "none"), *((k, m) for k in (1, 2, 4, 8) for m in ("all", "scratch")),
-    }  # fmt: skip
-    assert {m for i, _, m, _ in networks if i == "peaks"} == set(bench.MODES)
-    assert {d for *_, d in networks} == {0, 1, 2}
-    only = bench.wanted(limits, {"input": "peaks", "k": "8", "mode": "all", "draw": "0"})
-    assert [(k["task"], k["adapt"]) for k in only] == [("bundles", "2 min")]
-
-
-def test_a_smaller_draw_is_part_of_a_larger_one() -> None:
-    pool = [Path(f"p{n}") for n in range(8)]
-    for draw in range(3):
-        assert set(bench.drawn(pool, 2, draw)) < set(bench.drawn(pool, 4, draw)) < set(bench.drawn(pool, 8, draw))
-    assert bench.drawn(pool, 2, 0) != bench.drawn(pool, 2, 1)
-
-
-def test_masks_are_judged_by_bundle_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
-    masks = {name: np.zeros(CUBE.shape, bool) for name in TARGETS}
-    for i, name in enumerate(TARGETS[:-1]):
-        masks[name][: 1 + i % 4] = True
-    case = tmp_path / "cohort" / "p030_B_tumour"
-    write_bundles(masks, case, native=CUBE)
-    guess = {name: mask.copy() for name, mask in masks.items()}
-    guess[TARGETS[0]][1:3] = True
-    write_bundles(guess, tmp_path / "out" / case.name, native=CUBE)
-    scores = cohort.judge(tmp_path / "out", [case])
-    assert scores["p030"]["B_tumour"][:2] == pytest.approx([0.5, 1.0])
-    assert math.isnan(scores["p030"]["B_tumour"][-1])
-    assert stats.numbers(cohort.stored(scores)["p030"]["B_tumour"])[0] == 0.5
-    assert cohort.stored(scores)["p030"]["B_tumour"].endswith(" -")
-    (tmp_path / "out" / case.name / "bundle_segmentations" / "UF_left.nii.gz").unlink()
-    with pytest.raises(SystemExit, match="no mask of UF_left"):
-        cohort.judge(tmp_path / "out", [case])
-
-
-def test_a_view_takes_one_input_and_exchanged_names_never_keep_a_bundle(tmp_path: Path) -> None:
-    cases = []
-    for number in range(11):
-        case = tmp_path / "cohort" / f"p{number:03d}_A_healthy"
-        write_bundles({name: np.ones(CUBE.shape, bool) for name in TARGETS}, case, native=CUBE)
-        for name in ("peaks", "tensor", "scalars"):
-            write_labelmap(np.zeros(CUBE.shape, np.uint8), case / f"{name}.nii.gz", native=CUBE)
-        (case / "inputs.json").write_text("{}")
-        cases.append(case)
-    view = cohort.view(cases, tmp_path / "view", kind="tensor", names=cohort.exchanged())
-    assert json.loads((view / "dataset.json").read_text()) == {"channel_kind": "tensor"}
-    assert {p.name for p in (view / cases[0].name).iterdir()} == {
-        "tensor.nii.gz",
-        "inputs.json",
-        "bundle_segmentations",
-    }
-    for case in cases:
-        links = {p.name: p.resolve().name for p in (view / case.name / "bundle_segmentations").iterdir()}
-        assert len(links) == len(set(links.values())) == len(TARGETS)
-        assert not [name for name, target in links.items() if name == target]
-
-
-def people_on_disk(root: Path) -> Path:
-    """A cohort with masks alone: two patients in the pool, two test people with two of their twins."""
-    cases = [("pool", f"p00{n}_B_tumour") for n in (1, 2)]
-    cases += [("test", f"p00{n}_{twin}") for n in (3, 4) for twin in ("A_healthy", "B_tumour")]
-    for number, (split, name) in enumerate(cases):
-        mask = np.zeros(CUBE.shape, bool)
-        mask[: 1 + number % 3] = True
-        write_bundles(dict.fromkeys(TARGETS, mask), root / split / name, native=CUBE)
-        (root / split / name / "case.json").write_text("{}")
-    return root
-
-
-class Model:
-    """Stands in for a trained one, and knows what it learnt from."""
-
-    def __init__(self, learnt: str, cases: list[Path]) -> None:
-        self.learnt, self.cases = learnt, [case.name for case in cases]
-        self.provenance = {"steps": 7, "transfer": {"kept": "adapted"} if learnt == "adapted" else None}
-
-
-@pytest.mark.parametrize(("mode", "learnt"), [("none", "source"), ("all", "adapted"), ("scratch", "trained")])
-def test_each_mode_learns_from_what_it_should(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, learnt: str
-) -> None:
-    seen: list[Model] = []
-
-    def predicted(model: Model, cases: list[Path], out: Path, *, kind: str) -> Path:
-        seen.append(model)
-        return cases[0].parent  # the truth
-
-    monkeypatch.setattr(bench, "source_model", lambda place, **how: Model("source", []))
-    monkeypatch.setattr(bench, "trained", lambda cases, out, **how: Model("trained", cases))
-    monkeypatch.setattr(bench, "adapted", lambda base, cases, out, **how: Model("adapted", cases))
-    monkeypatch.setattr(bench, "predicted", predicted)
-    folder = people_on_disk(tmp_path)
-    monkeypatch.setattr(cohort.Place, "cohort", lambda self, *name, **how: folder)
-    place = cohort.Place(real=None, data=tmp_path, work=tmp_path / "work", config=None, jobs=1)
-    key = {"task": "bundles", "input": "peaks", "k": 0 if mode == "none" else 2, "mode": mode, "draw": 0}
-    found = bench.bundles(place, key, bench.Limits(source=1, adapt=1))
-    assert seen[0].learnt == learnt
-    assert seen[0].cases == ([] if mode == "none" else ["p001_B_tumour", "p002_B_tumour"])
-    assert found["steps"] == 7
-    assert ("kept" in found) == (learnt == "adapted")
-    assert (found["A_healthy"], found["B_tumour"], "B_healthy" in found) == (1.0, 1.0, False)
-    assert stats.subjects([row("bundles", subjects=found["subjects"])])["p003"] == {"A_healthy": 1.0, "B_tumour": 1.0}
-
-
-def test_rows_are_written_once_and_none_is_begun_after_the_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[str] = []
-    monkeypatch.setattr(bench, "read_anatomy", lambda path: None)
-    monkeypatch.setattr(bench.torch, "set_num_threads", lambda count: None)
-    monkeypatch.setitem(bench.MEASURE, "null", lambda place, key, limits: measured.append(key["mode"]) or {"dice": 0.5})
-    words = ["tracts.py", "--data", str(tmp_path), "--result", str(tmp_path / "rows.json"), "--only", "task=null"]
-    monkeypatch.setattr(sys, "argv", [*words, "--rows-budget", "0"])
-    bench.main()
-    assert measured == []
-    monkeypatch.setattr(sys, "argv", words)
-    for _ in range(2):
-        bench.main()
-    assert measured == ["chance", "B=A", "radius 0", "shuffled"]
-    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 4
-
-
-def test_chance_is_the_overlap_of_different_bundles(tmp_path: Path) -> None:
-    masks = {name: np.zeros(CUBE.shape, bool) for name in TARGETS}
-    for name in TARGETS[:2]:
-        masks[name][:2] = True
-    for i, name in enumerate(TARGETS[2:]):
-        masks[name][3, i % 6, i // 6] = True
-    write_bundles(masks, tmp_path / "p000_A_healthy", native=CUBE)
-    assert baselines.chance([tmp_path / "p000_A_healthy"]) == pytest.approx(1 / 45, abs=1e-4)
-
-
-def test_a_probability_map_is_the_mean_of_aligned_masks_and_its_threshold_the_best_on_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cases = []
-    for number, depth in enumerate((2, 2, 4)):
-        mask = np.zeros(CUBE.shape, bool)
-        mask[:depth] = True
-        cases.append(tmp_path / f"p{number:03d}_A_healthy")
-        write_bundles(dict.fromkeys(TARGETS, mask), cases[-1], native=CUBE)
-        write_image(np.zeros((3, *CUBE.shape), np.float32), cases[-1] / "scalars.nii.gz", native=CUBE)
-    monkeypatch.setattr(baselines, "aligned", lambda fixed, moving: np.eye(4))
-    maps = baselines.probability_maps(cases, cases[0])
-    assert maps[TARGETS[0]][:, 0, 0].tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3, 0, 0], abs=1e-5)
-    assert baselines.best_level(maps, [cases[2]], cases[0]) < 1 / 3 < baselines.best_level(maps, [cases[0]], cases[0])

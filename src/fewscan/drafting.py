@@ -7,21 +7,25 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fewscan.data import places
 from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
-from fewscan.data.dataset import Dataset, load
+from fewscan.data.dataset import CaseFiles, Dataset, load
 from fewscan.data.io import write_image, write_labelmap
-from fewscan.errors import ConfigError, DataError
+from fewscan.deliver.markup import without_folders
+from fewscan.deliver.records import part
+from fewscan.errors import ConfigError, DataError, FewscanError
 from fewscan.judge.metrics import dice
 from fewscan.judge.statistics import bootstrap_interval
-from fewscan.learn.checkpoint import USE, versions, write_json
+from fewscan.learn.checkpoint import USE, sha256, versions, write_json
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
@@ -29,7 +33,7 @@ from fewscan.methods import draft as drafts
 from fewscan.methods.draft import Draft
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.voting import Fusion
-from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
+from fewscan.space.volume import IGNORE, Case
 
 RECORD = "draft.json"
 MOST_JUDGED = 8  # labelled cases that are drafted from the others
@@ -47,10 +51,10 @@ def draft(
     """Write ``OUT/labels/<case>.nii.gz`` and ``OUT/sure/<case>.nii.gz`` for every unlabelled case, and `RECORD`.
 
     Where labels overlap, ``OUT/labels/<case>/bundle_segmentations/<label>.nii.gz``, for each that an atlas was asked
-    for.
+    for. Drafts of an earlier call go.
 
-    With two labelled cases or more, each of them is first drafted from the others, which tells what the drafts are
-    worth.
+    With two labelled cases or more, each of them is drafted from the others too, which tells what the drafts are worth.
+    A scan that cannot be drafted is left out, and the record says why.
 
     Parameters
     ----------
@@ -70,9 +74,9 @@ def draft(
     Raises
     ------
     DataError
-        If nothing is labelled, or nothing is left to draft or to judge.
+        If nothing is labelled, nothing is left to draft or to judge, or no scan could be drafted.
     ConfigError
-        If the folder holds something else.
+        If the folder holds something else, or drafts that were corrected in place.
     """
     if not data.labelled:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
@@ -80,56 +84,96 @@ def draft(
         raise DataError("one labelled scan and nothing else: no scan to draft labels for; add unlabelled scans")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
         raise ConfigError(f"{out} exists and was not written by fewscan draft; give another -o")
-    place, begin = pick(device).device, time.monotonic()
     atlases = [load(case, data) for case in data.labelled]
     judged = [case for case in atlases if any(_patient(a) != _patient(case) for a in atlases)][:MOST_JUDGED]
     total = len(judged) + len(data.unlabelled)
-    record = _begin(out, fusion)
+    work = _Work(data, config, fusion, pick(device).device, observe, total, time.monotonic())
+    record = _begin(out, fusion, [case.id for case in data.unlabelled])
     places.remember(out / RECORD, {case.id: {"image": case.images[0]} for case in data.unlabelled})
-
-    def tell(done: int, note: str) -> None:
-        if observe is not None:
-            spent = time.monotonic() - begin
-            left = spent / max(done, 1) * (total - done)
-            observe(Status(done + 1, total, done / total, spent, left, math.nan, {}, 0.0, note))
-
     for i, files in enumerate(data.unlabelled):
-        tell(i, files.id)
-        case = load(files, data)
-        found = drafts.draft(case.image, atlases, config=config, fusion=fusion, device=place)
-        _write(found, out / "labels" / case.id, image=case.image, names=data.names)
-        sure = (found.sure * 255).clip(0, 255).astype(np.uint8)
-        write_image(sure, out / "sure" / f"{case.id}.nii.gz", native=case.image.native)
-        share = float(found.sure[found.label > 0].mean()) if found.label.any() else 0.0
-        record["cases"][case.id] = {"atlases": found.atlases, "sure": share}
+        found = work.drafted(files, atlases, done=i)
+        record["cases"][files.id] = {"failed": found} if isinstance(found, str) else _written(*found, out, data.names)
         write_json(record, out / RECORD)
     rows: dict[str, dict[str, float]] = {}
-    for i, case in enumerate(judged):
-        tell(len(data.unlabelled) + i, f"leave one out: {case.id}")
+    failed: dict[str, str] = {}
+    for i, case in enumerate(judged, start=len(data.unlabelled)):
         others = [atlas for atlas in atlases if _patient(atlas) != _patient(case)]
-        found = drafts.draft(case.image, others, config=config, fusion=fusion, device=place)
-        rows[case.id] = _scores(found, case)
+        found = work.drafted(case, others, done=i)
+        if isinstance(found, str):
+            failed[case.id] = found
+        else:
+            rows[case.id] = _scores(found[1], case)
     patients = {case.id: str(_patient(case)) for case in judged}
-    record |= {"leave_one_out": _summary(rows, patients), "seconds": time.monotonic() - begin}
+    record |= {"leave_one_out": _summary(rows, patients, failed), "seconds": time.monotonic() - work.begin}
     record["sentence"] = _sentence(record)
+    write_json(record, out / RECORD)
+    lost = _failed(record) if data.unlabelled else failed
+    if lost and len(lost) == (len(data.unlabelled) or len(judged)):
+        case_id, reason = next(iter(lost.items()))
+        raise DataError(f"none of {len(lost)} scans could be drafted; {case_id}: {reason}")
+    return record
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What the drafts of one call share."""
+
+    data: Dataset
+    config: RegisterConfig
+    fusion: Fusion
+    device: torch.device
+    observe: Observer | None
+    total: int
+    begin: float
+
+    def drafted(self, case: Case | CaseFiles, atlases: Sequence[Case], *, done: int) -> tuple[Case, Draft] | str:
+        """A scan and its draft, or why there is none: one scan must not cost the others theirs."""
+        tell = self.observe or (lambda event: None)
+        spent = time.monotonic() - self.begin
+        left = spent / max(done, 1) * (self.total - done)
+        note = f"leave one out: {case.id}" if isinstance(case, Case) else case.id
+        tell(Status(done + 1, self.total, done / self.total, spent, left, math.nan, {}, 0.0, note))
+        try:
+            whole = case if isinstance(case, Case) else load(case, self.data)
+            found = drafts.draft(whole.image, atlases, config=self.config, fusion=self.fusion, device=self.device)
+        except (FewscanError, OSError) as error:
+            reason = " ".join(str(error).split())
+            tell(f"{note}: not drafted; {reason}")
+            return without_folders(reason)
+        return whole, found
+
+
+def _begin(out: Path, fusion: Fusion, coming: Sequence[str]) -> dict[str, Any]:
+    """A fresh record on disk, so that the folder is known as ours; drafts of an earlier call go, unless corrected."""
+    earlier = _earlier(out / RECORD)
+    for case in {**earlier, **dict.fromkeys(coming)}:
+        for file in _files(out, case):
+            if sha256(file) != earlier.get(case, {}).get(file.relative_to(out).as_posix()):
+                raise ConfigError(
+                    f"{file}: is not as it was drafted; move your corrections to the data set, or give another -o"
+                )
+    for case in earlier:
+        _forget(out, case)
+    record = {"fusion": fusion, "leave_one_out": _summary({}, {}, {}), "cases": {}, "versions": versions(),
+              "use": USE}  # fmt: skip
     write_json(record, out / RECORD)
     return record
 
 
-def _begin(out: Path, fusion: Fusion) -> dict[str, Any]:
-    """A fresh record on disk, so that the folder is known as ours; drafts of an earlier call go."""
-    path = out / RECORD
-    if path.is_file():
-        try:
-            earlier = list(json.loads(path.read_text())["cases"])
-        except (ValueError, KeyError, TypeError):
-            earlier = []
-        for case in (str(name) for name in earlier if Path(str(name)).name == str(name)):
-            _forget(out, case)
-    record = {"fusion": fusion, "leave_one_out": _summary({}, {}), "cases": {}, "versions": versions(),
-              "use": USE}  # fmt: skip
-    write_json(record, path)
-    return record
+def _earlier(path: Path) -> dict[str, Mapping[str, str]]:
+    """Cases of an earlier call, each with its files and their hashes."""
+    try:
+        cases = dict(json.loads(path.read_text())["cases"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    plain = {str(name): row for name, row in cases.items() if name != ".." and Path(str(name)).name == name != ""}
+    return {name: part(row, "sha256") if isinstance(row, Mapping) else {} for name, row in plain.items()}
+
+
+def _files(out: Path, case: str) -> list[Path]:
+    """A case's labels that lie there, as one map or as masks."""
+    found = [out / "labels" / f"{case}.nii.gz", *(out / "labels" / case / SEGMENTATIONS).glob("[!.]*")]
+    return sorted(file for file in found if file.is_file())
 
 
 def _forget(out: Path, case: str) -> None:
@@ -137,7 +181,7 @@ def _forget(out: Path, case: str) -> None:
     for kind in ("labels", "sure"):
         (out / kind / f"{case}.nii.gz").unlink(missing_ok=True)
     folder = out / "labels" / case
-    if case not in ("", "..") and (folder / SEGMENTATIONS).is_dir():
+    if (folder / SEGMENTATIONS).is_dir():
         shutil.rmtree(folder / SEGMENTATIONS)
         with contextlib.suppress(OSError):  # somebody else's files are in it
             folder.rmdir()
@@ -147,40 +191,64 @@ def _patient(case: Case) -> object:
     return case.meta.get("patient", case.id)
 
 
-def _write(found: Draft, path: Path, *, image: Volume, names: Mapping[int, str]) -> None:
-    if found.table is None:
-        write_labelmap(found.label, path.with_name(f"{path.name}.nii.gz"), native=image.native)
+def _written(case: Case, found: Draft, out: Path, names: Mapping[int, str]) -> dict[str, Any]:
+    """Write a draft; what the record says of it."""
+    sure = (found.sure * 255).clip(0, 255).astype(np.uint8)
+    write_image(sure, out / "sure" / f"{case.id}.nii.gz", native=case.image.native)
+    if found.overlapping:
+        replace_bundles(_masks(found, names), out / "labels" / case.id, native=case.image.native)
     else:
-        replace_bundles(_masks(found, image, names), path, native=image.native)
+        write_labelmap(
+            found.label.astype(np.uint16, copy=False), out / "labels" / f"{case.id}.nii.gz", native=case.image.native
+        )
+    inside = found.inside
+    return {
+        "atlases": found.atlases,
+        "sure": float(found.sure[inside].mean()) if inside.any() else 0.0,
+        "sha256": {file.relative_to(out).as_posix(): sha256(file) for file in _files(out, case.id)},
+    }
 
 
-def _masks(found: Draft, image: Volume, names: Mapping[int, str]) -> dict[str, NDArray[np.bool_]]:
+def _masks(found: Draft, names: Mapping[int, str]) -> dict[str, NDArray[np.bool_]]:
     """Of each label that an atlas was asked for, where they overlap: an empty mask would say that it is not there."""
-    label = Labelmap(found.label, image.geometry, names, found.table)
-    asked = names if found.table is None or found.drawn is None else found.drawn
-    return {name: label.mask(value) for value, name in names.items() if value in asked}
+    if not found.overlapping:
+        return {name: found.label == value for value, name in names.items()}
+    return {
+        name: mask.astype(np.bool_, copy=False)
+        for (value, name), mask in zip(names.items(), found.label, strict=True)
+        if found.drawn is None or value in found.drawn
+    }
 
 
 def _scores(found: Draft, case: Case) -> dict[str, float]:
     assert case.label is not None
-    looked, drafted = case.label.data != IGNORE, _masks(found, case.image, case.label.names)
+    looked, drafted = case.label.data != IGNORE, _masks(found, case.label.names)
     truth = {name: case.label.mask(value) for value, name in case.label.names.items() if name in drafted}
     return {name: dice(drafted[name] & looked, mask) for name, mask in truth.items() if mask.any()}
 
 
-def _summary(rows: dict[str, dict[str, float]], patients: dict[str, str]) -> dict[str, Any]:
+def _summary(rows: dict[str, dict[str, float]], patients: dict[str, str], failed: dict[str, str]) -> dict[str, Any]:
     scored = {case: float(np.mean(list(row.values()))) for case, row in rows.items() if row}
     means = list(scored.values())
     if not means:
-        return {"n": 0, "dice": None, "low": None, "high": None, "cases": rows}
+        return {"n": 0, "dice": None, "low": None, "high": None, "cases": rows, "failed": failed}
     low, high = (None if math.isnan(v) else v for v in bootstrap_interval(means, groups=[patients[c] for c in scored]))
-    return {"n": len(means), "dice": float(np.mean(means)), "low": low, "high": high, "cases": rows}
+    mean = float(np.mean(means))
+    return {"n": len(means), "dice": mean, "low": low, "high": high, "cases": rows, "failed": failed}
+
+
+def _failed(record: Mapping[str, Any]) -> dict[str, str]:
+    """Scans that could not be drafted, and why."""
+    return {case: row["failed"] for case, row in record["cases"].items() if "failed" in row}
 
 
 def _sentence(record: dict[str, Any]) -> str:
-    one, count = record["leave_one_out"], len(record["cases"])
-    head = f"{count} scan(s) drafted into labels/; correct them before you train on them. "
+    one, lost = record["leave_one_out"], _failed(record)
+    head = f"{len(record['cases']) - len(lost)} scan(s) drafted into labels/; correct them before you train on them. "
+    head += f"{len(lost)} could not be drafted: {', '.join(lost)}. " if lost else ""
+    head += f"Leave one out failed on {', '.join(one['failed'])}. " if one["failed"] else ""
     if not one["n"]:
-        return head + "With one labelled scan nothing tells how good they are; look at each. For research use only."
+        why = "So" if one["failed"] else "With one labelled scan"
+        return head + f"{why} nothing tells how good they are; look at each. For research use only."
     interval = "" if one["low"] is None else f" (95 % interval {one['low']:.3f} to {one['high']:.3f})"
     return head + f"Leave-one-out Dice {one['dice']:.3f}{interval} over {one['n']} scans. For research use only."

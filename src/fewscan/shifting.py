@@ -220,9 +220,11 @@ def _lesions(work: _Card) -> dict[str, Any]:
         lesion = work.mask(case)
         if lesion is None:
             continue
-        rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates) | _structures(work, case, lesion)
+        rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates=templates) | _structures(
+            work, case, lesion
+        )
         other = to_look_at(datasets.load(healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)], work.source).image)
-        control.append(deformation_around(other, _placed(lesion, other.geometry.shape), templates))
+        control.append(deformation_around(other, _placed(lesion, other.geometry.shape), templates=templates))
     if not rows:
         raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
     measures = {}
@@ -254,7 +256,7 @@ def _placed(lesion: NDArray[np.bool_], shape: tuple[int, int, int]) -> NDArray[n
     return lesion[np.ix_(*index)]
 
 
-def deformation_around(image: Volume, lesion: NDArray[np.bool_], templates: Sequence[Volume]) -> dict[str, float]:
+def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: Sequence[Volume]) -> dict[str, float]:
     """How healthy templates must deform, beyond an affine map, to fit around a lesion: volume, length, rotation.
 
     Parameters

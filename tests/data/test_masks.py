@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from crossing import GRID, SHAPE, crossing, write_case, write_crossings
 
-from fewscan.data import dataset, doctor
+from fewscan.data import bundles, dataset, doctor
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files, replace_bundles, write_bundles
 from fewscan.data.io import write_labelmap
 from fewscan.data.listing import RECORD
@@ -123,3 +124,37 @@ def test_masks_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a bundle cannot be called '\.\./CC'"):
         replace_bundles({"../CC": masks["CC"]}, tmp_path / "p1", native=GRID)
     assert [p.name for p in (tmp_path / "p1").iterdir()] == [SEGMENTATIONS]
+
+
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+def test_masks_that_were_there_stay_when_the_new_ones_cannot_take_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    masks, move = crossing(0)[1], os.replace
+    replace_bundles(masks, tmp_path / "p1", native=GRID)
+
+    def stopped(source: Path, target: Path) -> None:
+        if source.name == SEGMENTATIONS and source.parent.name.startswith(".part-"):
+            raise fault
+        move(source, target)
+
+    monkeypatch.setattr(bundles.os, "replace", stopped)
+    with pytest.raises(fault):
+        replace_bundles({"CC": masks["CC"]}, tmp_path / "p1", native=GRID)
+    assert list(bundle_files(tmp_path / "p1")) == ["CC", "CST"]
+    assert [p.name for p in (tmp_path / "p1").iterdir()] == [SEGMENTATIONS]
+
+
+def test_one_case_is_no_data_set_and_its_masks_are_no_case(tmp_path: Path) -> None:
+    data = write_crossings(tmp_path, labelled=2)
+    with pytest.raises(DataError, match=r"case_0: is one case, .* give the folder above"):
+        dataset.find(data / "case_0")
+    write_bundles(crossing(0)[1], data, native=GRID)
+    assert [case.id for case in dataset.find(data).cases] == ["case_0", "case_1"]
+
+
+def test_nothing_is_said_of_a_case_in_which_all_labels_were_drawn(tmp_path: Path) -> None:
+    data = write_crossings(tmp_path, labelled=2)
+    (data / "drawn.json").write_text(json.dumps({"case_0": ["CC", "CST"], "case_1": ["CC"]}))
+    told = [f for f in doctor.examine(dataset.find(data)).findings if f.code == "not-drawn"]
+    assert [(f.case, f.message.split(":")[0]) for f in told] == [("case_1", "CST")]

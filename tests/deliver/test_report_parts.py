@@ -169,6 +169,20 @@ def test_drafts_show_their_figure_the_least_sure_first_and_what_was_dropped(tmp_
     assert "/home/ann" not in html
 
 
+def test_drafts_that_failed_are_named_with_their_reason(tmp_path):
+    gone = {"e": {"failed": "all 2 atlases fold on this scan; is it of the same body part as they are?"}}
+    left = DRAFT["leave_one_out"] | {"failed": {"b": "/home/ann/b.nii.gz: damaged"}}
+    (tmp_path / "draft.json").write_text(json.dumps(DRAFT | {"cases": DRAFT["cases"] | gone, "leave_one_out": left}))
+    html = page_of(tmp_path)
+    page = Structure(html)
+    for text in ("drafted for 2 scans", "2 scans could not be drafted", "all 2 atlases fold", "b.nii.gz: damaged"):
+        assert text in page.text, text
+    assert "Look first at d" in page.text
+    assert "/home/ann" not in html
+    (tmp_path / "draft.json").write_text(json.dumps(DRAFT | {"cases": gone}))
+    assert "Drafted scans, least sure first" not in Structure(page_of(tmp_path)).text
+
+
 @pytest.mark.parametrize(
     ("found", "text"),
     [

@@ -1,5 +1,7 @@
 """Drafts: several atlases beat one, twins share a voice, atlases that fold are dropped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,13 @@ from phantom import phantom
 from fewscan.errors import DataError
 from fewscan.judge.metrics import dice
 from fewscan.methods import draft as drafts
+from fewscan.methods import pairwise
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.voting import vote_weights
+from fewscan.space.combinations import combine
 from fewscan.space.deformable import DeformConfig
+from fewscan.space.field import from_matrix
+from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Case, Labelmap, Volume
 
 QUICK = RegisterConfig(deform=DeformConfig(shrink=(2, 1), steps=(25, 10)))
@@ -62,6 +68,35 @@ def test_atlases_that_fold_are_dropped(monkeypatch):
     monkeypatch.setattr(drafts, "MOST_FOLDING", -1.0)
     with pytest.raises(DataError, match="all 1 atlases fold"):
         drafts.draft(case(0).image, [case(5)], config=QUICK, device=CPU)
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_beyond_its_field_of_view_an_atlas_has_no_vote(monkeypatch, overlapping):
+    whole = case(0)
+    grid, names = whole.image.geometry, whole.label.names
+    if overlapping:
+        data, table = combine((whole.label.data == v for v in names), grid.shape)
+        whole = replace(whole, label=Labelmap(data, grid, names, table))
+
+    def unmoved(fixed, moving, **how):
+        report = {"folding": 0.0, "similarity": {"after": 1.0}}
+        return pairwise.Registration(from_matrix(np.eye(4), fixed.geometry), np.eye(4), report)
+
+    monkeypatch.setattr(drafts.pairwise, "register", unmoved)
+    part = Geometry((10, *grid.shape[1:]), grid.affine)
+    image = Volume(whole.image.data[:, :10], part, part)
+    label = replace(whole.label, data=whole.label.data[:10], geometry=part)
+    halves = [Case(name, image, label) for name in ("left", "also left")]
+    assert whole.label.data[11:].any()
+    found = drafts.draft(whole.image, [whole, *halves], config=QUICK, device=CPU, fusion="majority")
+    for i, value in enumerate(names):
+        mask = found.label[i] if found.overlapping else found.label == value
+        np.testing.assert_array_equal(mask, whole.label.mask(value))
+    alone = drafts.draft(whole.image, halves, config=QUICK, device=CPU, fusion="majority")
+    assert not alone.sure[11:].any()
+    assert alone.sure[:9].min() > 0.9
+    moved = pairwise.apply_labels(unmoved(whole.image, part), halves[0].label)
+    assert not moved[11:].any()  # as a file it holds background there
 
 
 def test_no_atlas_is_refused():

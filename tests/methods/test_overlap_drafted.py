@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from fewscan import api, personalization
 from fewscan.cli import app
 from fewscan.data import dataset as datasets
-from fewscan.data.bundles import SEGMENTATIONS, bundle_files, read_bundle
+from fewscan.data.bundles import SEGMENTATIONS, bundle_files, read_bundle, write_bundles
 from fewscan.data.io import write_labelmap
-from fewscan.errors import DataError
+from fewscan.errors import ConfigError, DataError
 from fewscan.judge.metrics import dice
 from fewscan.learn import atlases
 from fewscan.learn.answers import certain, chosen
@@ -167,6 +167,13 @@ def test_a_draft_recovers_bundles_that_cross_and_writes_their_layout(tmp_path: P
         assert (found["CST"] & found["CC"])[truth["CST"] & truth["CC"]].mean() > 0.5
     assert sorted(p.name for p in (out / "labels").iterdir()) == ["case_2"]
     assert (out / "sure" / "case_2.nii.gz").is_file()
+    assert set(record["cases"]["case_2"]["sha256"]) == {
+        f"labels/case_2/{SEGMENTATIONS}/{name}.nii.gz" for name in truth
+    }
+    write_bundles({"mine": truth["CC"]}, out / "labels" / "case_2", native=GRID)
+    with pytest.raises(ConfigError, match=r"mine\.nii\.gz: is not as it was drafted"):
+        api.draft(data, out, config=SOON, device="cpu")
+    (out / "labels" / "case_2" / SEGMENTATIONS / "mine.nii.gz").unlink()
     rows = record["leave_one_out"]["cases"]
     assert {name: sorted(row) for name, row in rows.items()} == {f"case_{i}": ["CC", "CST"] for i in range(2)}
     assert record["leave_one_out"]["dice"] > 0.6

@@ -17,6 +17,7 @@ from fewscan.data.bundles import bundle_files
 from fewscan.data.fields import read_field
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.field import Field, determinant, from_matrix
+from fewscan.space.geometry import Geometry
 from fewscan.tracts.anatomy import (
     Anatomy,
     Person,
@@ -239,6 +240,16 @@ def test_a_cohort_is_written_once_resumes_and_keeps_its_plan(tmp_path: Path) -> 
     (tmp_path / "mine" / "thesis.docx").write_bytes(b"")
     with pytest.raises(ConfigError, match="something else"):
         make_cohort(REAL, tmp_path / "mine", config=config)
+
+
+def test_a_cohort_of_another_anatomy_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, train=1, pool=0, test=0)
+    make_cohort(REAL, tmp_path / "c", config=config)
+    moved = REAL.geometry.affine + np.outer([1.0, 0, 0, 0], [0, 0, 0, 1.0])
+    masks = replace(REAL, bundles=REAL.bundles | {"CC": np.roll(REAL.bundles["CC"], 1, axis=0)})
+    for other in (masks, replace(REAL, geometry=Geometry(REAL.geometry.shape, moved))):
+        with pytest.raises(ConfigError, match="another plan or anatomy"):
+            make_cohort(other, tmp_path / "c", config=config)
 
 
 def files_of(cohort: Path) -> dict[str, bytes]:

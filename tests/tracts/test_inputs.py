@@ -19,7 +19,7 @@ from fewscan.data.io import read_raw, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry, to_ras
 from fewscan.tracts import estimate
-from fewscan.tracts.gradients import axes_text, fsl_to_world, parse_axes, signed_permutations
+from fewscan.tracts.gradients import Gradients, axes_text, fsl_to_world, parse_axes, signed_permutations
 from fewscan.tracts.inputs import (
     PEAKS,
     SCALARS,
@@ -88,6 +88,15 @@ def test_peaks_are_to_the_bit_those_that_dipy_finds(monkeypatch: pytest.MonkeyPa
     vectors = theirs.peak_dirs * np.maximum(theirs.peak_values, 0)[..., None]
     assert (np.linalg.norm(vectors, axis=-1) > 0).sum(1).max() == 3
     np.testing.assert_array_equal(found, vectors.reshape(-1, 9).astype(np.float32))
+
+
+def test_peaks_need_enough_directions_with_one_b_value() -> None:
+    dwi, brain = scan(grid(), table())
+    signal, spread = np.ascontiguousarray(dwi[:, brain].T)[:, :9], table().directions[:9]
+    few = Gradients(np.array([0.0, *[700.0] * 4, *[1200.0] * 4]), spread)
+    tensors = estimate.fit_tensors(signal, few)
+    with pytest.raises(DataError, match=r"the largest shell, b = 1200 s/mm2, has 4 directions, peaks need 6 .*; take"):
+        estimate.csd_peaks(signal, few, tensors=tensors, mask=brain)
 
 
 def test_channels_are_what_they_say(estimated: tuple[Inputs, Geometry]) -> None:
@@ -186,7 +195,7 @@ def test_without_dipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'fewscan\[tracts\]'"):
+    with pytest.raises(ConfigError, match="pip install dipy"):
         estimate.fit_tensors(np.ones((4, 31), np.float32), table())
 
 

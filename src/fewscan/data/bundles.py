@@ -157,7 +157,7 @@ def write_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry, fo
 
 
 def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) -> Path:
-    """Write a case's masks whole or not at all, in the place of those that are there.
+    """Write a case's masks whole or not at all, in the place of those that are there; these stay if that fails.
 
     Parameters
     ----------
@@ -183,12 +183,15 @@ def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) 
             raise DataError(f"{case}: a bundle cannot be called {name!r}, since its file would be; rename it")
     case.mkdir(parents=True, exist_ok=True)
     target, part = case / SEGMENTATIONS, Path(tempfile.mkdtemp(prefix=".part-", dir=case))
+    before = part / "before"
     try:
         write_bundles(masks, part, native=native)
         (part / SEGMENTATIONS).chmod(0o755)
         if target.exists():
-            os.replace(target, part / "before")
+            os.replace(target, before)
         os.replace(part / SEGMENTATIONS, target)
     finally:
+        if before.exists() and not target.exists():
+            os.replace(before, target)
         shutil.rmtree(part, ignore_errors=True)
     return target

@@ -140,8 +140,8 @@ def _decisions(dataset: Dataset) -> list[Finding]:
     """What was taken for not drawn, and what there is too little of."""
     found = []
     for case in dataset.cases:
-        if case.drawn is not None:
-            absent = [name for value, name in dataset.names.items() if value not in case.drawn]
+        drawn = dataset.names if case.drawn is None else case.drawn
+        if absent := [name for value, name in dataset.names.items() if value not in drawn]:
             found.append(
                 Finding(
                     "not-drawn",

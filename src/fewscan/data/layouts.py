@@ -287,9 +287,11 @@ def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
 def _tracts(root: Path) -> Found | None:
     """Folders that `fewscan tracts inputs` wrote, each with a label map or masks of bundles; dataset.json says which of
     the images."""
-    masked = {p for p in root.iterdir() if p.is_dir() and bundle_files(p)}
+    masked = {p for p in root.iterdir() if p.is_dir() and p.name != SEGMENTATIONS and bundle_files(p)}
     folders = sorted({p for p in root.iterdir() if (p / RECORD).is_file()} | masked)
     if not folders:
+        if bundle_files(root / SEGMENTATIONS):
+            raise DataError(f"{root}: is one case, since {SEGMENTATIONS}/ lies directly in it; give the folder above")
         return None
     name, pairs = TRACT_IMAGES[stated(root) or "peaks"], {}
     for folder in folders:

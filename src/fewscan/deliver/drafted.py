@@ -8,9 +8,12 @@ from typing import Any
 
 from fewscan.deliver import markup
 from fewscan.deliver.markup import Cell, cell, number
-from fewscan.deliver.records import dropped, figure, mean, part, parts
+from fewscan.deliver.records import dropped, failed, figure, mean, part, parts
 from fewscan.deliver.sections import COLUMNS_OF_LABELS, Run, tile
 
+NO_DRAFT = (
+    "None of the labelled scans could be drafted from the others: nothing measures these drafts. Look at each one."
+)
 NO_FIGURE = "Nothing measures these drafts: that takes a second labelled scan, of another patient. Look at each one."
 
 
@@ -39,8 +42,9 @@ def drafts(run: Run) -> str:
 
 def _worth(found: Mapping[str, Any]) -> str:
     dice = figure(found, "dice")
+    lost = {str(case): str(why) for case, why in part(found, "failed").items()}
     if not math.isfinite(dice):
-        return f'<p class="fine">{NO_FIGURE}</p>'
+        return f'<p class="fine">{NO_DRAFT if lost else NO_FIGURE}</p>{_lost(lost)}'
     low, high = figure(found, "low"), figure(found, "high")
     between = f"{number(low)} to {number(high)}" if math.isfinite(low) else "no interval: too few scans"
     meaning = "each labelled scan drafted from the others, against its own labels"
@@ -53,19 +57,31 @@ def _worth(found: Mapping[str, Any]) -> str:
         rows.append([Cell(case), cell(mean(row), bar=True), *(cell(figure(row, name)) for name in shown)])
     columns = ["Labelled scan", "Dice", *(f"Dice {name}" for name in shown)]
     table = markup.table(columns, rows, caption="Each labelled scan as drafted from the others, weakest first.")
-    return f'<ul class="figures">{worth}</ul>{table if rows else ""}'
+    return f'<ul class="figures">{worth}</ul>{table if rows else ""}{_lost(lost)}'
 
 
 def _cases(cases: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for name, case in sorted(cases.items(), key=lambda item: figure(item[1], "sure")):
+    rows, lost = [], failed(cases)
+    done = {name: case for name, case in cases.items() if name not in lost}
+    for name, case in sorted(done.items(), key=lambda item: figure(item[1], "sure")):
         gone = dropped(case)
         said = ", ".join(f"{atlas} ({number(share, 1, percent=True)} folded)" for atlas, share in gone.items())
         atlases = len(parts(case, "atlases"))
         votes = Cell(f"{atlases - len(gone)} of {atlases}", float(atlases - len(gone)))
         sure = figure(case, "sure")
         rows.append([Cell(name), cell(sure, 0, percent=True, bar=True), votes, Cell(said or "none")])
-    if not rows:
+    if not cases:
         return '<p class="hint">No scan was without labels: nothing was drafted.</p>'
     caption = "Drafted scans, least sure first: mean share of the vote that the chosen label has."
-    return markup.table(["Drafted scan", "sure", "atlases that voted", "dropped"], rows, caption=caption)
+    return (
+        markup.table(["Drafted scan", "sure", "atlases that voted", "dropped"], rows, caption=caption) + _lost(lost)
+        if rows
+        else _lost(lost)
+    )
+
+
+def _lost(found: Mapping[str, str]) -> str:
+    if not found:
+        return ""
+    rows = [[Cell(case), Cell(markup.without_folders(why))] for case, why in found.items()]
+    return f'<div class="wrapped">{markup.table(["Scan", "why"], rows, caption="Could not be drafted.")}</div>'

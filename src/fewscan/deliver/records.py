@@ -84,6 +84,17 @@ def dropped(case: Mapping[str, Any]) -> dict[str, float]:
     return {name: figure(row, "folding") for name, row in parts(case, "atlases").items() if row.get("voted") is False}
 
 
+def failed(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Scans that could not be drafted, and why.
+
+    Parameters
+    ----------
+    cases : mapping of str to mapping
+        A draft record's ``cases``.
+    """
+    return {name: str(row["failed"]) for name, row in cases.items() if "failed" in row}
+
+
 def mean(row: Mapping[str, Any]) -> float:
     """Mean of the numbers in a row; NaN without any.
 

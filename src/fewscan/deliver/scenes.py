@@ -24,7 +24,7 @@ from fewscan.data.layouts import stem_of
 from fewscan.deliver import sections, warps
 from fewscan.deliver.markup import number, without_folders
 from fewscan.deliver.mesh_files import Item, read_glb
-from fewscan.deliver.records import figure, parts
+from fewscan.deliver.records import failed, figure, parts
 from fewscan.deliver.sections import Run
 from fewscan.errors import FewscanError
 from fewscan.judge.evaluate import files_by_name
@@ -149,7 +149,8 @@ def scenes(run: Run, images: Sequence[Path] = ()) -> list[Scene]:
         if folder is not None and name not in judged and _plain(str(row.get("path", ""))):
             load = partial(_predicted, folder / str(row["path"]), folder / PREDICTIONS, name, named)
             found.append(Scene(title=f"{name} · predicted", load=load))
-    drafted = parts(run.draft or {}, "cases")
+    every = parts(run.draft or {}, "cases")
+    drafted = {name: case for name, case in every.items() if name not in failed(every)}
     for name in sorted((name for name in drafted if _plain(name)), key=lambda name: figure(drafted[name], "sure")):
         if (run.directory / "labels" / name).is_dir():
             continue  # masks that overlap, which the viewer does not show

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewscan.deliver.markup import number
-from fewscan.deliver.records import dropped, figure, folding, part, parts
+from fewscan.deliver.records import dropped, failed, figure, folding, part, parts
 from fewscan.judge.results import Evaluation
 
 WORDS = ((0.9, "closely"), (0.8, "well"), (0.7, "roughly"), (0.0, "in part only"))
@@ -135,13 +135,18 @@ def drafted(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     record : mapping
         Content of ``draft.json``.
     """
-    cases, judged = parts(record, "cases"), part(record, "leave_one_out")
+    every, judged = parts(record, "cases"), part(record, "leave_one_out")
+    lost = failed(every)
+    cases = {name: case for name, case in every.items() if name not in lost}
     dice, low, high = (figure(judged, key) for key in ("dice", "low", "high"))
     count = figure(judged, "n")
     said = f"Labels were drafted for {_count(len(cases), 'scan')}"
     found = ["Correct the drafts before you train on them."] if cases else []
+    if missed := len(lost) + len(part(judged, "failed")):
+        found.append(f"{_count(missed, 'scan')} could not be drafted; see Drafts.")
     if not math.isfinite(dice):
-        found.append("A figure takes a second labelled scan, of another patient; until then look at each draft.")
+        if not part(judged, "failed"):
+            found.append("A figure takes a second labelled scan, of another patient; until then look at each draft.")
         return f"{said}. Nothing tells yet how good they are.", found
     if math.isfinite(low):
         found.append(

@@ -1,11 +1,12 @@
 """How far one population of scans is from another, and of what kind the difference is.
 
 Systematic differences, of acquisition and pre-processing, are looked for in tissue away from lesions: intensity scale,
-contrast, noise, fine detail, voxel size, field of view; and in the features of a model's encoder. Each is held against
-what chance gives when patients are dealt to the two populations at random (permutation; the largest of all kinds for
-the verdict, so that looking at many kinds finds no more than 5 % of false ones: Westfall & Young 1993). The split
-into a systematic and a lesion-specific part follows Riccardi et al., Medical Image Analysis 2025, doi
-10.1016/j.media.2025.103766; of that paper only the abstract was readable, the measures are ours.
+contrast, fine detail, voxel size, field of view, and of directions how disordered they are and how many fibres cross;
+and in the features of a model's encoder. Each is held against what chance gives when patients are dealt to the two
+populations at random (permutation; the largest of all kinds for the verdict, so that looking at many kinds finds no
+more than 5 % of false ones: Westfall & Young 1993). The split into a systematic and a lesion-specific part follows
+Riccardi et al., Medical Image Analysis 2025, doi 10.1016/j.media.2025.103766; of that paper only the abstract was
+readable, the measures are ours.
 """
 
 from __future__ import annotations

@@ -73,21 +73,6 @@ def mask(index: Index, table: Table, *, k: int) -> NDArray[np.bool_]:
     return found
 
 
-def counts(index: Index, table: Table) -> NDArray[np.int64]:
-    """Voxels of each class (K,); of class 0 those that were looked at.
-
-    Parameters
-    ----------
-    index : (X, Y, Z) int16
-        Combinations.
-    table : (N + 1, K) bool
-        What they stand for.
-    """
-    number = np.bincount(index.reshape(-1)[index.reshape(-1) >= 0], minlength=len(table))
-    found: NDArray[np.int64] = number @ table.astype(np.int64)
-    return found
-
-
 def resampled(index: Index, table: Table, *, shape: Shape) -> tuple[Index, Table]:
     """Combinations on another number of voxels: each label's mask resampled linearly and cut at one half.
 

@@ -209,7 +209,7 @@ def derive(
 
 
 class _Seen(NamedTuple):
-    """What the labels of one case show: its mirror image, classes in one piece, voxels of each class."""
+    """What the labels of one case show: mirror image, classes in one piece, voxels of each class where single."""
 
     mirrored: symmetry.Mirrored
     single: set[int]
@@ -220,8 +220,9 @@ def _look(case: Case, picture: NDArray[Any], names: Mapping[int, str]) -> _Seen:
     classes = len(names) + 1
     if case.label is not None and case.label.table is not None:
         index, table = overlap.coded(case.label, names)
-        single, counts = overlap.single(index, table, share=SOLE_COMPONENT), overlap.counts(index, table)
-        return _Seen(symmetry.examine(picture, index, classes=classes, table=table), single, counts)
+        single = overlap.single(index, table, share=SOLE_COMPONENT)
+        mirrored = symmetry.examine(picture, index, classes=classes, table=table)
+        return _Seen(mirrored, single, np.zeros(0, np.int64))
     label = np.zeros(case.image.geometry.shape, np.uint16) if case.label is None else case.label.data
     index = to_index(label, names)
     counts = np.bincount(index[index >= 0], minlength=classes)

@@ -27,7 +27,6 @@ from fewscan.methods.pairwise import RegisterConfig, Registration
 from fewscan.methods.voting import Fusion, Voter, fuse
 from fewscan.space import affine, directions, kernels
 from fewscan.space import field as fields
-from fewscan.space.combinations import combine
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.similarity import ncc
@@ -44,23 +43,31 @@ class Draft:
 
     Parameters
     ----------
-    label : (X, Y, Z) uint16
-        On the scan's grid; combinations of labels that overlap.
+    label : (X, Y, Z) uint16, or (L, X, Y, Z) bool
+        On the scan's grid; of labels that overlap a mask each, in the order of the atlases' names.
     sure : (X, Y, Z) float32
         Share of the vote that the winning label has; of labels that overlap that of the narrowest decision.
     atlases : mapping of str to dict
         Each atlas: similarity, folding, and whether it voted.
-    table : (N, L) bool, optional
-        Of combinations: for each one the labels that it holds, in the order of the atlases' names.
     drawn : frozenset of int, optional
         Labels that an atlas with a vote was asked for; all when None.
     """
 
-    label: NDArray[np.uint16]
+    label: NDArray[np.uint16] | NDArray[np.bool_]
     sure: NDArray[np.float32]
     atlases: Mapping[str, dict[str, float | bool]]
-    table: NDArray[np.bool_] | None = None
     drawn: frozenset[int] | None = None
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether it holds a mask for each label."""
+        return self.label.ndim == 4
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """Voxels (X, Y, Z) that hold some label."""
+        found: NDArray[np.bool_] = np.asarray(self.label.any(0)) if self.overlapping else self.label > 0
+        return found
 
 
 def draft(
@@ -104,10 +111,7 @@ def draft(
         raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
     label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion)
     drawn = None if None in asked else frozenset[int]().union(*(one for one in asked if one is not None))
-    if label.dtype != np.bool_:
-        return Draft(label, sure, record, drawn=drawn)
-    codes, table = combine(label, sure.shape)
-    return Draft(codes, sure, record, table, drawn)
+    return Draft(label, sure, record, drawn)
 
 
 def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) -> Sequence[Case]:
@@ -199,10 +203,12 @@ def voter(atlas: Prepared, u: Tensor, *, matrix: Array, grids: tuple[Geometry, G
 
 
 def _deformed(atlas: Case, found: Registration) -> Voter:
-    """A case in the shape of a scan that it was registered to."""
+    """A case in the shape of a scan that it was registered to; beyond its field of view it has no vote."""
     assert atlas.label is not None
     image = _unit(pairwise.apply(found, atlas.image)[:1])
-    label, names, drawn = pairwise.apply_labels(found, atlas.label), atlas.label.names, atlas.drawn
+    value = fields.warp_labels(atlas.label.data.astype(np.int32) + 1, atlas.label.geometry, field=found.field) - 1
+    label = np.where(value < 0, IGNORE, value).astype(np.uint16)  # 0 was beyond
+    names, drawn = atlas.label.names, atlas.drawn
     if atlas.label.table is None:
         return Voter(atlas.id, image, label, drawn)
     asked = None if drawn is None else frozenset(k for k, value in enumerate(names, start=1) if value in drawn)

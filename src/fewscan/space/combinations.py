@@ -79,23 +79,3 @@ def mask_of(codes: NDArray[np.integer], held: NDArray[np.bool_]) -> NDArray[np.b
     beyond = np.append(held, False)
     found: NDArray[np.bool_] = beyond[np.where((codes < 0) | (codes >= len(held)), len(held), codes)]
     return found
-
-
-def counts(codes: NDArray[np.integer], table: NDArray[np.bool_]) -> NDArray[np.int64]:  # type: ignore[type-arg]
-    """Voxels of each label.
-
-    Parameters
-    ----------
-    codes : (X, Y, Z) int
-        Combinations; those that were not looked at negative or beyond the table.
-    table : (N, L) bool
-        Labels of each combination.
-
-    Examples
-    --------
-    >>> counts(np.array([[[0, 1, 1, 2]]]), np.array([[False, False], [True, True], [True, False]])).tolist()
-    [3, 2]
-    """
-    inside = codes[(codes >= 0) & (codes < len(table))]
-    found: NDArray[np.int64] = np.bincount(inside.reshape(-1), minlength=len(table)) @ table.astype(np.int64)
-    return found

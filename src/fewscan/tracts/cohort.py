@@ -46,7 +46,7 @@ from fewscan.tracts.population import CohortConfig, Protocol, Render, plan
 from fewscan.tracts.processes import set_up
 from fewscan.tracts.scanner import scanned
 
-CACHE = 1  # raised when the same plan would give other files
+CACHE = 2  # raised when the same plan would give other files
 RECORD, CASE = "cohort.json", "case.json"
 DISPLACEMENT, LESION = "displacement.nii.gz", "lesion.nii.gz"
 LIMITS = (
@@ -318,8 +318,10 @@ def _truth(
 def _spec(real: Anatomy, config: CohortConfig) -> str:
     """Hash of everything a scan depends on but its own number."""
     digest = hashlib.sha256(json.dumps([CACHE, asdict(config)], sort_keys=True).encode())
-    for array in (real.f, real.v, real.s0, real.d, real.mask):
+    for array in (real.f, real.v, real.s0, real.d, real.mask, real.geometry.affine):
         digest.update(np.ascontiguousarray(array).tobytes())
+    for name, mask in sorted(real.bundles.items()):  # all: people who are mirrored have those of the other side
+        digest.update(f"{name}\0{mask.shape}".encode() + np.packbits(mask).tobytes())
     return digest.hexdigest()[:16]
 
 

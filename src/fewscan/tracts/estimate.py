@@ -26,6 +26,7 @@ MOST_B_OF_TENSOR = 1600.0  # s/mm2; above it the signal is no longer a tensor's
 HIGHEST_ORDER = 8
 RESPONSE_VOXELS = 300
 LEAST_FA = 0.4
+LEAST_DIRECTIONS = 6  # of a shell, for harmonics of order 2
 LEAST_PEAK = 0.1  # of the largest peak of the voxel
 LEAST_ANGLE_DEG = 25
 FULL_LENGTH = 99  # percentile of the first peaks' lengths that becomes length 1
@@ -155,15 +156,21 @@ def csd_peaks(signal: Signal, gradients: Gradients, *, tensors: Tensors, mask: N
     ConfigError
         If dipy is missing.
     DataError
-        If no voxel looks like a single fibre.
+        If the shell has fewer than 6 directions, or no voxel looks like a single fibre.
     """
     csdeconv = _dipy("dipy.reconst.csdeconv")
+    shell = max(gradients.shells, key=lambda b: (gradients.shell(b).sum(), b))
+    count = int(gradients.shell(shell).sum())
+    if count < LEAST_DIRECTIONS:
+        raise DataError(
+            f"the largest shell, b = {shell:.0f} s/mm2, has {count} directions, peaks need {LEAST_DIRECTIONS} with one "
+            "b-value; take an acquisition with more directions per shell, or give peaks that another program made"
+        )
     one = single_fibres(tensors, mask=mask)
     values = tensors.eigenvalues[one].mean(0).astype(np.float64) / 1e3
     response = np.array([values[0], values[1:].mean(), values[1:].mean()]), float(tensors.s0[one].mean())
-    shell = max(gradients.shells, key=lambda b: (gradients.shell(b).sum(), b))
     used = gradients.shell(shell) | (gradients.bvals <= B0)
-    order = order_of(int(gradients.shell(shell).sum()))
+    order = order_of(count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dipy warns of its own future bases
         model = csdeconv.ConstrainedSphericalDeconvModel(_table(gradients, used), response, sh_order_max=order)
