@@ -87,6 +87,7 @@ def test_a_model_of_peaks_learns_what_no_length_tells(peaks: tuple[Path, Model],
     assert float(np.mean(blind)) < 0.65, blind
 
 
+@pytest.mark.slow
 def test_a_model_of_tensors_learns_too(tmp_path: Path) -> None:
     data = write_fibres(tmp_path / "data", labelled=4, kind="tensor", content="tensor")
     model = api.train(data, tmp_path / "model", steps=STEPS, settings=SETTINGS, device="cpu", method="segment")

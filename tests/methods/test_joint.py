@@ -146,11 +146,11 @@ def test_a_run_that_is_extended_has_seen_the_scans_that_were_kept_away(tmp_path,
     said = []
     settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
     how = {"settings": settings, "device": "cpu", "method": "joint", "observe": said.append}
-    first = api.train(data, tmp_path / "m", steps=40, **how)
-    assert first.provenance["apart"] == "40n"
+    first = api.train(data, tmp_path / "m", steps=20, **how)
+    assert first.provenance["apart"] == "20n"
     said.clear()
-    again = api.train(data, tmp_path / "m", resume=True, steps=120, **how)
-    assert again.provenance["apart"] == "40n"
+    again = api.train(data, tmp_path / "m", resume=True, steps=60, **how)
+    assert again.provenance["apart"] == "20n"
     assert not [text for text in said if isinstance(text, str) and "kept from it" in text]
     assert any("labelling up to" in text for text in said if isinstance(text, str))
 
@@ -159,7 +159,7 @@ def test_who_stops_while_scans_are_labelled_loses_none_of_them(tmp_path, monkeyp
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=2)
     settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
     how = {"settings": settings, "device": "cpu", "method": "joint"}
-    whole = api.train(data, tmp_path / "whole", steps=60, **how)
+    whole = api.train(data, tmp_path / "whole", steps=40, **how)
     real = joint._label
 
     def stopped(both, state, labeller, turn):
@@ -167,9 +167,9 @@ def test_who_stops_while_scans_are_labelled_loses_none_of_them(tmp_path, monkeyp
         return real(both, state, labeller, turn)
 
     monkeypatch.setattr(joint, "_label", stopped)
-    part = api.train(data, tmp_path / "parts", steps=60, **how)
+    part = api.train(data, tmp_path / "parts", steps=40, **how)
     assert part.provenance["interrupted"]
-    assert part.provenance["steps"] < 60
+    assert part.provenance["steps"] < 40
     monkeypatch.setattr(joint, "_label", real)
     parts = api.train(data, tmp_path / "parts", resume=True, **how)
     assert not parts.provenance["interrupted"]

@@ -245,6 +245,7 @@ def test_a_bundle_that_no_atlas_was_asked_for_is_left_to_the_model(
         assert dice(inside, truth[name]) > 0.6, name
 
 
+@pytest.mark.slow
 def test_what_the_guard_refuses_is_what_predict_answers(
     crossed: tuple[Path, api.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def test_an_atlas_votes_on_what_was_drawn_in_it_only(trained):
     (k,) = [k for k, name in enumerate(model.names.values(), start=1) if name == "rod"]
     partly = [undrawn(atlases[0], k), undrawn(atlases[1], k), atlases[2]]
     truth = torch.from_numpy(np.array(other.label)).long()
-    for known in (partly, [undrawn(a, k) for a in atlases]):
+    for known in (partly, [undrawn(a, k) for a in atlases[:2]]):
         maker = Personalizer(model, known, config=QUICK, hardware=pick("cpu"))
         found = maker(other, mode="always")
         assert mean_dice(found.after.argmax(0) == k, truth == k) > 0.6

@@ -136,7 +136,7 @@ def test_atlases_are_deformed_in_earnest_where_the_budget_allows(labeller, monke
         made.draft(session.unlabelled[0])
         return {}
 
-    labeller(ask, budget=20)
+    labeller(ask, budget=5)
     assert efforts == [FULL, FULL, FULL, "quick"]
 
 

@@ -137,7 +137,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path, monkeypat
     assert a == b
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_leaves_a_usable_model_and_goes_on(tmp_path, number):
     data = write_dataset(tmp_path / "data", labelled=2)
     with start(data, tmp_path / "model", 100_000) as process:

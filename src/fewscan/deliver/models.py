@@ -29,6 +29,7 @@ PARTS = (
     "learn.intensity",
     "learn.networks",
     "learn.windows",
+    "space.combinations",
     "space.geometry",
     "space.volume",
     "deliver.bundle",
