@@ -39,6 +39,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux reports it")
+@pytest.mark.slow
 def test_predicting_a_large_scan_with_forty_labels_stays_small():
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
     mib = float(done.stdout)

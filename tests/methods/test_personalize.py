@@ -138,7 +138,7 @@ def test_an_atlas_votes_on_what_was_drawn_in_it_only(trained):
 
 def test_what_is_found_out_once_is_on_no_scans_budget(trained, monkeypatch):
     model, atlases, other = trained
-    maker, now = Personalizer(model, atlases, config=replace(QUICK, rounds=2), hardware=pick("cpu")), [0.0]
+    maker, now = Personalizer(model, atlases, config=replace(QUICK, rounds=2, steps=0), hardware=pick("cpu")), [0.0]
     monkeypatch.setattr(personalize.time, "monotonic", lambda: now[0])
     real = Personalizer.known.fget
     monkeypatch.setattr(Personalizer, "known", property(lambda self: now.__setitem__(0, now[0] + 100) or real(self)))
