@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import benches
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,17 +19,7 @@ IDS = [f"case_{i}" for i in range(6)]
 CUBE = Geometry((8, 8, 8), np.diag([-2.0, 1.0, 1.0, 1.0]))
 
 
-def load(name: str) -> ModuleType:
-    """A benchmark with its neighbours in reach, as when it is run."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
-registration = load("registration")
+registration = benches.load("registration")
 
 
 def pairs_of(*names: str) -> list[Any]:

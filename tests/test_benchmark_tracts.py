@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import benches
 import numpy as np
 import pytest
 import tract_statistics as stats
@@ -19,24 +18,13 @@ from fewscan.data.io import write_image, write_labelmap
 from fewscan.space.geometry import Geometry
 from fewscan.tracts.bundles import TARGETS
 
-ROOT = Path(__file__).resolve().parent.parent
 CUBE = Geometry((6, 6, 6), np.diag([2.5, 2.5, 2.5, 1.0]))
 
 
-def load(name: str) -> ModuleType:
-    """A benchmark with its neighbours in reach, as when it is run."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
-cohort = load("bundle_cohort")
-baselines = load("tract_baselines")
-bench = load("tracts")
-shifts = load("tract_shift")
+cohort = benches.load("bundle_cohort")
+baselines = benches.load("tract_baselines")
+bench = benches.load("tracts")
+shifts = benches.load("tract_shift")
 
 
 def test_rows_come_in_the_order_of_their_worth_and_none_twice() -> None:
@@ -59,7 +47,7 @@ def test_keys_hold_the_numbers_of_people_only_where_these_are_not_the_usual_ones
     usual, few = bench.wanted(limits, {}), bench.wanted(limits, {}, people=(1, 1, 8, 2))
     assert not any("people" in key for key in usual)
     assert [key | {"people": "1 1 8 2"} for key in usual] == few
-    there = [row["key"] for row in json.loads((ROOT / "benchmarks" / "results" / "tracts.json").read_text())["rows"]]
+    there = [row["key"] for row in json.loads((benches.FOLDER / "results" / "tracts.json").read_text())["rows"]]
     assert {frozenset(key) for key in there if "people" not in key} <= {frozenset(key) for key in usual}
 
 

@@ -1,11 +1,9 @@
 """The shift card: injected differences are named, chance is not, lesions are told apart, the page is whole."""
 
-import importlib
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import benches
 import numpy as np
 import pytest
 from phantom import phantom, write_dataset
@@ -20,19 +18,7 @@ from fewscan.judge.shift import Distance, Systematic
 from fewscan.shifting import shift as make_card
 from fewscan.space.volume import Volume
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def benchmark():
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("shift")
-    finally:
-        sys.path.remove(folder)
-
-
-bench = benchmark()
+bench = benches.load("shift")
 
 
 def named(*kinds, value=3.0, p=0.001):

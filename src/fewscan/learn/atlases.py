@@ -25,7 +25,7 @@ from fewscan.data.dataset import Dataset, load
 from fewscan.data.io import atomic
 from fewscan.errors import DataError, ModelError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
-from fewscan.learn.channels import said
+from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model, sha256, write_json
 from fewscan.learn.plan import Plan
 
@@ -57,9 +57,8 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
             f"{', '.join(plan.channels)} of {said(plan.kind)}; give atlases with the same channels"
         )
     if dataset.overlapping != plan.overlapping:
-        ways = ("one label a voxel", "labels that overlap")
         raise DataError(
-            f"{dataset.root} holds {ways[dataset.overlapping]}, the model gives {ways[plan.overlapping]}; "
+            f"{dataset.root} holds {laid(dataset.overlapping)}, the model gives {laid(plan.overlapping)}; "
             "give atlases labelled as those it was trained on"
         )
     lacking = [name for name in plan.names.values() if name not in dataset.names.values()]

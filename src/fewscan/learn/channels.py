@@ -58,6 +58,17 @@ def said(kind: str) -> str:
     return {"scalar": "intensities", "peaks": "peaks of fibres", "tensor": "a diffusion tensor"}[kind]
 
 
+def laid(overlapping: bool) -> str:
+    """In words, whether labels may overlap.
+
+    Parameters
+    ----------
+    overlapping : bool
+        Whether they do.
+    """
+    return "labels that overlap" if overlapping else "one label a voxel"
+
+
 def to_look_at(image: Volume) -> Volume:
     """A scan of intensities: itself, or the lengths or traces of its directions, for what must not turn anything.
 

@@ -19,7 +19,7 @@ from fewscan.data.dicom_labels import plain_name
 from fewscan.errors import ModelError
 from fewscan.learn import overlap
 from fewscan.learn.batches import resample_index
-from fewscan.learn.channels import said
+from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.plan import LARGEST_GRID, PATCH_VOXELS, Plan, to_index
 from fewscan.learn.request import Request
@@ -185,9 +185,8 @@ def plan_of(request: Request) -> Plan:
             f"of {said(base.kind)}; it cannot start from one for the other"
         )
     if base.overlapping != data.overlapping:
-        ways = ("one label a voxel", "labels that overlap")
         raise ModelError(
-            f"{data.root} holds {ways[data.overlapping]}, the model gives {ways[base.overlapping]}; "
+            f"{data.root} holds {laid(data.overlapping)}, the model gives {laid(base.overlapping)}; "
             "train a model of its own"
         )
     own = make_plan(request)

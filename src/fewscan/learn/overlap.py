@@ -45,8 +45,12 @@ def coded(label: Labelmap, names: Mapping[int, str]) -> tuple[Index, Table]:
     assert label.table is not None
     order = list(label.names)
     columns = [order.index(value) for value in names]
-    index = np.where(label.data == IGNORE, -1, label.data.astype(np.int32)).astype(np.int16)
-    return index, _table(label.table[:, columns])
+    return _seen(label.data, label.data != IGNORE), _table(label.table[:, columns])
+
+
+def _seen(codes: NDArray[np.uint16], looked: NDArray[np.bool_]) -> Index:
+    """Combinations, -1 where nobody looked."""
+    return np.where(looked, codes.astype(np.int32), -1).astype(np.int16)
 
 
 def _table(rows: NDArray[np.bool_]) -> Table:
@@ -94,7 +98,7 @@ def resampled(index: Index, table: Table, *, shape: Shape) -> tuple[Index, Table
 
     seen = share(index >= 0)
     codes, rows = combine((share(mask(index, table, k=k)) > 0.5 * seen for k in range(1, table.shape[1])), shape)
-    return np.where(seen > 0.5, codes.astype(np.int32), -1).astype(np.int16), _table(rows)
+    return _seen(codes, seen > 0.5), _table(rows)
 
 
 def likely(probs: Tensor, *, margin: float) -> tuple[Index, Table]:
@@ -116,7 +120,7 @@ def likely(probs: Tensor, *, margin: float) -> tuple[Index, Table]:
     """
     clear = ((probs - 0.5).abs() >= margin).all(0).numpy()
     codes, rows = combine((inside.numpy() for inside in probs > 0.5), clear.shape)
-    return np.where(clear, codes.astype(np.int32), -1).astype(np.int16), _table(rows)
+    return _seen(codes, clear), _table(rows)
 
 
 def single(index: Index, table: Table, *, share: float) -> set[int]:

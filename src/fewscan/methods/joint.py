@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import shutil
 import threading
 import zipfile
@@ -34,10 +33,11 @@ from torch import nn
 
 from fewscan.data.dataset import patient_of
 from fewscan.data.io import atomic
-from fewscan.errors import ModelError
+from fewscan.data.listing import read_json
+from fewscan.errors import DataError, ModelError
 from fewscan.learn import infer
 from fewscan.learn.batches import Prepared, labelled_as
-from fewscan.learn.checkpoint import Model, read_description
+from fewscan.learn.checkpoint import Model, read_description, write_json
 from fewscan.learn.engine import Phase, stop_on_signals
 from fewscan.learn.pairs import Whole
 from fewscan.learn.registrar import Registrar
@@ -100,12 +100,11 @@ class _Both:
             return False
         path = self.tag(f"{name}.json")
         if self.session.request.going_on and path.is_file():
-            with contextlib.suppress(ValueError, OSError):
-                return bool(json.loads(path.read_text()))
+            with contextlib.suppress(DataError, KeyError):  # damaged: asked again
+                return bool(read_json(path)["answer"])
         answer = question()
         path.parent.mkdir(exist_ok=True)
-        with atomic(path) as temporary:
-            Path(temporary).write_text(json.dumps(answer))
+        write_json({"answer": answer}, path)
         return answer
 
     def shared(self, phases: Sequence[Phase]) -> list[Phase]:
