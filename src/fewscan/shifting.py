@@ -20,7 +20,7 @@ from fewscan.data.dicom_labels import plain_name
 from fewscan.data.io import read_labels
 from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
-from fewscan.judge import looks
+from fewscan.judge import lesions, looks
 from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
@@ -134,16 +134,22 @@ def shift(
     lesion = _lesions(work) if masks else {}
     deformed = bool(lesion) and _more(lesion["measures"]["excess"])
     normalised = all(scaling.kind == "scan" for scaling in loaded.plan.scaling)
-    review = [case for case, row in lesion.get("cases", {}).items() if row["review"]]
+    review = [case for case, row in lesion.get("cases", {}).items() if row["why"]]
+    patients = [len({one.patient for one in part}) for part in seen]
+    told, dice = judging.tellable(*patients), {"source": _dice(work, old, 0.8), "target": _dice(work, new, 0.9)}
+    lost = dice["source"]["mean"] - dice["target"]["mean"]
+    if dice["source"]["trained"] and lost <= 2 * judging.LOST:  # scans it has learnt from flatter it
+        lost = math.nan
     record: dict[str, Any] = {
-        "source": {"name": old.root.name, "scans": len(seen[0]), "patients": len({o.patient for o in seen[0]})},
-        "target": {"name": new.root.name, "scans": len(seen[1]), "patients": len({o.patient for o in seen[1]})},
+        "source": {"name": old.root.name, "scans": len(seen[0]), "patients": patients[0]},
+        "target": {"name": new.root.name, "scans": len(seen[1]), "patients": patients[1]},
+        "tellable": told,
         "model": dict(loaded.provenance.get("sha256", {})),
-        "advice": judging.advice(found, normalised=normalised, deformed=deformed, review=review),
+        "advice": judging.advice(found, normalised=normalised, deformed=deformed, review=review, told=told, lost=lost),
         "systematic": asdict(found),
         "scans": {side: {o.id: {k: v.tolist() for k, v in o.numbers.items()} for o in part}
                   for side, part in zip(("source", "target"), seen, strict=True)},
-        "dice": {"source": _dice(work, old, 0.8), "target": _dice(work, new, 0.9)},
+        "dice": dice,
         "lesion": lesion,
         "seconds": round(time.monotonic() - work.started, 1),
         "versions": checkpoint.versions(),
@@ -236,16 +242,28 @@ def _lesions(work: _Card) -> dict[str, Any]:
             measures[key] = {"value": math.nan, "low": math.nan, "high": math.nan, "p": 1.0}
     usual = max(row["excess"] for row in control)
     for row in rows.values():
-        behind = row["dice_far"] - row["dice_near"] > WORSE
-        row["review"] = bool((_more(measures["excess"]) and row["excess"] > usual) or behind)
+        row["why"] = _why(row, deformed=_more(measures["excess"]) and row["excess"] > usual)
     means = {k: float(np.nanmean([r[k] for r in rows.values()] or [math.nan])) if any(
         math.isfinite(r[k]) for r in rows.values()) else math.nan for k in ("dice_near", "dice_far")}  # fmt: skip
-    return {"cases": rows, "control": control, "measures": measures, **means, "near_mm": judging.NEAR_MM}
+    return {"cases": rows, "control": control, "measures": measures, **means, "near_mm": lesions.NEAR_MM}
 
 
 def _more(measure: dict[str, float]) -> bool:
     """Whether there is more than chance explains."""
     return measure["p"] <= judging.RARE and measure["value"] > 0
+
+
+def _why(row: dict[str, Any], *, deformed: bool) -> list[str]:
+    """Reasons for which a person should look at a case."""
+    found = ["tissue around it is deformed"] if deformed else []
+    if row["dice_far"] - row["dice_near"] > WORSE:
+        found.append("Dice falls near it")
+    pushed = {name: mm for name, mm in row["pushed_mm"].items() if mm >= lesions.PUSHED_MM}
+    if pushed:
+        worst = max(pushed, key=lambda name: pushed[name])
+        others = f" and {len(pushed) - 1} more" if len(pushed) > 1 else ""
+        found.append(f"{worst}{others} may be pushed by up to {pushed[worst]:.0f} mm")
+    return found
 
 
 def _placed(lesion: NDArray[np.bool_], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -277,27 +295,29 @@ def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: S
         u = field.through(to_voxels, found.field.u)  # what is left without the affine part
         change = np.abs(np.log(np.maximum(field.determinant(torch.from_numpy(u)[None])[0].numpy(), 1e-3)))
         length = np.linalg.norm(np.einsum("ij,jxyz->ixyz", image.geometry.affine[:3, :3], u), axis=0)
-        near, far = judging.near_and_far(change, away, mask=mask)
+        near, far = lesions.near_and_far(change, away, mask=mask)
         turned = directions.turned_deg(torch.from_numpy(u)[None], spacing=image.geometry.spacing)[0].numpy()
-        rows.append((near, far, *(judging.near_and_far(values, away, mask=mask)[0] for values in (length, turned))))
+        rows.append((near, far, *(lesions.near_and_far(values, away, mask=mask)[0] for values in (length, turned))))
     near, far, moved, angle = (float(np.mean(column)) for column in zip(*rows, strict=True))
     changed = {"volume change": near, "volume change, far": far, "excess": near - far}
     return changed | {"displacement_mm": moved, "turned_deg": angle}
 
 
 def _structures(work: _Card, case: Case, lesion: NDArray[np.bool_]) -> dict[str, Any]:
-    """Distance of the lesion to each structure, drawn or predicted, and Dice near and far where it was drawn."""
+    """Of each structure, drawn or predicted, distance and expected push; Dice near and far where it was drawn."""
     model, away = work.model, looks.distance_mm(lesion, case.image.geometry.spacing)
     predictor = infer.torch_predictor(model, work.hardware)
     answer = infer.segment(model, _image(case, model), predictor=predictor)
     drawn = {} if case.label is None else {plain_name(n): case.label.mask(v) for v, n in case.label.names.items()}
-    distances, pairs = {}, []
+    effect = lesions.mass_effect_mm(lesion, case.image.geometry.spacing)
+    distances, pushed, pairs = {}, {}, []
     for value, name in model.names.items():
         found, truth = answer.mask(value, model.plan), drawn.get(plain_name(name))
         if truth is not None:
-            pairs.append(judging.near_and_far_dice(found, truth, away=away))
+            pairs.append(lesions.near_and_far_dice(found, truth, away=away))
         mask = found if truth is None else truth
         distances[name] = float(away[mask].min()) if mask.any() else math.nan
+        pushed[name] = float(effect[mask & ~lesion].mean()) if (mask & ~lesion).any() else math.nan
     columns = [[v for v in column if math.isfinite(v)] for column in zip(*pairs, strict=True)] if pairs else [[], []]
     near, far = (float(np.mean(column)) if column else math.nan for column in columns)
-    return {"distance_mm": distances, "dice_near": near, "dice_far": far}
+    return {"distance_mm": distances, "pushed_mm": pushed, "dice_near": near, "dice_far": far}

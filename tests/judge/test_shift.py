@@ -13,7 +13,7 @@ from fewscan import api, shifting
 from fewscan.data.dataset import load
 from fewscan.data.io import write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
-from fewscan.judge import looks, shift
+from fewscan.judge import lesions, looks, shift
 from fewscan.judge.shift import Distance, Systematic
 from fewscan.shifting import shift as make_card
 from fewscan.space.volume import Volume
@@ -93,15 +93,51 @@ def test_dice_near_and_far_from_a_lesion():
     lesion[0] = True
     away = looks.distance_mm(lesion, (1.0, 1.0, 1.0))
     truth = np.ones(lesion.shape, bool)
-    found = away > shift.NEAR_MM
-    assert shift.near_and_far_dice(found, truth, away=away) == (0.0, 1.0)
-    near, far = shift.near_and_far(found.astype(float), away, mask=truth)
+    found = away > lesions.NEAR_MM
+    assert lesions.near_and_far_dice(found, truth, away=away) == (0.0, 1.0)
+    near, far = lesions.near_and_far(found.astype(float), away, mask=truth)
     assert (near, far) == (0.0, 1.0)
+
+
+def test_a_ball_of_tumour_pushes_as_an_incompressible_medium_says():
+    r = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(-30.0, 31.0)] * 3, indexing="ij")), axis=0)
+    pushed = lesions.mass_effect_mm(r <= 10, (1.0, 1.0, 1.0))
+    assert pushed[r <= 10].max() == 0
+    for distance in (12, 20, 28):
+        want = distance - np.cbrt(distance**3 - 10**3)
+        assert pushed[30 + distance, 30, 30] == pytest.approx(want, rel=0.08)
+    volume = 2**3 * lesions.mass_effect_mm(r <= 10, (2.0, 2.0, 2.0))[50, 30, 30] / pushed[50, 30, 30]
+    assert volume == pytest.approx(2**4, rel=1e-3), "all lengths double, so does the push"
+
+
+def test_each_piece_pushes_what_is_nearest_to_it():
+    lesion = np.zeros((40, 9, 9), bool)
+    lesion[4, 4, 4] = lesion[30:35, 2:7, 2:7] = True
+    pushed = lesions.mass_effect_mm(lesion, (1.0, 1.0, 1.0))
+    assert pushed[28, 4, 4] > 5 * pushed[6, 4, 4] > 0
+    assert not lesions.mass_effect_mm(lesion & False, (1.0, 1.0, 1.0)).any()
+
+
+def test_three_and_three_patients_cannot_show_what_three_and_four_can(scans, normaliser):
+    rng = np.random.default_rng(0)
+    images = [load(case, scans).image for case in scans.cases[:7]]
+    source = [looks.look(i, normaliser, case=f"s{n}") for n, i in enumerate(images[:3])]
+    target = [
+        looks.look(bench.inject(i, "spacing", rng=rng), normaliser, case=f"t{n}") for n, i in enumerate(images[3:])
+    ]
+    few, more = shift.systematic(source, target[:3]), shift.systematic(source, target)
+    assert min(found.p for found in few.kinds.values()) >= 0.1
+    assert (few.named, more.named[:1]) == ((), ("voxel size",))
 
 
 @pytest.mark.parametrize(
     ("found", "more", "said"),
     [
+        (named(), {"told": False}, "Too few patients to tell whether the populations differ: compare at least 4 of"),
+        (named(), {"told": False, "lost": 0.28}, "Dice is 0.28 lower on the target, and there are too few patients to"),
+        (named(), {"lost": 0.28}, "Dice is 0.28 lower on the target, and nothing measured here explains it: look at"),
+        (named(), {"lost": 0.05}, "use the model as it is"),
+        (named(), {"deformed": True}, "; tissue is deformed around lesions."),
         (named("contrast"), {}, "Contrast differs: fine-tuning with about 5 labelled cases should repair this part."),
         (named("intensity scale"), {}, "Only the intensity scale differs, which the model's normalisation takes away"),
         (named("fine detail", "contrast", value=9.0), {}, "Fine detail and contrast differ: fine-tuning with about 10"),
@@ -128,10 +164,12 @@ def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monke
     assert json.loads((tmp_path / "card.json").read_text()) == json.loads(json.dumps(record))
     assert record["systematic"]["named"][0] == "voxel size"
     assert sorted(record["lesion"]["cases"]) == ["case_00"]
-    assert record["lesion"]["cases"]["case_00"]["volume change"] > 0
+    lesion = record["lesion"]["cases"]["case_00"]
+    assert lesion["volume change"] > 0
+    assert len(lesion["pushed_mm"]) == len(model.names)
     page = (tmp_path / "card.html").read_text()
     assert record["advice"] in page
-    for text in ("voxel size", "log det J", "Dice near", "case_00", "For research use only"):
+    for text in ("voxel size", "log det J", "Dice near", "pushed, mm", "case_00", "For research use only"):
         assert text in page, text
     assert str(tmp_path) not in page + (tmp_path / "card.json").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -67,8 +67,11 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
         f"{figure(source, 'scans'):.0f} scans of {source.get('name')} against {figure(target, 'scans'):.0f} of "
         f"{target.get('name')}."
     ]
-    if min(figure(source, "patients"), figure(target, "patients")) < 3:
-        found.append("Fewer than three patients on one side: nothing can be shown, and nothing is named.")
+    if not record.get("tellable", True):
+        found.append(
+            f"With {figure(source, 'patients'):.0f} and {figure(target, 'patients'):.0f} patients chance explains any "
+            "difference: nothing is named."
+        )
     old, new = (figure(part(part(record, "dice"), side), "mean") for side in ("source", "target"))
     if math.isfinite(old) and math.isfinite(new):
         found.append(f"The model's Dice is {number(old)} on the first and {number(new)} on the second.")
@@ -160,17 +163,27 @@ def _lesions(lesion: Mapping[str, Any]) -> str:
     first = markup.table(["Measure", "difference", "by chance", "p"], measured, caption=caption)
     rows = []
     for case, row in parts(lesion, "cases").items():
-        distances = {k: v for k, v in part(row, "distance_mm").items() if isinstance(v, int | float)}
+        distances = _finite(part(row, "distance_mm"))
         nearest = min(distances, key=lambda name: distances[name]) if distances else ""
         told = f"{nearest}, {distances[nearest]:.0f} mm" if nearest else markup.ABSENT
         numbers = [cell(figure(row, key), 3) for key in ("volume change", "volume change, far")]
         numbers.append(cell(figure(row, "turned_deg"), 1))
+        numbers.append(cell(max(_finite(part(row, "pushed_mm")).values(), default=math.nan), 1))
         numbers += [cell(figure(row, key), 2, bar=True) for key in ("dice_near", "dice_far")]
-        rows.append([Cell(case), *numbers, Cell(told), Cell("look at it" if row.get("review") else "")])
-    columns = ["Case", "|log det J| near", "far", "turned, degrees", "Dice near", "Dice far", "nearest structure", ""]
+        rows.append([Cell(case), *numbers, Cell(told), Cell("; ".join(map(str, row.get("why") or ())))])
+    columns = ["Case", "|log det J| near", "far", "turned, degrees", "pushed, mm", "Dice near", "Dice far",
+               "nearest structure", "look at it, because"]  # fmt: skip
     near = figure(lesion, "near_mm")
-    second = markup.table(columns, rows, caption=f"Each case with a lesion. Near: within {near:.0f} mm of it.")
+    caption = (
+        f"Each case with a lesion. Near: within {near:.0f} mm of it. Pushed: the structure that is moved furthest, "
+        "if all of the lesion's volume pushed tissue away; a lesion that grows into tissue, and oedema, push less."
+    )
+    second = markup.table(columns, rows, caption=caption)
     return first + second
+
+
+def _finite(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(v) for name, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}
 
 
 def _dice(found: Mapping[str, Any]) -> str:

@@ -11,21 +11,20 @@ readable, the measures are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.judge.looks import Array, Look
-from fewscan.judge.metrics import dice
 
-NEAR_MM = 15.0  # tissue up to here around a lesion is near it
 PERMUTATIONS = 999
-FEWEST = 3  # patients on each side, below which nothing can be shown
+FEWEST = 3  # patients on each side, below which nothing is shown
 DIMENSIONS = 8  # of the features, by principal components, in which Gaussians are compared
 RARE = 0.05
+LOST = 0.1  # Dice by which a model may be worse on the target before the advice says so
 FLOORS = {
     "intensity scale": 0.05, "contrast": 0.02, "fine detail": 0.1, "voxel size": 0.03, "field of view": 0.05,
     "disorder of directions": 0.05, "crossing fibres": 0.1,
@@ -82,7 +81,7 @@ def systematic(source: Sequence[Look], target: Sequence[Look], *, seed: int = 0)
     Parameters
     ----------
     source, target : sequence of Look
-        At least one each; below `FEWEST` patients on either side nothing is named.
+        At least one each; with too few patients (`tellable`) nothing is named.
     seed : int
         Of the permutations.
     """
@@ -97,10 +96,27 @@ def systematic(source: Sequence[Look], target: Sequence[Look], *, seed: int = 0)
         low, high = np.quantile(values[1:], [0.025, 0.975])
         p = float(np.mean(largest >= abs(values[0]) - 1e-12))
         kinds[kind] = Distance(value=float(values[0]), low=float(low), high=float(high), p=p)
-    enough = all(len({p for p in patients if p[0] == side}) >= FEWEST for side in ("source", "target"))
+    enough = tellable(*(len({p for p in patients if p[0] == side}) for side in ("source", "target")))
     known = [kind for kind, found in kinds.items() if enough and found.p <= RARE]
     named = sorted(known, key=lambda kind: (kind not in GEOMETRIC, kind != "voxel size", -abs(kinds[kind].value)))
     return Systematic(kinds=kinds, distances=_distances(looks, draws), named=tuple(named))
+
+
+def tellable(source: int, target: int) -> bool:
+    """Whether so many patients on each side can show any difference: three and three can be dealt in ten ways only.
+
+    Parameters
+    ----------
+    source, target : int
+        Patients.
+
+    Examples
+    --------
+    >>> tellable(3, 3), tellable(3, 4), tellable(2, 40)
+    (False, True, False)
+    """
+    ways = math.comb(source + target, source) / (2 if source == target else 1)  # sides of one size may change places
+    return min(source, target) >= FEWEST and 1 / ways <= RARE
 
 
 def _draws(patients: Sequence[tuple[str, str]], *, seed: int) -> NDArray[np.bool_]:
@@ -199,39 +215,15 @@ def difference(source: Sequence[float], target: Sequence[float], *, seed: int = 
     return Distance(value=float(gaps[0]), low=float(low), high=float(high), p=p)
 
 
-def near_and_far(values: NDArray[Any], away: NDArray[np.float32], *, mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean of a map near a lesion, outside of it, and far from it; NaN where there is no such voxel.
-
-    Parameters
-    ----------
-    values : (X, Y, Z) float
-        The map.
-    away : (X, Y, Z) float32
-        From `looks.distance_mm`.
-    mask : (X, Y, Z) bool
-        Where to look.
-    """
-    near, far = mask & (away > 0) & (away <= NEAR_MM), mask & (away > NEAR_MM)
-    return tuple(float(values[part].mean()) if part.any() else float("nan") for part in (near, far))  # type: ignore[return-value]
-
-
-def near_and_far_dice(
-    found: NDArray[np.bool_], truth: NDArray[np.bool_], *, away: NDArray[np.float32]
-) -> tuple[float, float]:
-    """Dice of a structure within `NEAR_MM` of a lesion, the lesion included, and beyond; NaN where it does not occur.
-
-    Parameters
-    ----------
-    found, truth : (X, Y, Z) bool
-        Masks on one grid.
-    away : (X, Y, Z) float32
-        From `looks.distance_mm`.
-    """
-    near = away <= NEAR_MM
-    return dice(found & near, truth & near), dice(found & ~near, truth & ~near)
-
-
-def advice(found: Systematic, *, normalised: bool, deformed: bool = False, review: Sequence[str] = ()) -> str:
+def advice(
+    found: Systematic,
+    *,
+    normalised: bool,
+    deformed: bool = False,
+    review: Sequence[str] = (),
+    told: bool = True,
+    lost: float = math.nan,
+) -> str:
     """One plain sentence: what to do about a shift.
 
     The number of cases is a rule of thumb by the size of the difference, not a measurement.
@@ -246,6 +238,10 @@ def advice(found: Systematic, *, normalised: bool, deformed: bool = False, revie
         Whether tissue around lesions is deformed more than chance explains.
     review : sequence of str
         Cases that need a human.
+    told : bool
+        Whether there are patients enough to show a difference (`tellable`).
+    lost : float
+        Dice of the model on the source less that on the target; NaN where it is not known.
 
     Examples
     --------
@@ -254,32 +250,47 @@ def advice(found: Systematic, *, normalised: bool, deformed: bool = False, revie
     'No systematic difference shows that chance would not explain: use the model as it is, and check its first answers.'
     """
     named = [name for name in found.named if not (normalised and name == "intensity scale")]
-    seen = [name for name, distance in found.distances.items() if distance.p <= RARE]
     if named:
-        size = max(abs(found.kinds[name].value) for name in named)
-        count = next(k for most, k in ((2.0, 2), (5.0, 5), (np.inf, 10)) if size <= most)
-        verb = "differs" if len(named) == 1 else "differ"
-        said = f"{_listed(named)} {verb}: fine-tuning with about {count} labelled cases should repair this part"
-        said = said[0].upper() + said[1:]
-    elif found.named:
+        said = _repaired(found, named)
+    elif lost > LOST:
+        why = "nothing measured here explains it" if told else "there are too few patients to say why"
         said = (
-            "Only the intensity scale differs, which the model's normalisation takes away: there is nothing to repair"
-        )
-    elif seen:
-        said = (
-            "The scans differ in a way that is none of the kinds measured here: fine-tuning with about 5 labelled "
-            "cases may repair it"
+            f"The model's Dice is {lost:.2f} lower on the target, and {why}: look at those answers beside their "
+            "labels, and fine-tune with about 5 labelled cases"
         )
     else:
-        said = (
-            "No systematic difference shows that chance would not explain: use the model as it is, and check its first "
-            "answers"
-        )
+        said = _nothing_named(found, told=told)
     if deformed:
-        said += "; it will not repair the deformation around lesions"
+        said += (
+            "; it will not repair the deformation around lesions" if named else "; tissue is deformed around lesions"
+        )
     if review:
         said += f"; {_listed(list(review))} {'needs' if len(review) == 1 else 'need'} a human"
     return said + "."
+
+
+def _repaired(found: Systematic, named: Sequence[str]) -> str:
+    size = max(abs(found.kinds[name].value) for name in named)
+    count = next(k for most, k in ((2.0, 2), (5.0, 5), (np.inf, 10)) if size <= most)
+    verb = "differs" if len(named) == 1 else "differ"
+    said = f"{_listed(named)} {verb}: fine-tuning with about {count} labelled cases should repair this part"
+    return said[0].upper() + said[1:]
+
+
+def _nothing_named(found: Systematic, *, told: bool) -> str:
+    if not told:
+        return f"Too few patients to tell whether the populations differ: compare at least {FEWEST + 1} of each"
+    if found.named:
+        return (
+            "Only the intensity scale differs, which the model's normalisation takes away: there is nothing to repair"
+        )
+    if any(distance.p <= RARE for distance in found.distances.values()):
+        return (
+            "The scans differ in a way that is none of the kinds measured here: fine-tuning with about 5 labelled "
+            "cases may repair it"
+        )
+    nothing = "No systematic difference shows that chance would not explain"
+    return f"{nothing}: use the model as it is, and check its first answers"
 
 
 def _listed(words: Sequence[str]) -> str:

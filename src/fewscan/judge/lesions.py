@@ -1,0 +1,86 @@
+"""What a lesion may do to its surroundings: near and far from it, and how far its volume may have pushed tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from fewscan.judge.metrics import dice
+
+NEAR_MM = 15.0  # tissue up to here around a lesion is near it
+PUSHED_MM = 5.0  # of expected displacement from which a structure is no longer where a model has learnt to look
+
+
+def near_and_far(values: NDArray[Any], away: NDArray[np.float32], *, mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean of a map near a lesion, outside of it, and far from it; NaN where there is no such voxel.
+
+    Parameters
+    ----------
+    values : (X, Y, Z) float
+        The map.
+    away : (X, Y, Z) float32
+        From `looks.distance_mm`.
+    mask : (X, Y, Z) bool
+        Where to look.
+    """
+    near, far = mask & (away > 0) & (away <= NEAR_MM), mask & (away > NEAR_MM)
+    return tuple(float(values[part].mean()) if part.any() else float("nan") for part in (near, far))  # type: ignore[return-value]
+
+
+def near_and_far_dice(
+    found: NDArray[np.bool_], truth: NDArray[np.bool_], *, away: NDArray[np.float32]
+) -> tuple[float, float]:
+    """Dice of a structure within `NEAR_MM` of a lesion, the lesion included, and beyond; NaN where it does not occur.
+
+    Parameters
+    ----------
+    found, truth : (X, Y, Z) bool
+        Masks on one grid.
+    away : (X, Y, Z) float32
+        From `looks.distance_mm`.
+    """
+    near = away <= NEAR_MM
+    return dice(found & near, truth & near), dice(found & ~near, truth & ~near)
+
+
+def mass_effect_mm(lesion: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float32]:
+    """How far a lesion has pushed the tissue of each voxel, if all of its volume came to be by pushing.
+
+    Tissue keeps its volume: what lies r from the middle of a ball of radius R has come from (r^3 - R^3)^(1/3). Each
+    piece of the lesion counts as a ball of its volume, and each voxel goes by the nearest piece. An upper bound: a
+    lesion that grows into tissue, and oedema, push less. Needs no registration, so that differences between healthy
+    people, which are larger than most displacements, do not enter.
+
+    Parameters
+    ----------
+    lesion : (X, Y, Z) bool
+        Its mask.
+    spacing : sequence of float
+        mm.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+        Millimetres; 0 inside the lesion, where no tissue is left to be pushed, and everywhere without one.
+
+    Examples
+    --------
+    >>> lesion = np.zeros((3, 3, 9), bool)
+    >>> lesion[1, 1, 0] = True
+    >>> pushed = mass_effect_mm(lesion, (1.0, 1.0, 1.0))[1, 1]
+    >>> bool(pushed[0] == 0), bool((np.diff(pushed[1:]) < 0).all())
+    (True, True)
+    """
+    if not lesion.any():
+        return np.zeros(lesion.shape, np.float32)
+    pieces, _ = ndimage.label(lesion, np.ones((3, 3, 3)))
+    away, index = ndimage.distance_transform_edt(~lesion, sampling=spacing, return_indices=True)
+    radius = np.cbrt(np.bincount(pieces.ravel()) * float(np.prod(spacing)) * 3 / (4 * np.pi))
+    ball = radius[pieces[tuple(index)]]
+    r = ball + away
+    pushed: NDArray[np.float32] = np.where(lesion, 0.0, r - np.cbrt(np.maximum(r**3 - ball**3, 0.0))).astype(np.float32)
+    return pushed
