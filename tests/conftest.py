@@ -1,6 +1,7 @@
-"""Shared by all tests: two threads, and models small enough to train in a second."""
+"""Shared by all tests: two cores, and models small enough to train in a second."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from fewscan.space.geometry import Geometry
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads():
-    torch.set_num_threads(2)
+def _two_cores():
+    """All that the tests may count on; two processes share them."""
+    torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(scope="session")
