@@ -234,8 +234,8 @@ def train(
     settings : mapping of str to str, optional
         Dotted names and values that replace those of the preset.
     method : {"auto", "segment", "register", "joint"}
-        Published method; auto is segment, or when a run goes on the method that began it. It says so where unlabelled
-        scans are left unused.
+        Published method; auto is joint where there are unlabelled scans (and labels do not overlap), else segment, or
+        when a run goes on the method that began it.
     dry_run : bool
         Stop after the plan: nothing is trained or written.
     keep_atlases : bool
@@ -254,9 +254,8 @@ def train(
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
-    unused = 0
-    if method == "auto":  # benchmarks/joint.py: in ten minutes joint gains on small scans and loses on larger ones
-        method, unused = "segment", len(found.unlabelled)
+    if method == "auto":
+        method = "joint" if found.unlabelled and not found.overlapping else "segment"
         if (resume or extend is not None) and (Path(out) / "state.safetensors").is_file():
             method = str(checkpoint.stored_identity(Path(out)).get("method", method))
             if method not in METHODS:
@@ -268,11 +267,6 @@ def train(
         hardware=pick(device), budget=seconds(budget), steps=steps, extend=seconds(extend), seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
-    if unused and not (request.going_on or found.overlapping):
-        request.say(
-            f"{unused} unlabelled scan(s) are not used; --method joint learns from them too, and pays where the budget "
-            "is long for scans of this size (docs/methods.md)"
-        )
     if dry_run:
         training.usable(found)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:

@@ -89,11 +89,24 @@ def test_a_segmenter_that_fits_not_even_the_drawn_labels_is_taught_with_them_alo
     monkeypatch.setattr(joint, "FITTED", 1.1)
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
     said = []
-    api.train(data, tmp_path / "model", steps=40, settings=TINY, device="cpu", method="joint", observe=said.append)
+    how = {"settings": TINY, "device": "cpu", "method": "joint", "observe": said.append}
+    model = api.train(data, tmp_path / "model", steps=40, **how)
     texts = [text for text in said if isinstance(text, str)]
-    assert any("does not fit the drawn labels yet" in text for text in texts)
+    assert any("the drawn labels are not fitted yet" in text for text in texts)
     assert not any("labelling up to" in text for text in texts)
     assert not [text for text in texts if "unlabelled scans can help" in text]
+    assert not model.others, "a network that was not trained"
+    assert not model.provenance["guard"]
+
+
+def test_a_registrar_that_starts_late_is_as_fresh_as_one_that_starts_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewscan.learn.session.LOG_EVERY_SECONDS", 0.0)
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
+    settings = TINY | {"joint.apart": "0.5", "joint.rounds": "1", "train.warmup_steps": "10"}
+    api.train(data, tmp_path / "model", steps=100, settings=settings, device="cpu", method="joint")
+    rates = [row["lr"] for row in rows(tmp_path / "model") if row["phase"] == "register"]
+    assert rates[0] < 0.2 * rates[9]
+    assert rates[9] > rates[14]
 
 
 @pytest.mark.parametrize(("gap", "helped"), [(10.0, False), (-10.0, True)])
@@ -103,12 +116,13 @@ def test_scans_kept_from_the_segmenter_tell_whether_others_can_help(tmp_path, mo
     data = write_dataset(tmp_path / "data", labelled=3, unlabelled=1)
     said = []
     settings = TINY | {"joint.apart": "0.5", "joint.rounds": "1"}
-    api.train(data, tmp_path / "m", steps=80, settings=settings, device="cpu", method="joint", observe=said.append)
+    how = {"settings": settings, "device": "cpu", "method": "joint", "observe": said.append}
+    model = api.train(data, tmp_path / "m", steps=80, **how)
     told = [text for text in said if isinstance(text, str) and "on 1 kept from it" in text]
     assert len(told) == 1
     assert ("unlabelled scans can help" in told[0]) == helped
-    phases = [row["phase"] for row in rows(tmp_path / "m") if row["step"] > 45]
-    assert ("register" in phases) == helped
+    phases = [row["phase"] for row in rows(tmp_path / "m")]
+    assert ("register" in phases) == ("registrar" in model.others) == helped
 
 
 def case(name, counts):
@@ -232,13 +246,10 @@ def test_auto_goes_on_with_the_method_that_began(tmp_path):
     assert model.provenance["steps"] == 9
 
 
-def test_auto_says_that_unlabelled_scans_are_not_used(tmp_path):
-    data = write_dataset(tmp_path / "data", labelled=2, unlabelled=3)
-    said = []
-    for method in ("auto", "segment"):
-        api.train(data, tmp_path / "m", settings=SMALL, device="cpu", method=method, dry_run=True, observe=said.append)
-    told = [line for line in said if isinstance(line, str) and "not used" in line]
-    assert told == [
-        "3 unlabelled scan(s) are not used; --method joint learns from them too, and pays where the budget is long for "
-        "scans of this size (docs/methods.md)"
-    ]
+def test_auto_is_joint_where_there_are_unlabelled_scans(tmp_path):
+    methods = []
+    for name, unlabelled in (("with", 1), ("without", 0)):
+        data = write_dataset(tmp_path / name, labelled=2, unlabelled=unlabelled)
+        model = api.train(data, tmp_path / "m", settings=TINY, device="cpu", dry_run=True)
+        methods.append(model.provenance["method"])
+    assert methods == ["joint", "segment"]

@@ -142,7 +142,7 @@ def learning_rate(fraction: float, step: int, *, config: TrainConfig, peak: floa
     fraction : float
         Share of the run that is done.
     step : int
-        Steps done.
+        Steps done since the network was first trained.
     config : TrainConfig
         Length of the rise.
     peak : float
@@ -318,7 +318,9 @@ def fit(
                     cooling = (seconds, min(COOL_DOWN_SECONDS, 0.1 * seconds))
                     continue
                 phase = phase_at(state.step, phases)
-                lr = learning_rate(fraction, state.step, config=config, peak=phase.lr)
+                place = state.place_of(phase.train)
+                age = state.step - state.first.setdefault(place, state.step)
+                lr = learning_rate(fraction, age, config=config, peak=phase.lr)
                 if cooling:
                     lr *= 1 - (seconds - cooling[0]) / max(cooling[1], 1e-9)
                 loss, terms = _step(phase, ahead(state.step), state, config, lr)
@@ -337,7 +339,7 @@ def fit(
 
 def _step(phase: Phase, batch: Any, state: State, config: TrainConfig, lr: float) -> tuple[float, dict[str, float]]:
     """One optimiser step and one step of the moving average."""
-    which = [id(n) for n in state.networks].index(id(phase.train))
+    which = state.place_of(phase.train)
     optimizer = state.optimizers[which]
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -358,7 +360,8 @@ def _step(phase: Phase, batch: Any, state: State, config: TrainConfig, lr: float
         average_gradients(phase.train)
         nn.utils.clip_grad_norm_(phase.train.parameters(), config.clip)
         optimizer.step()
-    decay = min(config.average, (state.step + 1) / (state.step + 10))
+    age = state.step - state.first[which]
+    decay = min(config.average, (age + 1) / (age + 10))
     with torch.no_grad():
         slow, fast = list(state.averages[which].parameters()), list(phase.train.parameters())
         torch._foreach_lerp_([p.data for p in slow], [p.data for p in fast], 1 - decay)

@@ -184,18 +184,20 @@ class Session:
             total += min(times) * phase.steps
         return total / sum(p.steps for p in phases)
 
-    def fit(self, phases: Sequence[Phase], *, until: float = 1.0) -> State:
+    def fit(self, phases: Sequence[Phase], *, until: float = 1.0, later: Sequence[nn.Module] = ()) -> State:
         """Train, writing history and state as it goes; several calls are parts of one run.
 
         Parameters
         ----------
         phases : sequence of Phase
-            Of the run, or of this part of it; the first call names every network.
+            Of the run, or of this part of it.
         until : float
             Share of the run at which this part ends.
+        later : sequence of nn.Module
+            With the first call, networks that only other parts train.
         """
         if self._state is None:
-            self._state = self._begin(phases)
+            self._state = self._begin(phases, later)
         state, folder = self._state, self.request.out
         if self.request.dry_run or self.interrupted:
             return state
@@ -228,10 +230,10 @@ class Session:
             checkpoint.save_state(state, folder, identity=self.identity)
         return state
 
-    def _begin(self, phases: Sequence[Phase]) -> State:
+    def _begin(self, phases: Sequence[Phase], later: Sequence[nn.Module]) -> State:
         """State, fresh or restored; limits; the plan line."""
         request, folder = self.request, self.request.out
-        state = State([p.train for p in phases], self.settings.train)
+        state = State([*(p.train for p in phases), *later], self.settings.train)
         if request.going_on:
             checkpoint.load_state(state, folder, identity=self.identity)
         self._bounds = self._limits(state)

@@ -30,13 +30,18 @@ class State:
             torch.optim.AdamW(n.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
             for n in self.networks
         ]
+        self.first: dict[int, int] = {}  # place of a network to the step at which it was first trained
         self.step = 0
         self.seconds = 0.0
         self.interrupted = False
 
+    def place_of(self, network: nn.Module) -> int:
+        """Which of the networks it is."""
+        return [id(n) for n in self.networks].index(id(network))
+
     def average_of(self, network: nn.Module) -> nn.Module:
         """The moving average of one of the trained networks."""
-        return self.averages[[id(n) for n in self.networks].index(id(network))]
+        return self.averages[self.place_of(network)]
 
 
 def state_tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,6 +63,7 @@ def state_tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {
         "step": state.step,
         "seconds": state.seconds,
+        "first": {str(place): step for place, step in state.first.items()},
     }
 
 
@@ -87,3 +93,5 @@ def restore_state(state: State, tensors: Mapping[str, Tensor], *, numbers: Mappi
                 moments.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     state.step, state.seconds = int(numbers["step"]), float(numbers["seconds"])
+    first = numbers.get("first", dict.fromkeys(map(str, range(len(state.networks))), 0))  # all at once, once
+    state.first = {int(place): int(step) for place, step in first.items()}

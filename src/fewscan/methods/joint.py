@@ -10,8 +10,9 @@ What is ours: the labels of an unlabelled scan are a vote of several atlases, ea
 answer, and of the averaged segmenter, by what each is worth (`methods.pseudo`); they are renewed between rounds and
 cached, so that segmentation steps on unlabelled scans cost no more, and are as strongly augmented, as those on labelled
 ones. Beside each stands the nearest labelled scan in its shape, whose labels are exact (Zhao et al. 2019, arXiv
-1902.09383). Where labelled scans kept from the segmenter tell that steps promise more than scans, it gets the time
-instead. At the end the segmenter of before the turns is kept where the evidence speaks against what came of them.
+1902.09383). The segmenter learns first, then the registrar, then both in turns: where labelled scans kept from the
+segmenter tell that steps promise more than scans, it gets all of the time, and no registrar is trained. At the end the
+segmenter of before the turns is kept where the evidence speaks against what came of them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -53,31 +55,37 @@ COST = 0.45  # of a registration step by a segmentation step, for each voxel: me
 LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
 GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
-EARLY = 0.25  # share of the time apart after which the registrar waits for a segmenter that does not fit its scans yet
 FITTED = 0.6  # least Dice on the scans it learns from with which a segmenter is ready for others
 HELD = 5  # of so many labelled scans one is kept from the segmenter while it is trained apart; of three, one, too
 GAP = 0.5  # least of what steps may bring (1 - Dice on seen scans) that scans must promise (that Dice - Dice on unseen)
 BEHIND = 0.05  # expected Dice by which the segmenter must be behind the atlases for the log to say so
+PSEUDO = "pseudo"  # where a run that goes on finds what it had between its parts
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
+
+
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Both:
-    """Two networks, their phases apart, the scans they share, limits of an earlier run, the user's wish to stop."""
+    """Two networks, the segmenter's phase, limits of an earlier run, the user's wish to stop."""
 
     session: Session
     alone: Phase
-    together: Phase
     registrar: Registrar
-    cases: Sequence[Whole]
     held: frozenset[str]
     earlier: str
     stop: threading.Event
 
-    @property
-    def folder(self) -> Path:
-        """Where a run that goes on finds what it had between its parts."""
-        return self.session.request.out / "pseudo"
+    @functools.cached_property
+    def cases(self) -> Sequence[Whole]:
+        """The scans that both share, aligned once it is known that they can help."""
+        return register.wholes(self.session, self.registrar)
+
+    @functools.cached_property
+    def together(self) -> Phase:
+        """Of the registrar."""
+        return register.phase(self.session, self.registrar, cases=self.cases)
 
     @property
     def limits(self) -> str:
@@ -87,21 +95,21 @@ class _Both:
 
     def tag(self, name: str) -> Path:
         """File of this run: one with other limits must not find it."""
-        return self.folder / f"{name}-{self.limits}"
+        return self.session.request.out / PSEUDO / f"{name}-{self.limits}"
 
     def fit(self, phases: Sequence[Phase], *, until: float = 1.0) -> State:
         """Train on, unless somebody wished to stop since."""
         self.session.interrupted |= self.stop.is_set()
-        return self.session.fit(phases, until=until)
+        return self.session.fit(phases, until=until, later=[self.registrar])
 
-    def asked(self, name: str, question: Callable[[], bool]) -> bool:
-        """The answer to a question, which stays what it was when a run goes on."""
-        if self.session.request.dry_run or self.session.interrupted or self.stop.is_set():
-            return False
+    def noted(self, name: str, question: Callable[[], Answer], *, otherwise: Answer) -> Answer:
+        """The answer to a question, which stays what it was when a run goes on; otherwise, where nobody asks."""
         path = self.tag(f"{name}.json")
         if self.session.request.going_on and path.is_file():
             with contextlib.suppress(DataError, KeyError):  # damaged: asked again
-                return bool(read_json(path)["answer"])
+                return cast(Answer, read_json(path)["answer"])
+        if self.session.request.dry_run or self.session.interrupted or self.stop.is_set():
+            return otherwise
         answer = question()
         path.parent.mkdir(exist_ok=True)
         write_json({"answer": answer}, path)
@@ -116,7 +124,7 @@ class _Both:
 
 
 def run(request: Request) -> Model:
-    """Train both networks and leave them as one model folder.
+    """Train both networks, or the segmenter alone where that promises more.
 
     Parameters
     ----------
@@ -130,23 +138,43 @@ def run(request: Request) -> Model:
     """
     request.dataset.one_label_each("--method joint")
     with open_session(request, unlabelled=register.pool(request)) as session, stop_on_signals() as stop:
-        config = session.settings.joint
-        registrar = register.build(session)
-        cases = register.wholes(session, registrar)
+        register.enough(session)
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
-        together = register.phase(session, registrar, cases=cases)
-        both = _Both(session, alone, together, registrar, cases, _held(session), _earlier(request), stop)
+        both = _Both(session, alone, register.build(session), _held(session), _earlier(request), stop)
         state = _apart(both)
-        before = _kept(both, state)
-        labeller = Labeller(session, cases, path=both.tag)
-        helped = both.asked("scans", lambda: _scans_help(both, state))
-        for turn in range(config.rounds if helped else 0):
-            until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
-            if session.fraction() < until and not session.interrupted:
-                phases = _phases(both, labeller, _labels(both, state, labeller, turn))
-                state = both.fit(phases, until=min(until, LAST))
-        state = both.fit([alone], until=GUARD if session.bounds.seconds is not None else 1.0)
-        return _finish(both, state, before, labeller)
+        if both.noted("scans", lambda: _scans_help(both, state), otherwise=False):
+            return _in_turns(both, state)
+        return _finish(both, both.fit([alone]))
+
+
+def _apart(both: _Both) -> State:
+    """Train the segmenter by itself, for its share of the time that both networks have by themselves."""
+    config = both.session.settings.joint
+    seen = [case for case in both.session.labelled if case.id not in both.held]
+    alone = segment.phase(both.session, cases=seen, segmenter=both.alone.train)
+    first = dataclasses.replace(alone, steps=SEGMENTER_STEPS)
+    more = [both.together] if both.session.request.dry_run else []  # which tells what all of it takes
+    return both.fit([first, *more], until=config.apart * (1 - config.registrar))
+
+
+def _in_turns(both: _Both, state: State) -> Model:
+    """Train the registrar by itself, then both, each with what the other knows."""
+    session, config = both.session, both.session.settings.joint
+    if session.interrupted or both.stop.is_set():
+        return _finish(both, state)
+    begin = both.noted("registrar", session.fraction, otherwise=config.apart)  # later in a run that is extended
+    state = both.fit([both.together], until=max(config.apart, begin + config.apart * config.registrar))
+    before = _kept(both, state)
+    labeller = Labeller(session, both.cases, path=both.tag)
+    for turn in range(config.rounds if session.unlabelled else 0):
+        until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
+        if session.fraction() < until and not session.interrupted:
+            phases = _phases(both, labeller, _labels(both, state, labeller, turn))
+            state = both.fit(phases, until=min(until, LAST))
+    guarded = session.unlabelled and session.bounds.seconds is not None
+    last = [both.alone] if session.unlabelled else both.shared([both.alone])
+    state = both.fit(last, until=GUARD if guarded else 1.0)
+    return _finish(both, state, before=before, labeller=labeller)
 
 
 def _earlier(request: Request) -> str:
@@ -177,17 +205,6 @@ def _held(session: Session) -> frozenset[str]:
     return frozenset(held)
 
 
-def _apart(both: _Both) -> State:
-    """Train both networks by themselves; the registrar waits where the segmenter is far from fitting its scans."""
-    config = both.session.settings.joint
-    seen = [case for case in both.session.labelled if case.id not in both.held]
-    alone = segment.phase(both.session, cases=seen, segmenter=both.alone.train)
-    first = dataclasses.replace(alone, steps=SEGMENTER_STEPS)
-    state = both.fit(both.shared([first]), until=config.apart * EARLY)
-    fits = both.asked("fits", lambda: _fit(both, state) >= FITTED)
-    return both.fit(both.shared([first]) if fits else [first], until=config.apart)
-
-
 def _fit(both: _Both, state: State, *, held: bool = False) -> float:
     """Mean Dice on labelled scans that the segmenter has learnt from, or on those that were kept from it."""
     predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), both.session.hardware)
@@ -200,11 +217,12 @@ def _scans_help(both: _Both, state: State) -> bool:
 
     At best, more scans close the gap between seen and unseen scans, and more steps the one that is left on seen scans.
     """
-    if not both.session.unlabelled:
-        return False
+    if not both.session.unlabelled:  # both networks were asked for
+        return True
     seen, say = _fit(both, state), both.session.request.say
+    alone = "the segmenter learns on from drawn labels alone, and no registration network is trained"
     if seen < FITTED:
-        say(f"the segmenter does not fit the drawn labels yet (Dice {seen:.2f}): it learns on from them alone")
+        say(f"the drawn labels are not fitted yet (Dice {seen:.2f}): {alone}")
         return False
     if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
         return True
@@ -212,7 +230,7 @@ def _scans_help(both: _Both, state: State) -> bool:
     helped = seen - unseen >= GAP * (1 - seen)
     say(
         f"Dice {seen:.3f} on scans that the segmenter learns from, {unseen:.3f} on {len(both.held)} kept from it: "
-        + ("unlabelled scans can help" if helped else "steps promise more than scans, it learns on from drawn labels")
+        + ("unlabelled scans can help" if helped else f"steps promise more than scans, {alone}")
     )
     return helped
 
@@ -319,21 +337,23 @@ def _kept(both: _Both, state: State) -> nn.Module:
     return kept
 
 
-def _finish(both: _Both, state: State, before: nn.Module, labeller: Labeller) -> Model:
-    """Keep the better segmenter by evidence that needs no further label."""
+def _finish(both: _Both, state: State, *, before: nn.Module | None = None, labeller: Labeller | None = None) -> Model:
+    """Keep the better segmenter by evidence that needs no further label; the registrar where it was trained."""
     session = both.session
     after, verdict = state.average_of(both.alone.train), {}
-    if session.unlabelled and not session.request.dry_run and not session.interrupted and not both.stop.is_set():
+    whole = not (session.request.dry_run or session.interrupted or both.stop.is_set())
+    if before is not None and session.unlabelled and whole:
         verdict = guard(session, before=before, after=after)
         session.request.say(verdict["reason"])
-    kept = before if verdict.get("kept") == "apart" else after
-    if verdict and labeller.worth is not None:
+    kept = before if before is not None and verdict.get("kept") == "apart" else after
+    if verdict and labeller is not None and labeller.worth is not None:
         verdict |= _compared(both, labeller, kept)
-    others = {"registrar": state.average_of(both.registrar)}
+    trained = state.place_of(both.registrar) in state.first
+    others = {"registrar": state.average_of(both.registrar)} if trained else {}
     record = {"guard": verdict, "apart": both.earlier or both.limits}
     model = session.finish(kept, others=others, record=record)
     if not session.interrupted:  # label maps of other people's scans must not travel with the model
-        shutil.rmtree(both.folder, ignore_errors=True)
+        shutil.rmtree(session.request.out / PSEUDO, ignore_errors=True)
     return model
 
 

@@ -50,6 +50,23 @@ def build(session: Session) -> Registrar:
     ).to(device)  # fmt: skip
 
 
+def enough(session: Session) -> None:
+    """Refuse a session in which no two scans make a pair.
+
+    Parameters
+    ----------
+    session : Session
+        With its prepared cases.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two.
+    """
+    if len(session.labelled) + len(session.unlabelled) < 2:
+        raise DataError("registration needs at least two scans; add another one, with or without labels")
+
+
 def spacing(session: Session, registrar: Registrar) -> list[float]:
     """Voxel size of the registrar's grid for a median scan, mm.
 
@@ -110,14 +127,7 @@ def phase(
         Steps in a row.
     anatomy : bool
         Whether known labels count.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than two scans.
     """
-    if len(cases) < 2:
-        raise DataError("registration needs at least two scans; add another one, with or without labels")
     config, hardware = session.settings.pair, session.hardware
     augment = session.settings.augment
     half = {name: getattr(augment, name) / 2 for name in ("rotate_deg", "scale", "shift", "elastic")}
@@ -189,6 +199,7 @@ def run(request: Request) -> Model:
     """
     request.dataset.one_label_each("--method register")
     with open_session(request, unlabelled=pool(request), labels=False) as session:
+        enough(session)
         registrar = build(session)
         register = phase(session, registrar, cases=wholes(session, registrar), anatomy=bool(session.labelled))
         state = session.fit([register])
