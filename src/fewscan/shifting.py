@@ -262,7 +262,7 @@ def _why(row: dict[str, Any], *, deformed: bool) -> list[str]:
     if pushed:
         worst = max(pushed, key=lambda name: pushed[name])
         others = f" and {len(pushed) - 1} more" if len(pushed) > 1 else ""
-        found.append(f"{worst}{others} may be pushed by up to {pushed[worst]:.0f} mm")
+        found.append(f"{worst}{others} may be pushed by {pushed[worst]:.0f} mm")
     return found
 
 

@@ -176,7 +176,7 @@ def _lesions(lesion: Mapping[str, Any]) -> str:
     near = figure(lesion, "near_mm")
     caption = (
         f"Each case with a lesion. Near: within {near:.0f} mm of it. Pushed: the structure that is moved furthest, "
-        "if all of the lesion's volume pushed tissue away; a lesion that grows into tissue, and oedema, push less."
+        "if all of the lesion's volume pushed tissue away; what grows into tissue instead pushes less."
     )
     second = markup.table(columns, rows, caption=caption)
     return first + second

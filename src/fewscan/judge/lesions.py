@@ -13,7 +13,7 @@ from scipy import ndimage
 from fewscan.judge.metrics import dice
 
 NEAR_MM = 15.0  # tissue up to here around a lesion is near it
-PUSHED_MM = 5.0  # of expected displacement from which a structure is no longer where a model has learnt to look
+PUSHED_MM = 3.0  # of expected displacement from which a structure counts as displaced
 
 
 def near_and_far(values: NDArray[Any], away: NDArray[np.float32], *, mask: NDArray[np.bool_]) -> tuple[float, float]:
@@ -52,9 +52,9 @@ def mass_effect_mm(lesion: NDArray[np.bool_], spacing: Sequence[float]) -> NDArr
     """How far a lesion has pushed the tissue of each voxel, if all of its volume came to be by pushing.
 
     Tissue keeps its volume: what lies r from the middle of a ball of radius R has come from (r^3 - R^3)^(1/3). Each
-    piece of the lesion counts as a ball of its volume, and each voxel goes by the nearest piece. An upper bound: a
-    lesion that grows into tissue, and oedema, push less. Needs no registration, so that differences between healthy
-    people, which are larger than most displacements, do not enter.
+    piece of the lesion counts as a ball of its volume, and each voxel goes by the nearest piece. What grows into tissue
+    instead pushes less. No registration is needed, so that differences between healthy people, which are larger than
+    most displacements, do not enter.
 
     Parameters
     ----------
