@@ -19,7 +19,8 @@ TINY = SMALL | {"pair.widths": "8,8,8"}
 def _lenient(monkeypatch):
     """A handful of steps fits nothing."""
     monkeypatch.setattr(joint, "FITTED", 0.0)
-    monkeypatch.setattr(joint, "GAP", -10.0)
+    real = joint._fit
+    monkeypatch.setattr(joint, "_fit", lambda both, state, *, held=False: 0.0 if held else real(both, state) + 0.1)
 
 
 def rows(folder):
@@ -109,9 +110,10 @@ def test_a_registrar_that_starts_late_is_as_fresh_as_one_that_starts_first(tmp_p
     assert rates[9] > rates[14]
 
 
-@pytest.mark.parametrize(("gap", "helped"), [(10.0, False), (-10.0, True)])
-def test_scans_kept_from_the_segmenter_tell_whether_others_can_help(tmp_path, monkeypatch, gap, helped):
-    monkeypatch.setattr(joint, "GAP", gap)
+@pytest.mark.parametrize(("early", "helped"), [(0.5, False), (0.65, True)])
+def test_scans_kept_from_the_segmenter_tell_whether_others_can_help(tmp_path, monkeypatch, early, helped):
+    answers = iter((early, 0.8, 0.7))  # half-way; then on seen scans and on those kept away: a gap of 0.1
+    monkeypatch.setattr(joint, "_fit", lambda both, state, *, held=False: next(answers))
     monkeypatch.setattr("fewscan.learn.session.LOG_EVERY_SECONDS", 0.0)
     data = write_dataset(tmp_path / "data", labelled=3, unlabelled=1)
     said = []
@@ -155,7 +157,7 @@ def test_all_scans_of_a_patient_are_kept_away_together():
 
 
 def test_a_run_that_is_extended_has_seen_the_scans_that_were_kept_away(tmp_path, monkeypatch):
-    monkeypatch.setattr(joint, "GAP", 10.0)
+    monkeypatch.setattr(joint, "_fit", lambda both, state, *, held=False: 0.7)  # no gap
     data = write_dataset(tmp_path / "data", labelled=3, unlabelled=1)
     said = []
     settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}

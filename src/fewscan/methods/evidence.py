@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewscan.judge.metrics import dice
 from fewscan.learn import augment, infer
@@ -12,6 +14,8 @@ from fewscan.learn.answers import certain, chosen
 from fewscan.learn.batches import Prepared
 from fewscan.learn.plan import Plan
 from fewscan.learn.session import Session
+
+WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which a later segmenter must not be worse
 
 
 def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor) -> float:
@@ -89,3 +93,34 @@ def mean_dice(a: Tensor, b: Tensor) -> float:
 
 def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tensor:
     return chosen(infer.probabilities(image, session.plan, predictor=predictor), session.plan)
+
+
+def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 3) -> dict[str, Any]:
+    """Whether what joint training made of the segmenter may be kept.
+
+    Two signs without a further label: Dice between the answers to an unlabelled scan and to the same scan with other
+    contrast, shading and noise; and Dice on the labelled scans, which shows a collapse. The earlier segmenter is kept
+    where it is better by `WORSE` in either.
+
+    Parameters
+    ----------
+    session : Session
+        Plan and cases.
+    before, after : nn.Module
+        Segmenters.
+    most : int
+        Scans of each kind to look at.
+    """
+    rows = {}
+    for name, network in (("apart", before), ("joint", after)):
+        predictor = infer.network_predictor(network.eval(), session.hardware)
+        same = [consistency(c, session, predictor=predictor) for c in session.unlabelled[:most]]
+        fitted = [fit(c, session, predictor=predictor) for c in session.labelled[:most]]
+        rows[name] = {"consistency": float(np.mean(same)), "labelled": float(np.mean(fitted))}
+    lost = {k: rows["apart"][k] - rows["joint"][k] for k in ("consistency", "labelled")}
+    worse = [k for k, v in lost.items() if v > WORSE[k]]
+    kept = "apart" if worse else "joint"
+    reason = f"guard: kept the segmenter of {kept} training; " + ", ".join(
+        f"{k} {rows['apart'][k]:.3f} before and {rows['joint'][k]:.3f} after" for k in lost
+    )
+    return {"kept": kept, "reason": reason, **rows}

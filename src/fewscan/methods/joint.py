@@ -26,7 +26,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -47,17 +47,15 @@ from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import register, segment
-from fewscan.methods.evidence import consistency, fit
+from fewscan.methods.evidence import fit, guard
 from fewscan.methods.pseudo import COMPARED, LABELLING, Index, Labeller, fused, index_of
 
 SEGMENTER_STEPS = 10  # in a row, on drawn labels
 COST = 0.45  # of a registration step by a segmentation step, for each voxel: measured on a CPU
 LAST = 0.95  # share of the run at which the turns end: what is left anneals on drawn labels
 GUARD = 0.98  # share at which training ends, so that the guard fits into the budget
-WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which the later segmenter must not be worse
 FITTED = 0.6  # least Dice on the scans it learns from with which a segmenter is ready for others
 HELD = 5  # of so many labelled scans one is kept from the segmenter while it is trained apart; of three, one, too
-GAP = 0.5  # least of what steps may bring (1 - Dice on seen scans) that scans must promise (that Dice - Dice on unseen)
 BEHIND = 0.05  # expected Dice by which the segmenter must be behind the atlases for the log to say so
 PSEUDO = "pseudo"  # where a run that goes on finds what it had between its parts
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
@@ -141,20 +139,23 @@ def run(request: Request) -> Model:
         register.enough(session)
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         both = _Both(session, alone, register.build(session), _held(session), _earlier(request), stop)
-        state = _apart(both)
-        if both.noted("scans", lambda: _scans_help(both, state), otherwise=False):
+        state, early = _apart(both)
+        if both.noted("scans", lambda: _scans_help(both, state, early), otherwise=False):
             return _in_turns(both, state)
         return _finish(both, both.fit([alone]))
 
 
-def _apart(both: _Both) -> State:
-    """Train the segmenter by itself, for its share of the time that both networks have by themselves."""
+def _apart(both: _Both) -> tuple[State, float]:
+    """Train the segmenter by itself, for its share of the time that both have so; and Dice on unseen scans half-way."""
     config = both.session.settings.joint
     seen = [case for case in both.session.labelled if case.id not in both.held]
     alone = segment.phase(both.session, cases=seen, segmenter=both.alone.train)
     first = dataclasses.replace(alone, steps=SEGMENTER_STEPS)
     more = [both.together] if both.session.request.dry_run else []  # which tells what all of it takes
-    return both.fit([first, *more], until=config.apart * (1 - config.registrar))
+    end = config.apart * (1 - config.registrar)
+    state = both.fit([first, *more], until=end / 2)
+    early = both.noted("early", lambda: _fit(both, state, held=True), otherwise=0.0) if both.held else 0.0
+    return both.fit([first], until=end), early
 
 
 def _in_turns(both: _Both, state: State) -> Model:
@@ -212,10 +213,11 @@ def _fit(both: _Both, state: State, *, held: bool = False) -> float:
     return float(np.mean([fit(case, both.session, predictor=predictor) for case in cases[:COMPARED]]))
 
 
-def _scans_help(both: _Both, state: State) -> bool:
-    """Whether more scans promise more than more steps do.
+def _scans_help(both: _Both, state: State, early: float) -> bool:
+    """Whether more scans promise more than more steps do, for scans that were never seen.
 
-    At best, more scans close the gap between seen and unseen scans, and more steps the one that is left on seen scans.
+    More scans can close the gap between seen and unseen ones. What steps bring follows from what the last doubling of
+    their number brought. Joint training takes about half a doubling away, and may well close half of the gap.
     """
     if not both.session.unlabelled:  # both networks were asked for
         return True
@@ -227,9 +229,10 @@ def _scans_help(both: _Both, state: State) -> bool:
     if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
         return True
     unseen = _fit(both, state, held=True)
-    helped = seen - unseen >= GAP * (1 - seen)
+    helped = seen - unseen > max(0.0, unseen - early)
     say(
-        f"Dice {seen:.3f} on scans that the segmenter learns from, {unseen:.3f} on {len(both.held)} kept from it: "
+        f"Dice {seen:.3f} on scans that the segmenter learns from, {unseen:.3f} on {len(both.held)} kept from it, and "
+        f"{early:.3f} there half-way: "
         + ("unlabelled scans can help" if helped else f"steps promise more than scans, {alone}")
     )
     return helped
@@ -365,34 +368,3 @@ def _compared(both: _Both, labeller: Labeller, segmenter: nn.Module) -> dict[str
     if rating.segmenter < rating.atlases - BEHIND:
         session.request.say(f"{rating}: fewscan draft labels such scans better; a longer --budget helps the segmenter")
     return {"atlases": round(rating.atlases, 4), "segmenter": round(rating.segmenter, 4)}
-
-
-def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 3) -> dict[str, Any]:
-    """Whether what joint training made of the segmenter may be kept.
-
-    Two signs without a further label: Dice between the answers to an unlabelled scan and to the same scan with other
-    contrast, shading and noise; and Dice on the labelled scans, which shows a collapse. The earlier segmenter is kept
-    where it is better by `WORSE` in either.
-
-    Parameters
-    ----------
-    session : Session
-        Plan and cases.
-    before, after : nn.Module
-        Segmenters.
-    most : int
-        Scans of each kind to look at.
-    """
-    rows = {}
-    for name, network in (("apart", before), ("joint", after)):
-        predictor = infer.network_predictor(network.eval(), session.hardware)
-        same = [consistency(c, session, predictor=predictor) for c in session.unlabelled[:most]]
-        fitted = [fit(c, session, predictor=predictor) for c in session.labelled[:most]]
-        rows[name] = {"consistency": float(np.mean(same)), "labelled": float(np.mean(fitted))}
-    lost = {k: rows["apart"][k] - rows["joint"][k] for k in ("consistency", "labelled")}
-    worse = [k for k, v in lost.items() if v > WORSE[k]]
-    kept = "apart" if worse else "joint"
-    reason = f"guard: kept the segmenter of {kept} training; " + ", ".join(
-        f"{k} {rows['apart'][k]:.3f} before and {rows['joint'][k]:.3f} after" for k in lost
-    )
-    return {"kept": kept, "reason": reason, **rows}
