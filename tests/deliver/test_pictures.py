@@ -8,7 +8,18 @@ from PIL import Image
 from fewscan.deliver.charts import axis_for
 from fewscan.deliver.pictures import curve_png, read_history, three_planes
 from fewscan.errors import DataError
-from fewscan.space.volume import IGNORE
+from fewscan.space.combinations import combine
+from fewscan.space.geometry import Geometry
+from fewscan.space.volume import IGNORE, Labelmap
+
+
+def drawn(label, other=None, *, image=None, spacing=(1.0, 1.0, 1.0)):
+    """The three cuts of label maps given as arrays."""
+    geometry = Geometry(label.shape, np.diag([*spacing, 1.0]))
+    maps = [
+        Labelmap(part.astype(np.uint16), geometry, {1: "ball"}) for part in (label, label if other is None else other)
+    ]
+    return three_planes(*maps, image=image)
 
 
 def corner_points(svg, kind):
@@ -19,7 +30,7 @@ def corner_points(svg, kind):
 def test_outline_lies_where_the_label_is_in_millimetres_and_radiological_order():
     label = np.zeros((20, 24, 10), int)
     label[2:6, 15:20, 4:8] = 1  # low x is the patient's left, shown at the right; high y is the front, shown at the top
-    axial = three_planes(label, label, spacing=(1.0, 2.0, 3.0))[0]
+    axial = drawn(label, spacing=(1.0, 2.0, 3.0))[0]
     points = corner_points(axial.svg, "reference")
     assert points[:, 0].min() == pytest.approx(20 - 6)
     assert points[:, 0].max() == pytest.approx(20 - 2)
@@ -32,7 +43,7 @@ def test_image_and_outline_share_one_frame():
     label = np.zeros((12, 12, 12), int)
     label[4:8, 4:8, 4:8] = 1
     noise = np.random.default_rng(0).normal(size=label.shape)
-    svg = three_planes(label, label, image=noise, spacing=(1.0, 1.0, 1.0))[0].svg
+    svg = drawn(label, image=noise)[0].svg
     x, y, w, h = (float(re.search(rf'<image.* {k}="([^"]+)"', svg).group(1)) for k in ("x", "y", "width", "height"))
     points = corner_points(svg, "reference")
     assert (points.min(0) == [4, 4]).all()
@@ -46,20 +57,32 @@ def test_image_and_outline_share_one_frame():
 def test_the_cut_goes_through_the_structure_and_not_through_its_hollow():
     label = np.zeros((9, 9, 9), int)
     label[:, :, 0] = label[:, :, 8] = 1
-    assert corner_points(three_planes(label, label, spacing=(1.0, 1.0, 1.0))[0].svg, "reference").size
+    assert corner_points(drawn(label)[0].svg, "reference").size
 
 
 def test_ignored_voxels_and_empty_maps_draw_nothing():
     label = np.full((6, 6, 6), IGNORE)
-    for plane in three_planes(label, np.zeros_like(label), spacing=(1.0, 1.0, 1.0)):
+    for plane in drawn(label, np.zeros_like(label)):
         assert 'class="reference" d=""' in plane.svg
+
+
+def test_labels_that_overlap_are_outlined_whole():
+    rods = np.zeros((2, 20, 20, 20), bool)
+    rods[0, 8:12, 8:12] = True
+    rods[1, :, 8:12, 8:12] = True
+    codes, table = combine(rods, (20, 20, 20))
+    both = Labelmap(codes, Geometry((20, 20, 20), np.eye(4)), {1: "upright", 2: "across"}, table)
+    coronal = next(plane for plane in three_planes(both, both) if plane.name == "coronal")
+    paths = re.search(r'class="reference" d="([^"]*)"', coronal.svg).group(1).split("M")[1:]
+    points = [np.array([[float(v) for v in p.split()] for p in path.split("L")]) for path in paths]
+    assert [tuple(np.ptp(one, 0)) for one in points] == [(4, 20), (20, 4)]
 
 
 def test_pictures_of_a_large_noisy_scan_stay_small():
     label = np.zeros((300, 300, 4), int)
     label[5:295, 5:295] = 1
     noise = np.random.default_rng(0).normal(size=label.shape)
-    for plane in three_planes(label, label, image=noise, spacing=(0.7, 0.7, 5.0)):
+    for plane in drawn(label, image=noise, spacing=(0.7, 0.7, 5.0)):
         assert len(re.search(r"base64,([^\"]+)", plane.svg).group(1)) < 60_000
 
 

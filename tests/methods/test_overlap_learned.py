@@ -17,6 +17,8 @@ from fewscan import api, runs
 from fewscan.cli import app
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files, read_bundle
 from fewscan.data.io import write_labelmap
+from fewscan.deliver.report import read_run
+from fewscan.deliver.scenes import scenes
 from fewscan.errors import ConfigError, DataError, FewscanError, ModelError
 from fewscan.judge.doubt import doubt
 from fewscan.judge.metrics import dice
@@ -124,6 +126,14 @@ def test_the_command_line_writes_tractsegs_layout_and_reads_it(crossed: tuple[Pa
     shown = run.invoke(app, ["report", str(out), "-o", str(tmp_path / "report.html")])
     assert shown.exit_code == 0, shown.output
     assert "CST, mL" in (tmp_path / "report.html").read_text()
+    content = scenes(read_run(out))[0].load()
+    assert [layer.name for layer in content.layers] == ["scan", "prediction"]
+    masks = {name: read_bundle(file)[0] for name, file in bundle_files(out / "p1").items()}
+    shown = content.layers[1].data
+    assert content.names == {1: "CC", 2: "CST"}
+    np.testing.assert_array_equal(shown > 0, masks["CC"] | masks["CST"])
+    np.testing.assert_array_equal(shown[masks["CC"] & ~masks["CST"]], 1)
+    assert any("Bundles overlap" in line for line in content.remarks)
 
 
 def test_nothing_that_is_not_a_prediction_is_overwritten(crossed: tuple[Path, api.Model], tmp_path: Path) -> None:
@@ -184,6 +194,9 @@ def test_crossval_judges_the_bundles_that_were_looked_for(tmp_path: Path) -> Non
     }  # fmt: skip
     assert (tmp_path / "folds" / "evaluation.json").is_file()
     api.report(tmp_path / "folds", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "No picture" not in page
+    assert page.count('class="prediction"') >= 9
 
 
 @pytest.mark.parametrize("layers", ["all", "decoder", "last", "norms"])

@@ -20,7 +20,8 @@ from PIL import Image
 
 from fewscan.data.io import atomic
 from fewscan.errors import DataError
-from fewscan.space.volume import IGNORE, bounding_box
+from fewscan.space.combinations import mask_of
+from fewscan.space.volume import IGNORE, Labelmap, bounding_box
 
 PLANES = (("axial", 2, "R", "A"), ("coronal", 1, "R", "S"), ("sagittal", 0, "A", "S"))
 """Name, axis cut, and what lies at the left and at the top edge: the way radiologists hang them."""
@@ -72,44 +73,41 @@ class _View:
         return cut[self.columns, self.rows].T[::-1, ::-1]
 
 
-def three_planes(
-    reference: NDArray[Any],
-    prediction: NDArray[Any],
-    *,
-    image: NDArray[Any] | None = None,
-    spacing: tuple[float, float, float],
-) -> list[Plane]:
+def three_planes(reference: Labelmap, prediction: Labelmap, *, image: NDArray[Any] | None = None) -> list[Plane]:
     """Draw the cuts through the centre of the labelled structures.
 
     Parameters
     ----------
-    reference, prediction : (X, Y, Z) int
-        Label maps on one grid, in RAS order.
+    reference, prediction : Labelmap
+        On one grid; labels may overlap.
     image : (X, Y, Z) number, optional
         Intensities on the same grid; None draws outlines alone.
-    spacing : (3,) float
-        Voxel size, mm.
 
     Examples
     --------
-    >>> ball = np.zeros((9, 9, 9), int); ball[3:6, 3:6, 3:6] = 1
-    >>> [plane.name for plane in three_planes(ball, ball, spacing=(1.0, 1.0, 2.0))]
+    >>> ball = np.zeros((9, 9, 9), np.uint16); ball[3:6, 3:6, 3:6] = 1
+    >>> from fewscan.space.geometry import Geometry
+    >>> label = Labelmap(ball, Geometry((9, 9, 9), np.diag([1.0, 1.0, 2.0, 1.0])), {1: "ball"})
+    >>> [plane.name for plane in three_planes(label, label)]
     ['axial', 'coronal', 'sagittal']
     """
-    reference = np.where(reference == IGNORE, 0, reference)
-    any_label = (reference > 0) | (prediction > 0)
+    spacing = reference.geometry.spacing
+    drawn_there, found_there = ((part.data > 0) & (part.data != IGNORE) for part in (reference, prediction))
+    any_label = drawn_there | found_there
     box = bounding_box(any_label)
     side = 1.35 * max((s.stop - s.start) * mm for s, mm in zip(box, spacing, strict=True))
     levels = None if image is None else _levels(image[bounding_box(any_label, margin=8)])
-    kinds = "plane" if len(np.unique(reference)) <= FEW + 1 else "plane many"
+    count = len(np.unique(reference.data[drawn_there])) if reference.table is None else len(reference.names)
+    kinds = "plane" if count <= FEW else "plane many"
     drawn = []
     for name, axis, left, top in PLANES:
-        index = _middle(reference if reference.any() else any_label, axis)
+        index = _middle(drawn_there if drawn_there.any() else any_label, axis)
         a, b = (other for other in range(3) if other != axis)
         view = _view((box[a], box[b]), (any_label.shape[a], any_label.shape[b]), (spacing[a], spacing[b]), side)
         parts = [] if image is None or levels is None else [_grey(view.crop(image.take(index, axis)), levels, view)]
         for kind, labels in (("reference", reference), ("prediction", prediction)):
-            parts.append(f'<path class="{kind}" d="{_outlines(view.crop(labels.take(index, axis)), view)}"/>')
+            masks = _masks(view.crop(labels.data.take(index, axis)), labels)
+            parts.append(f'<path class="{kind}" d="{_outlines(masks, view)}"/>')
         bar = next((mm for mm in (100.0, 50.0, 20.0, 10.0, 5.0, 2.0) if mm <= side / 3), 1.0)
         x, y, _ = view.window
         parts.append(f'<path class="bar" d="M{x + side * 0.95 - bar:.2f} {y + side * 0.95:.2f}h{bar:g}"/>')
@@ -241,13 +239,19 @@ def _grey(cut: NDArray[Any], levels: tuple[float, float], view: _View) -> str:
     return f'<image {place} preserveAspectRatio="none" href="data:image/png;base64,{code}"/>'
 
 
-def _outlines(cut: NDArray[Any], view: _View) -> str:
-    """Outline of each label half-way between voxel centres, as SVG path data in mm."""
+def _masks(cut: NDArray[Any], labels: Labelmap) -> list[NDArray[np.bool_]]:
+    """What a cut holds of each label that it holds."""
+    if labels.table is not None:
+        return [mask for held in labels.table.T if (mask := mask_of(cut, held)).any()]
+    return [cut == value for value in np.unique(cut[(cut > 0) & (cut != IGNORE)])]
+
+
+def _outlines(masks: Sequence[NDArray[np.bool_]], view: _View) -> str:
+    """Outlines half-way between voxel centres, as SVG path data in mm."""
     x0, y0 = view.corner
     path = []
-    for value in np.unique(cut[cut > 0]):
-        mask = np.pad((cut == value).astype(np.float64), 1)
-        for line in contour_generator(z=mask).lines(0.5):
+    for mask in masks:
+        for line in contour_generator(z=np.pad(mask.astype(np.float64), 1)).lines(0.5):
             mm = np.asarray(line).reshape(-1, 2) * view.size + (x0 - view.size[0] / 2, y0 - view.size[1] / 2)
             path.append("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in mm))
     return "".join(path)

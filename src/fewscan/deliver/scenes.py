@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import io, places
+from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dataset import looks_like_ct
 from fewscan.data.dicom import is_series
 from fewscan.data.fields import read_field
@@ -30,10 +31,12 @@ from fewscan.errors import FewscanError
 from fewscan.judge.evaluate import files_by_name
 from fewscan.judge.results import CaseScore
 from fewscan.naming import PREDICTIONS, label_names
+from fewscan.space.combinations import on_top
 from fewscan.space.field import from_matrix, warp_array, warp_labels
 from fewscan.space.geometry import Geometry, check_same
 from fewscan.space.volume import IGNORE, Labelmap
 
+OVERLAP = "Bundles overlap: where several meet, the smallest is shown."
 LOST = "The scan does not lie where it lay; --images FOLDER tells where it is."
 GLB = "model.glb"
 Kind = Literal["scan", "labels", "share"]
@@ -146,14 +149,14 @@ def scenes(run: Run, images: Sequence[Path] = ()) -> list[Scene]:
     folder = next((f for f in (run.directory / "predictions", run.directory) if (f / PREDICTIONS).is_file()), None)
     for row in (run.predictions or ()) if folder else ():
         name = str(row.get("id", ""))
-        if folder is not None and name not in judged and _plain(str(row.get("path", ""))):
+        place = Path(str(row.get("path", "")))
+        inside = place.parent if place.name == SEGMENTATIONS else place
+        if folder is not None and name not in judged and _plain(str(inside)):
             load = partial(_predicted, folder / str(row["path"]), folder / PREDICTIONS, name, named)
             found.append(Scene(title=f"{name} · predicted", load=load))
     every = parts(run.draft or {}, "cases")
     drafted = {name: case for name, case in every.items() if name not in failed(every)}
     for name in sorted((name for name in drafted if _plain(name)), key=lambda name: figure(drafted[name], "sure")):
-        if (run.directory / "labels" / name).is_dir():
-            continue  # masks that overlap, which the viewer does not show
         sure = number(figure(drafted[name], "sure"), 0, percent=True)
         found.append(Scene(title=f"{name} · drafted, {sure} sure", load=partial(_drafted, run.directory, name, named)))
     if run.certificate is not None and (run.directory / GLB).is_file():
@@ -179,6 +182,22 @@ def _plain(name: str) -> bool:
 
 def _looked(data: NDArray[Any]) -> NDArray[Any]:
     return np.where(data == IGNORE, 0, data)
+
+
+def _read(path: Path) -> tuple[Labelmap, dict[int, str], list[str]]:
+    """A label map, or masks that overlap as one; what its labels are called; what is to be said of it."""
+    if not bundle_files(path):
+        label = io.read_labels(path)
+        return replace(label, data=_looked(label.data)), _names(path, label.data), []
+    label = _flat(sections.bundles(path))
+    return label, dict(label.names), [OVERLAP]
+
+
+def _flat(label: Labelmap) -> Labelmap:
+    """With one label a voxel, which is all that a layer holds."""
+    if label.table is None:
+        return replace(label, data=_looked(label.data))
+    return Labelmap(on_top(label.data, label.table, list(label.names)), label.geometry, label.names)
 
 
 def _names(path: Path, *maps: NDArray[Any]) -> dict[int, str]:
@@ -226,38 +245,44 @@ def _judged(case: CaseScore, directory: Path, named: Mapping[str, Path]) -> Cont
     image = _place(case.id, kept, named)
     reference, prediction, scan = sections.judged(replace(case, image=image), directory)
     path = sections.lies_at(case.prediction, directory, directory / "predictions" / case.prediction.name)
-    first, second = _looked(prediction.data), _looked(reference.data)
+    overlap = [OVERLAP] if reference.table is not None else []
+    first, second = _flat(prediction).data, _flat(reference).data
     layers = [] if scan is None else [_intensities("scan", scan)]
     layers += [
         Layer(name="prediction", kind="labels", data=first),
         Layer(name="reference", kind="labels", data=second, shown=False),
         *_beside(path),
     ]
-    recorded = any(label_names(path))
-    names = _names(path if recorded else sections.lies_at(case.reference, directory), first, second)
-    return Content(geometry=reference.geometry, layers=layers, names=names, remarks=[LOST] if scan is None else [])
+    names = dict(reference.names)
+    if not overlap:
+        recorded = any(label_names(path))
+        names = _names(path if recorded else sections.lies_at(case.reference, directory), first, second)
+    remarks = [*overlap, *([LOST] if scan is None else [])]
+    return Content(geometry=reference.geometry, layers=layers, names=names, remarks=remarks)
 
 
 def _predicted(path: Path, record: Path, name: str, named: Mapping[str, Path]) -> Content:
-    label = io.read_labels(path)
+    label, names, told = _read(path)
     place = _place(name, places.recall(record).get(name, {}).get("image"), named)
     scan, remarks = _scan(place, label.geometry, name)
-    layers = [*scan, Layer(name="prediction", kind="labels", data=_looked(label.data)), *_beside(path)]
-    return Content(geometry=label.geometry, layers=layers, names=_names(path, label.data), remarks=remarks)
+    layers = [*scan, Layer(name="prediction", kind="labels", data=label.data), *_beside(path)]
+    return Content(geometry=label.geometry, layers=layers, names=names, remarks=[*told, *remarks])
 
 
 def _drafted(directory: Path, name: str, named: Mapping[str, Path]) -> Content:
-    path = directory / "labels" / f"{name}.nii.gz"
-    label = io.read_labels(path)
+    path = directory / "labels" / name
+    if not path.is_dir():
+        path = path.with_name(f"{name}.nii.gz")
+    label, names, told = _read(path)
     place = _place(name, places.recall(directory / "draft.json").get(name, {}).get("image"), named)
     scan, remarks = _scan(place, label.geometry, name)
-    layers = [*scan, Layer(name="draft", kind="labels", data=_looked(label.data))]
-    file = directory / "sure" / path.name
+    layers = [*scan, Layer(name="draft", kind="labels", data=label.data)]
+    file = directory / "sure" / f"{name}.nii.gz"
     if file.is_file():
         sure, geometry = sections.first_channel(file)
         check_same(geometry, label.geometry, what=f"{file.name} and the drafted labels")
         layers.append(Layer(name="uncertainty", kind="share", data=(255 - sure).astype(np.uint8), shown=False))
-    return Content(geometry=label.geometry, layers=layers, names=_names(path, label.data), remarks=remarks)
+    return Content(geometry=label.geometry, layers=layers, names=names, remarks=[*told, *remarks])
 
 
 def _meshed(path: Path, named: Mapping[str, Path]) -> Content:

@@ -9,17 +9,20 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import io
-from fewscan.data.bundles import bundle_files
+from fewscan.data.bundles import bundle_files, read_bundle, read_bundles
 from fewscan.data.dicom_labels import is_label
+from fewscan.data.kinds import kind_of_scan
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
-from fewscan.errors import DataError, FewscanError
+from fewscan.errors import FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
 from fewscan.naming import label_names
+from fewscan.space.directions import raw_sizes
 from fewscan.space.geometry import Geometry, check_same, to_ras
 from fewscan.space.volume import Labelmap
 
@@ -265,7 +268,7 @@ def side_by_side(planes: Sequence[pictures.Plane]) -> str:
 
 def _planes(case: CaseScore, directory: Path) -> list[pictures.Plane]:
     reference, prediction, image = judged(case, directory)
-    return pictures.three_planes(reference.data, prediction.data, image=image, spacing=reference.geometry.spacing)
+    return pictures.three_planes(reference, prediction, image=image)
 
 
 def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArray[Any] | None]:
@@ -286,11 +289,17 @@ def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArra
     beside = directory / "predictions" / case.prediction.name
     predicted, drawn = lies_at(case.prediction, directory, beside), lies_at(case.reference, directory)
     if bundle_files(drawn):
-        raise DataError(f"{case.id}: bundles overlap, and pictures show one label a voxel; look at a mask in a viewer")
+        reference, prediction = (bundles(folder, names=list(case.labels)) for folder in (drawn, predicted))
+        return _with_scan(reference, prediction, case, directory)
     source = None if case.image is None else lies_at(case.image, directory)
     names = (label_names(predicted)[0] or label_names(drawn)[0]) if is_label(drawn) else None
     reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=source)
-    prediction = io.read_labels(predicted)
+    return _with_scan(reference, io.read_labels(predicted), case, directory)
+
+
+def _with_scan(
+    reference: Labelmap, prediction: Labelmap, case: CaseScore, directory: Path
+) -> tuple[Labelmap, Labelmap, NDArray[Any] | None]:
     check_same(prediction.geometry, reference.geometry, what=case.id)
     if case.image is None:
         return reference, prediction, None
@@ -299,8 +308,28 @@ def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArra
     return reference, prediction, image
 
 
+def bundles(folder: Path, *, names: Sequence[str] = ()) -> Labelmap:
+    """Masks that overlap, as one map of combinations on their own grid.
+
+    Parameters
+    ----------
+    folder : Path
+        In TractSeg's layout.
+    names : sequence of str
+        Which to read; all when empty.
+
+    Raises
+    ------
+    FewscanError
+        If a mask cannot be read, or lies on another grid than the first.
+    """
+    files = bundle_files(folder)
+    _, geometry = read_bundle(next(iter(files.values())))
+    return read_bundles(folder, names=dict(enumerate(names or files, start=1)), like=geometry)
+
+
 def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """(X, Y, Z) of a scan in RAS+ order and its grid; of several channels the first.
+    """(X, Y, Z) of a scan in RAS+ order and its grid: of several channels the first, of directions their size.
 
     Parameters
     ----------
@@ -313,7 +342,8 @@ def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
         If it cannot be read.
     """
     data, native = io.read_raw(path)
-    return to_ras(data[0], native)
+    kind = kind_of_scan([path], wanted="scalar")
+    return to_ras(data[0] if kind == "scalar" else raw_sizes(np.nan_to_num(data), kind)[0], native)
 
 
 def lies_at(path: Path, directory: Path, *more: Path) -> Path:

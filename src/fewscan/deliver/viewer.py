@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from html import escape
 from importlib import resources
@@ -23,6 +23,7 @@ from fewscan.deliver import markup, pictures, sections
 from fewscan.deliver.embedding import Limits, packed, thinned
 from fewscan.deliver.scenes import Content, Scene, said
 from fewscan.errors import FewscanError
+from fewscan.space.volume import Labelmap
 
 Extent = Literal["full", "thin", "none"]
 EXTENTS: tuple[Extent, ...] = ("full", "thin", "none")
@@ -135,7 +136,8 @@ def _still(title: str, content: Content) -> list[str]:
     if content.geometry is None or label is None:
         return []
     scan = next((layer.data for layer in content.layers if layer.kind == "scan"), None)
-    planes = pictures.three_planes(np.zeros_like(label), label, image=scan, spacing=content.geometry.spacing)
+    shown = Labelmap(label, content.geometry, content.names)
+    planes = pictures.three_planes(replace(shown, data=np.zeros_like(label)), shown, image=scan)
     head = f"<header><h3>{escape(title)}</h3></header>"
     return [f'<div class="overlays"><article>{head}{sections.side_by_side(planes)}</article></div>']
 

@@ -6,7 +6,7 @@ so that what cuts, moves and caches label maps need not know of the overlap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,4 +78,31 @@ def mask_of(codes: NDArray[np.integer], held: NDArray[np.bool_]) -> NDArray[np.b
     """
     beyond = np.append(held, False)
     found: NDArray[np.bool_] = beyond[np.where((codes < 0) | (codes >= len(held)), len(held), codes)]
+    return found
+
+
+def on_top(codes: NDArray[np.uint16], table: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint16]:
+    """One label a voxel, for who can show no more: of those that meet in a voxel the one with the fewest voxels.
+
+    Parameters
+    ----------
+    codes : (X, Y, Z) uint16
+        Combinations; those beyond the table were not looked at.
+    table : (N, L) bool
+        For each combination the labels that it holds.
+    values : sequence of int
+        Of the labels.
+
+    Examples
+    --------
+    >>> large, small = np.array([[[1, 1, 1, 0]]], dtype=bool), np.array([[[0, 1, 0, 0]]], dtype=bool)
+    >>> codes, table = combine([large, small], (1, 1, 4))
+    >>> on_top(codes, table, [5, 7])[0, 0].tolist()
+    [5, 7, 5, 0]
+    """
+    counts = np.bincount(codes.ravel(), minlength=len(table))[: len(table)] @ table
+    shown = np.zeros(len(table) + 1, np.uint16)
+    for k in np.argsort(-counts, kind="stable"):  # the smallest comes last
+        shown[:-1][table[:, k]] = values[k]
+    found: NDArray[np.uint16] = shown[np.minimum(codes, len(table))]
     return found
