@@ -221,7 +221,10 @@ def starter(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
     """
     registrar = model.others.get("registrar")
     if not isinstance(registrar, Registrar):
-        raise ModelError(f"{model.path} holds no registration network; train one with --method register or joint")
+        raise ModelError(
+            f"{model.path} holds no registration network (nor does one of --method joint where the unlabelled scans were "
+            "of no help); train one with --method register, or leave out --model"
+        )
 
     def start(fixed: Tensor, moving: Tensor) -> Tensor:
         if len(fixed) != registrar.spec["channels"]:
