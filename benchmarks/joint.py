@@ -13,7 +13,8 @@ Each row trains one system on k labelled scans and all unlabelled ones of its ta
 * ``inverse``: with GradICON's inverse consistency.
 * ``draft``: no training; labels of the test scans by multi-atlas registration.
 
-Registration is judged by warping the labels of up to five labelled scans, one at a time, onto each test scan with the
+A joint run decides by itself whether unlabelled scans help; where it finds that they do not, it trains the segmenter alone,
+and its row has no figure of registration. Registration is judged by warping the labels of up to five labelled scans, one at a time, onto each test scan with the
 network's answer alone, after the affine part: the mean Dice. No test scan chooses anything; the last state of a run is
 judged.
 """
@@ -96,7 +97,7 @@ def run(data: Dataset, work: Path, *, task: str, k: int, seed: int, system: str,
     if method != "register":
         api.predict(model, [c.images[0] for c in tests], folder / "predictions", device="cpu")
         row |= figures(api.evaluate(folder / "predictions", data.root / "labels"))
-    if method != "segment":
+    if "registrar" in model.others:  # a joint run that finds no use in unlabelled scans trains none
         row |= registration(model, chosen, tests, data)
     return row
 

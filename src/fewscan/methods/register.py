@@ -222,8 +222,8 @@ def starter(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
     registrar = model.others.get("registrar")
     if not isinstance(registrar, Registrar):
         raise ModelError(
-            f"{model.path} holds no registration network (nor does one of --method joint where the unlabelled scans were "
-            "of no help); train one with --method register, or leave out --model"
+            f"{model.path} holds no registration network (nor does one of --method joint where unlabelled scans did "
+            "not help); train one with --method register, or leave out --model"
         )
 
     def start(fixed: Tensor, moving: Tensor) -> Tensor:
