@@ -13,10 +13,10 @@ Each row trains one system on k labelled scans and all unlabelled ones of its ta
 * ``inverse``: with GradICON's inverse consistency.
 * ``draft``: no training; labels of the test scans by multi-atlas registration.
 
-A joint run decides by itself whether unlabelled scans help; where it finds that they do not, it trains the segmenter alone,
-and its row has no figure of registration. Registration is judged by warping the labels of up to five labelled scans, one at a time, onto each test scan with the
-network's answer alone, after the affine part: the mean Dice. No test scan chooses anything; the last state of a run is
-judged.
+A joint run decides by itself whether unlabelled scans help; where it finds that they do not, it trains the segmenter
+alone, and its row has no figure of registration. Registration is judged by warping the labels of up to five labelled
+scans, one at a time, onto each test scan with the network's answer alone, after the affine part: the mean Dice. No test
+scan chooses anything; the last state of a run is judged.
 """
 
 from __future__ import annotations
