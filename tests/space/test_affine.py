@@ -80,6 +80,17 @@ def test_a_scan_of_a_small_part_of_the_other_is_no_lack_of_overlap() -> None:
     assert miss_mm(found, np.eye(4)) < 2.0
 
 
+@pytest.mark.parametrize("degrees", [(0.0, 0.0, 50.0), (70.0, 0.0, 0.0), (90.0, 0.0, 90.0), (180.0, 10.0, 0.0)])
+def test_a_scan_that_lies_turned_is_turned_back(degrees: tuple[float, float, float]) -> None:
+    angles = [math.radians(angle) for angle in degrees]
+    parameters = torch.tensor([*angles, *[0.0] * 6, 2.0, -3.0, 1.0], dtype=torch.float64)
+    middle = torch.tensor(affine.centre_mm(unit(blobs(world(FIXED))), FIXED))
+    wanted = affine.build(parameters, middle).numpy()
+    cube = grid((36, 36, 36), (2.0, 2.0, 2.0))
+    found = affine.fit(unit(blobs(world(FIXED))), unit(moved(cube, wanted)), grids=(FIXED, cube), rigid=True)
+    assert miss_mm(found, wanted) < 1.0
+
+
 def test_only_what_has_weight_is_matched() -> None:
     wanted = shifted_by([3.0, 0.0, 0.0])
     still, other = blobs(world(FIXED)), moved(FIXED, wanted)

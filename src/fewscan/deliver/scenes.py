@@ -197,7 +197,7 @@ def _flat(label: Labelmap) -> Labelmap:
     """With one label a voxel, which is all that a layer holds."""
     if label.table is None:
         return replace(label, data=_looked(label.data))
-    return Labelmap(on_top(label.data, label.table, list(label.names)), label.geometry, label.names)
+    return Labelmap(on_top(label.data, label.table, values=list(label.names)), label.geometry, label.names)
 
 
 def _names(path: Path, *maps: NDArray[Any]) -> dict[int, str]:

@@ -5,6 +5,7 @@ A transform is a ``matrix`` (4, 4) from fixed to moving RAS+ millimetres, so tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from fewscan.space.volume import resample
 
 LEVELS = ((16_000, 80), (120_000, 60))  # voxels of the working grid, and steps
 TRIAL = 25  # steps from each start, of which the best goes on
+TURNED_VOXELS = 4_000  # of the grid on which turns are looked at
+TILTS = (30.0, 60.0)  # degrees, about each axis and either way, at which a scan may lie turned
 LEAST_OVERLAP = 0.1  # of the smaller block of space; with less the images do not count as overlapping
 
 
@@ -102,7 +105,9 @@ def fit(
     """Matrix from fixed to moving world that makes two images most alike.
 
     It starts from the headers, from the centres of the two grids or from the centres of mass, whichever is most alike
-    after a coarse fit, and optimises angles, translations and, unless rigid, scales and shears with Adam.
+    after a coarse fit; or from a turn about the centre of mass, tilted or onto another side, where that is more alike
+    as it is than any of those after their fit. Then it optimises angles, translations and, unless rigid, scales and
+    shears with Adam.
 
     Parameters
     ----------
@@ -136,6 +141,10 @@ def fit(
         parameters[9:] = torch.from_numpy(start)
         tried.append(_optimise(shrunk[0], parameters, about=about, steps=TRIAL, rigid=rigid, measure=measure))
     value, parameters = max(tried, key=lambda found: found[0])
+    _, best = _most_alike(pair.shrunk(TURNED_VOXELS), _turned(mass[1] - mass[0]), about=about, measure=measure)
+    turned = _most_alike(shrunk[0], [best], about=about, measure=measure)
+    if turned[0] > value:
+        value, parameters = turned
     if not np.isfinite(value):
         raise GeometryError("the two images do not overlap, neither by their headers nor by their centres")
     for level, (_, steps) in zip(shrunk, levels, strict=True):
@@ -158,6 +167,33 @@ class _Pair:
         moving, other = _shrink(self.moving, self.grids[1], voxels)
         weight = None if self.weight is None else resample(self.weight, grid.shape)
         return _Pair(fixed, moving, (grid, other), weight)
+
+
+def _turned(shift: Array) -> list[Tensor]:
+    """Parameters of tilts about each axis, and of the 23 other ways in which a block can lie, with this translation."""
+    degrees = [[sign * tilt if i == axis else 0.0 for i in range(3)] for axis in range(3) for tilt in TILTS
+               for sign in (-1, 1)]  # fmt: skip
+    middle, seen = torch.zeros(3, dtype=torch.float64), {tuple(np.eye(3, dtype=int).ravel().tolist())}
+    for quarter in itertools.product((0.0, 90.0, 180.0, 270.0), repeat=3):
+        angles = torch.tensor(np.deg2rad([*quarter, *[0.0] * 9]), dtype=torch.float64)
+        way = tuple(build(angles, middle)[:3, :3].round().int().flatten().tolist())
+        if way not in seen:
+            seen.add(way)
+            degrees.append(list(quarter))
+    return [torch.from_numpy(np.concatenate([np.deg2rad(turn), np.zeros(6), shift])) for turn in degrees]
+
+
+def _most_alike(pair: _Pair, starts: Sequence[Tensor], *, about: Tensor, measure: Similarity) -> tuple[float, Tensor]:
+    """The best of these parameters as they are, and its value; -inf where none overlaps."""
+    grid, other = pair.grids
+    to_moving, from_fixed = torch.from_numpy(np.linalg.inv(other.affine)), torch.from_numpy(np.array(grid.affine))
+    best = -np.inf, starts[0]
+    with torch.no_grad():
+        for start in starts:
+            value = _likeness(pair, _affine_field(to_moving @ build(start, about) @ from_fixed, grid), measure)
+            if value is not None and float(value) > best[0]:
+                best = float(value), start
+    return best
 
 
 def _optimise(

@@ -81,7 +81,7 @@ def mask_of(codes: NDArray[np.integer], held: NDArray[np.bool_]) -> NDArray[np.b
     return found
 
 
-def on_top(codes: NDArray[np.uint16], table: NDArray[np.bool_], values: Sequence[int]) -> NDArray[np.uint16]:
+def on_top(codes: NDArray[np.uint16], table: NDArray[np.bool_], *, values: Sequence[int]) -> NDArray[np.uint16]:
     """One label a voxel, for who can show no more: of those that meet in a voxel the one with the fewest voxels.
 
     Parameters
@@ -97,7 +97,7 @@ def on_top(codes: NDArray[np.uint16], table: NDArray[np.bool_], values: Sequence
     --------
     >>> large, small = np.array([[[1, 1, 1, 0]]], dtype=bool), np.array([[[0, 1, 0, 0]]], dtype=bool)
     >>> codes, table = combine([large, small], (1, 1, 4))
-    >>> on_top(codes, table, [5, 7])[0, 0].tolist()
+    >>> on_top(codes, table, values=[5, 7])[0, 0].tolist()
     [5, 7, 5, 0]
     """
     counts = np.bincount(codes.ravel(), minlength=len(table))[: len(table)] @ table
