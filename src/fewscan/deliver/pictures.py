@@ -106,7 +106,7 @@ def three_planes(reference: Labelmap, prediction: Labelmap, *, image: NDArray[An
         view = _view((box[a], box[b]), (any_label.shape[a], any_label.shape[b]), (spacing[a], spacing[b]), side)
         parts = [] if image is None or levels is None else [_grey(view.crop(image.take(index, axis)), levels, view)]
         for kind, labels in (("reference", reference), ("prediction", prediction)):
-            masks = _masks(view.crop(labels.data.take(index, axis)), labels)
+            masks = _masks(view.crop(np.take(labels.data, index, axis=axis)), labels)
             parts.append(f'<path class="{kind}" d="{_outlines(masks, view)}"/>')
         bar = next((mm for mm in (100.0, 50.0, 20.0, 10.0, 5.0, 2.0) if mm <= side / 3), 1.0)
         x, y, _ = view.window
