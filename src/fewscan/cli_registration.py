@@ -41,6 +41,7 @@ def register(
     optimise: Annotated[
         int | None, typer.Option(help="With --model: steps of optimisation after it.", min=0, metavar="N")
     ] = None,
+    itk: Annotated[bool, typer.Option("--itk", help="Also field_itk.nii.gz, for ANTs, ITK and 3D Slicer.")] = False,
     device: Device = "auto",
 ) -> None:
     """Register two scans: the warped scan, its labels and the field, on the fixed scan's grid."""
@@ -64,6 +65,7 @@ def register(
                 optimise=optimise if model is not None else None,
             ),
             model=None if model is None else api.load(model),
+            itk=itk,
             device=device,
             observe=observe,
         )

@@ -30,7 +30,7 @@ from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Labelmap, Volume
 
 RECORD = "registration.json"
-FILES = ("warped.nii.gz", "warped_labels.nii.gz", "field.nii.gz")
+FILES = ("warped.nii.gz", "warped_labels.nii.gz", "field.nii.gz", "field_itk.nii.gz")
 PICTURES = "pictures"
 
 
@@ -45,6 +45,7 @@ def register(
     fixed_lesion: Path | str | None = None,
     config: RegisterConfig | None = None,
     model: Model | None = None,
+    itk: bool = False,
     device: str = "auto",
     observe: Observer | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def register(
     fixed, moving : path
         Scans; DICOM folders too.
     out : path
-        Folder to write: the files of `FILES` and `RECORD`, and a folder `PICTURES`.
+        Folder to write: those of `FILES` that are asked for, `RECORD`, and a folder `PICTURES`.
     moving_labels : path, optional
         Label map in the moving scan's world, to bring along.
     fixed_labels : path, optional
@@ -69,6 +70,8 @@ def register(
         Map, similarity and steps.
     model : Model, optional
         Whose registration network gives the start.
+    itk : bool
+        Also write the field as ITK, ANTs and 3D Slicer read it: a displacement in LPS+ mm.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where the deformable part runs.
     observe : callable, optional
@@ -110,6 +113,8 @@ def register(
     if warped is not None:
         write_labelmap(warped, folder / FILES[1], native=still.native)
     write_field(found.field, folder / FILES[2], native=still.native)
+    if itk:
+        write_field(found.field, folder / FILES[3], convention="itk", native=still.native)
     scene = warps.Scene(
         fixed=still, moving=other, field=found.field, matrix=found.matrix, labels=carried, warped_labels=warped,
         reference=reference,
