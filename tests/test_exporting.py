@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from fewscan import api, cli
 from fewscan.data import dataset as datasets
+from fewscan.data.bundles import SEGMENTATIONS, write_bundles
 from fewscan.data.dicom import describe_series
 from fewscan.data.io import read_labels, write_labelmap
 from fewscan.exporting import export
@@ -124,6 +125,16 @@ def test_names_come_from_where_the_label_map_does(untrained: Any, tmp_path: Path
     (file.parent / "predictions.json").write_text(json.dumps(record))
     assert labels("prediction") == ["first", "fifth"]
     assert labels("told", names=untrained.path) == ["ball", "rod"]
+
+
+def test_a_mask_of_a_bundle_is_called_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"AF_left": 1, "CST_left": 2}}))
+    write_bundles({"CST_left": anatomy() == 1, "UF_left": anatomy() == 2}, tmp_path / "p1", native=AXIAL)
+    file = tmp_path / "p1" / SEGMENTATIONS / "CST_left.nii.gz"
+    assert export(file, tmp_path / "a.seg.nrrd", kind="seg-nrrd")["labels"] == ["CST_left"]
+    (tmp_path / "names.json").write_text(json.dumps({"1": "pyramidal tract"}))
+    told = export(file, tmp_path / "b.seg.nrrd", kind="seg-nrrd", names=tmp_path / "names.json")
+    assert told["labels"] == ["pyramidal tract"]
 
 
 def test_the_verb_hands_over_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:

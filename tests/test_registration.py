@@ -115,6 +115,14 @@ def test_masks_must_lie_on_the_fixed_scan(pair, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_of_several_volumes_is_refused_with_a_way_to_get_one_map(pair, tmp_path):
+    image, _, grid = phantom(0)
+    write_image(np.stack([image] * 9), tmp_path / "peaks.nii.gz", native=grid)
+    with pytest.raises(DataError, match=r"peaks\.nii\.gz: holds 9 volumes, but register takes one .*DIR/fa\.nii\.gz"):
+        api.register(pair["fixed"], tmp_path / "peaks.nii.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_labels_of_another_place_are_refused(pair, tmp_path):
     far = np.eye(4)
     far[:3, 3] = 5000

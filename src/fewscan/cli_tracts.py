@@ -31,7 +31,12 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")]
     )
 )
 def inputs(
-    source: Annotated[Path, typer.Argument(help="Diffusion scan; or peaks of MRtrix or TractSeg.", metavar="DWI")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Diffusion scan, or peaks of MRtrix or TractSeg; no .mif: mrconvert makes NIfTI of it.", metavar="DWI"
+        ),
+    ],
     out: Out,
     bvals: Annotated[Path | None, typer.Option(help="FSL's b-values; leave out for peaks.")] = None,
     bvecs: Annotated[Path | None, typer.Option(help="FSL's directions; leave out for peaks.")] = None,

@@ -48,6 +48,9 @@ def transfer(
     source: Annotated[
         Path | None, typer.Option(help="Scans of the old population: measure what is forgotten.", metavar="DATA")
     ] = None,
+    keep_atlases: Annotated[
+        bool, typer.Option("--keep-atlases", help="Leave the labelled scans beside MODEL2, to personalise with.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     device: Device = "auto",
     max_memory: Memory = None,
@@ -71,6 +74,7 @@ def transfer(
             device=device,
             max_memory=maybe(size, max_memory),
             settings=pairs(settings or ()),
+            keep_atlases=keep_atlases,
             observe=observe,
         )
     stdout().print(f"{adapted.describe()}\nNext: fewscan predict {out} NEW_SCAN -o out", markup=False)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fewscan.data.bundles import ENDINGS, SEGMENTATIONS
+from fewscan.data.layouts import stem_of
 from fewscan.data.listing import read_listing, read_names
 from fewscan.errors import DataError
 from fewscan.learn.checkpoint import load_model
@@ -24,20 +26,25 @@ def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, st
         Label map, or a folder of some.
     given : Path, optional
         ``labels.json``, ``dataset.json`` or the folder of a model; without it the names that `predict` recorded, or
-        those listed in the label map's folder or up to two above it.
+        those listed in the label map's folder or up to two above it. A mask in a folder of bundles is called by its
+        file: the numbers of such listings are those of bundles, not of its voxels.
 
     Raises
     ------
     FewscanError
         If a listing is wrong, or what is given names no labels.
     """
+    bundle = {1: stem_of(thing)} if thing.absolute().parent.name in (SEGMENTATIONS, ENDINGS) else None
     if given is not None:
         if (given / "model.json").is_file():
-            return load_model(given).names, None
+            model = load_model(given)
+            return (bundle if bundle and model.plan.overlapping else model.names), None
         own, ignore = ({}, None) if given.is_dir() else read_names(given)
         if not own:
             raise DataError(f"{given}: names no labels; give a labels.json, a dataset.json or the folder of a model")
         return own, ignore
+    if bundle:
+        return bundle, None
     recorded = recorded_names(thing)
     if recorded:
         return recorded, None

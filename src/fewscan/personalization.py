@@ -14,7 +14,7 @@ from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn import infer
-from fewscan.learn.atlases import atlases_of, load_atlases, save_atlases
+from fewscan.learn.atlases import atlases_of, load_atlases, save_atlases, shared_atlases
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
@@ -112,17 +112,17 @@ def keep_atlases(model: Model, dataset: Dataset) -> Path:
     model : Model
         In a folder.
     dataset : Dataset
-        Whose labels are those of the model.
+        What it was trained on, or carried over to; labels that only one of the two knows are left out.
 
     Raises
     ------
     FewscanError
-        If nothing is labelled, or labels or channels are not those of the model.
+        If nothing is labelled, or no label or not all channels are those of the model.
     """
     if model.path is None:
         raise ConfigError("the model is not in a folder yet; train it with an output folder")
     with tempfile.TemporaryDirectory() as scratch:
-        return save_atlases(atlases_of(dataset, model.plan, folder=Path(scratch)), model.path)
+        return save_atlases(shared_atlases(dataset, model.plan, folder=Path(scratch)), model.path)
 
 
 def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) -> list[Prepared]:
@@ -134,7 +134,7 @@ def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) 
     if not kept:
         raise DataError(
             "the model keeps no atlases, so there is nothing to deform; give labelled scans with --atlases, "
-            "or train with --keep-atlases"
+            "or train or transfer with --keep-atlases"
         )
     return kept
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fewscan.data import places
 from fewscan.data.fields import write_field
-from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
+from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
 from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
@@ -90,7 +90,7 @@ def register(
         raise ConfigError(
             f"a network's answer is deformable, {config.transform} was asked for; leave out one of the two"
         )
-    still, other = read_image(Path(fixed)), read_image(Path(moving))
+    still, other = _scan(Path(fixed)), _scan(Path(moving))
     carried = None if moving_labels is None else read_labels(Path(moving_labels))
     reference = None if fixed_labels is None else read_labels(Path(fixed_labels))
     looked = _looked(fixed_mask, fixed_lesion, still.geometry)
@@ -175,6 +175,16 @@ def _claim(folder: Path, inputs: list[Path]) -> tuple[Path, list[Path]]:
     if there and not (folder / RECORD).is_file():
         raise ConfigError(f"{there[0]} exists and was not written by fewscan register; give another -o")
     return folder, there
+
+
+def _scan(path: Path) -> Volume:
+    """One map; what holds several is refused with a way to get one."""
+    if path.is_file() and (volumes := peek(path).channels) > 1:
+        raise DataError(
+            f"{path}: holds {volumes} volumes, but register takes one 3D map and turns no directions: give FA instead, "
+            "which `fewscan tracts inputs DWI --bvals BVALS --bvecs BVECS -o DIR` writes as DIR/fa.nii.gz"
+        )
+    return read_image(path)
 
 
 def _looked(mask: Path | str | None, lesion: Path | str | None, grid: Geometry) -> NDArray[np.bool_] | None:

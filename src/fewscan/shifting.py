@@ -24,20 +24,21 @@ from fewscan.judge import lesions, looks
 from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
-from fewscan.learn import checkpoint, infer
+from fewscan.learn import checkpoint, grafting, infer
 from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
+from fewscan.learn.plan import Plan
 from fewscan.learn.request import Observer
 from fewscan.methods import pairwise
 from fewscan.methods.transfer import score
 from fewscan.space import directions, field
-from fewscan.space.volume import Case, Volume
+from fewscan.space.volume import IGNORE, Case, Volume
 
 MOST_SCANS = 40  # of each population
 MOST_JUDGED = 12  # labelled scans of each population that the model is judged on
-MOST_LESIONS = 6  # lesion cases, and as many healthy scans, that are registered
+MOST_LESIONS = 6  # cases with a lesion, and as many healthy scans, that are registered; the others are not
 TEMPLATES = 2  # healthy scans that are brought onto each of them
 MASKED_MM = 2.0  # around a lesion, where likeness does not count
 WORSE = 0.1  # Dice by which the surroundings of a lesion may fall behind the rest before a case needs a human
@@ -120,13 +121,7 @@ def shift(
     loaded = model if isinstance(model, checkpoint.Model) else api.load(model)
     old, new = api.dataset_of(source), api.dataset_of(target)
     for data in (old, new):
-        if data.kind != loaded.plan.kind:
-            raise DataError(
-                f"{data.root} holds {said(data.kind)}, the model takes {said(loaded.plan.kind)}; give the same"
-            )
-        if len(data.channels) != len(loaded.plan.channels):
-            wanted = ", ".join(loaded.plan.channels)
-            raise DataError(f"{data.root} has {len(data.channels)} channel(s), the model takes {wanted}; give the same")
+        _refuse_others(data, loaded.plan)
     masks = _masks(Path(lesions), new) if lesions is not None else {}
     work = _Card(loaded, old, new, masks, pick(device), seed, observe, time.monotonic())
     seen = [_looks(work, data, at) for data, at in ((old, 0.0), (new, 0.2))]
@@ -162,6 +157,19 @@ def shift(
     return record
 
 
+def _refuse_others(data: Dataset, plan: Plan) -> None:
+    """Scans that a model cannot read: of another kind, or without one of its channels."""
+    if data.kind != plan.kind:
+        raise DataError(f"{data.root} holds {said(data.kind)}, the model takes {said(plan.kind)}; give the same")
+    wanted, there = plan.channels, data.channels
+    places = grafting.columns(wanted, there)
+    if (places is None) if data.kind == "scalar" else (len(there) != len(wanted)):
+        raise DataError(
+            f"{data.root} has the channels {', '.join(there)}, the model takes {', '.join(wanted)}; "
+            "name the channels alike"
+        )
+
+
 def _masks(folder: Path, target: Dataset) -> dict[str, Path]:
     """Case id to lesion mask; masks of cases that are not there, or none at all, are refused."""
     if not folder.is_dir():
@@ -174,9 +182,10 @@ def _masks(folder: Path, target: Dataset) -> dict[str, Path]:
     return masks
 
 
-def _image(case: Case, model: checkpoint.Model) -> Volume:
-    """With the channels as the model names them."""
-    return replace(case.image, channels=model.plan.channels)
+def _load(work: _Card, files: CaseFiles, data: Dataset) -> Case:
+    """A case with the channels that the model takes, in its order and by its names."""
+    case = datasets.load(files, data)
+    return replace(case, image=grafting.arranged(case.image, work.model.plan, case=case.id))
 
 
 def _looks(work: _Card, data: Dataset, at: float) -> list[looks.Look]:
@@ -187,15 +196,17 @@ def _looks(work: _Card, data: Dataset, at: float) -> list[looks.Look]:
     sample = work.sample(data.cases, MOST_SCANS)
     for i, files in enumerate(sample):
         work.tell(at + 0.2 * i / len(sample), files.id)
-        case = datasets.load(files, data)
+        case = _load(work, files, data)
         lesion = work.mask(case) if data is work.target else None
-        found.append(looks.look(_image(case, model), model, case=case.id, patient=files.patient, lesion=lesion))
+        found.append(looks.look(case.image, model, case=case.id, patient=files.patient, lesion=lesion))
     return found
 
 
 def _dice(work: _Card, data: Dataset, at: float) -> dict[str, Any]:
     """The model's Dice on scans of a population; those it was trained on are left out while there are others."""
     trained = {str(name) for name in work.model.provenance.get("labelled", ())}
+    if data.root.resolve() != work.source.root.resolve():
+        trained = set()  # another population may number its cases alike
     unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
     rows = {}
     sample = work.sample([c for c in data.labelled if c.id in unseen] or data.labelled, MOST_JUDGED)
@@ -212,40 +223,78 @@ def _dice(work: _Card, data: Dataset, at: float) -> dict[str, Any]:
 
 
 def _lesions(work: _Card) -> dict[str, Any]:
-    """Deformation around lesions against the same places in healthy scans, distances, and Dice near and far."""
-    patients = work.sample([c for c in work.target.cases if c.id in work.lesions], MOST_LESIONS)
-    healthy = work.sample(work.source.cases, MOST_LESIONS + TEMPLATES)
-    templates = [to_look_at(datasets.load(files, work.source).image) for files in healthy[:TEMPLATES]]
+    """Of each case with a lesion, distances and Dice near and far; of some, deformation around it against the same
+    places in healthy scans."""
+    registered = _around(work)
     rows: dict[str, dict[str, Any]] = {}
-    control: list[dict[str, float]] = []
+    held = [case for case in work.target.cases if case.id in work.lesions]
+    for i, files in enumerate(held):
+        work.tell(0.6 + 0.2 * i / len(held), f"{files.id}, structures around the lesion")
+        case = _load(work, files, work.target)
+        lesion = work.mask(case)
+        if lesion is not None:
+            rows[case.id] = registered.rows.get(case.id, {}) | _structures(work, case, lesion)
+    if not rows:
+        raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
+    measures = {key: _measure(registered, key, seed=work.seed) for key in ("excess", "displacement_mm", "turned_deg")}
+    usual = max((row["excess"] for row in registered.control), default=math.nan)
+    for row in rows.values():
+        row["why"] = _why(row, deformed=_more(measures["excess"]) and row.get("excess", -math.inf) > usual)
+    means = {}
+    for key in ("dice_near", "dice_far"):
+        values = [row[key] for row in rows.values() if math.isfinite(row[key])]
+        means[key] = float(np.mean(values)) if values else math.nan
+    return {
+        "cases": rows, "control": registered.control, "registered": len(registered.rows), "measures": measures,
+        **means, "near_mm": lesions.NEAR_MM,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Around:
+    """Deformation around lesions, by case, and at the same places of healthy scans, with the patients of both."""
+
+    rows: dict[str, dict[str, float]]
+    control: list[dict[str, float]]
+    patients: tuple[list[str], list[str]]  # of the control, of the rows
+
+
+def _around(work: _Card) -> _Around:
+    """Healthy templates registered onto a sample of the cases with a lesion, and onto other healthy scans."""
+    held = [case for case in work.target.cases if case.id in work.lesions]
+    healthy = work.sample(work.source.cases, MOST_LESIONS + TEMPLATES)
     if len(healthy) <= TEMPLATES:
         raise DataError(f"{work.source.root}: {len(healthy)} scans; lesions need more than {TEMPLATES} healthy ones")
-    for i, files in enumerate(patients):
-        work.tell(0.4 + 0.4 * i / len(patients), f"{files.id}, around the lesion")
-        case = datasets.load(files, work.target)
+    templates = [to_look_at(_load(work, files, work.source).image) for files in healthy[:TEMPLATES]]
+    found = _Around({}, [], ([], []))
+    sample = work.sample(held, MOST_LESIONS)
+    for i, files in enumerate(sample):
+        work.tell(0.4 + 0.2 * i / len(sample), f"{files.id}, around the lesion")
+        case = _load(work, files, work.target)
         lesion = work.mask(case)
         if lesion is None:
             continue
-        rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates=templates) | _structures(
-            work, case, lesion
-        )
-        other = to_look_at(datasets.load(healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)], work.source).image)
-        control.append(deformation_around(other, _placed(lesion, other.geometry.shape), templates=templates))
-    if not rows:
-        raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
-    measures = {}
-    for key in ("excess", "displacement_mm", "turned_deg"):
-        pair = [[row[key] for row in part if math.isfinite(row[key])] for part in (control, list(rows.values()))]
-        if all(pair):
-            measures[key] = asdict(judging.difference(*pair, seed=work.seed))
-        else:
-            measures[key] = {"value": math.nan, "low": math.nan, "high": math.nan, "p": 1.0}
-    usual = max(row["excess"] for row in control)
-    for row in rows.values():
-        row["why"] = _why(row, deformed=_more(measures["excess"]) and row["excess"] > usual)
-    means = {k: float(np.nanmean([r[k] for r in rows.values()] or [math.nan])) if any(
-        math.isfinite(r[k]) for r in rows.values()) else math.nan for k in ("dice_near", "dice_far")}  # fmt: skip
-    return {"cases": rows, "control": control, "measures": measures, **means, "near_mm": lesions.NEAR_MM}
+        found.rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates=templates)
+        beside = healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)]
+        other = to_look_at(_load(work, beside, work.source).image)
+        place = _placed(lesion, other.geometry.shape)
+        found.control.append(deformation_around(other, place, templates=templates))
+        for patients, one in zip(found.patients, (beside, files), strict=True):
+            patients.append(one.patient)
+    return found
+
+
+def _measure(found: _Around, key: str, *, seed: int) -> dict[str, float]:
+    """A measure around lesions less that at the same places of healthy scans."""
+    parts = (found.control, list(found.rows.values()))
+    kept = [
+        [(row[key], patient) for row, patient in zip(part, patients, strict=True) if math.isfinite(row[key])]
+        for part, patients in zip(parts, found.patients, strict=True)
+    ]
+    if not all(kept):
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "p": 1.0}
+    (control, theirs), (around, ours) = (zip(*part, strict=True) for part in kept)
+    return asdict(judging.difference(control, around, patients=(theirs, ours), seed=seed))
 
 
 def _more(measure: dict[str, float]) -> bool:
@@ -304,20 +353,30 @@ def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: S
 
 
 def _structures(work: _Card, case: Case, lesion: NDArray[np.bool_]) -> dict[str, Any]:
-    """Of each structure, drawn or predicted, distance and expected push; Dice near and far where it was drawn."""
+    """Of each structure, drawn or predicted, distance and expected push; Dice near and far where it was drawn.
+
+    Where nobody looked, at a structure or at a voxel, the prediction stands.
+    """
     model, away = work.model, looks.distance_mm(lesion, case.image.geometry.spacing)
-    predictor = infer.torch_predictor(model, work.hardware)
-    answer = infer.segment(model, _image(case, model), predictor=predictor)
-    drawn = {} if case.label is None else {plain_name(n): case.label.mask(v) for v, n in case.label.names.items()}
+    answer = infer.segment(model, case.image, predictor=infer.torch_predictor(model, work.hardware))
+    looked, drawn = _drawn(case)
     effect = lesions.mass_effect_mm(lesion, case.image.geometry.spacing)
     distances, pushed, pairs = {}, {}, []
     for value, name in model.names.items():
-        found, truth = answer.mask(value, model.plan), drawn.get(plain_name(name))
+        mask, truth = answer.mask(value, model.plan), drawn.get(plain_name(name))
         if truth is not None:
-            pairs.append(lesions.near_and_far_dice(found, truth, away=away))
-        mask = found if truth is None else truth
+            pairs.append(lesions.near_and_far_dice(mask & looked, truth, away=away))
+            mask = np.where(looked, truth, mask)
         distances[name] = float(away[mask].min()) if mask.any() else math.nan
         pushed[name] = float(effect[mask & ~lesion].mean()) if (mask & ~lesion).any() else math.nan
     columns = [[v for v in column if math.isfinite(v)] for column in zip(*pairs, strict=True)] if pairs else [[], []]
     near, far = (float(np.mean(column)) if column else math.nan for column in columns)
     return {"distance_mm": distances, "pushed_mm": pushed, "dice_near": near, "dice_far": far}
+
+
+def _drawn(case: Case) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
+    """Voxels that somebody looked at, and the structures that were looked for."""
+    if case.label is None:
+        return np.zeros(case.image.geometry.shape, bool), {}
+    names = {v: n for v, n in case.label.names.items() if case.drawn is None or v in case.drawn}
+    return case.label.data != IGNORE, {plain_name(name): case.label.mask(value) for value, name in names.items()}

@@ -15,6 +15,7 @@ from fewscan.learn.config import override
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer, Request
 from fewscan.methods import transfer as method
+from fewscan.personalization import keep_atlases as keep
 
 DEFAULT_BUDGET = 240.0
 Layers = Literal["auto", "all", "decoder", "last", "norms"]
@@ -34,6 +35,7 @@ def transfer(
     device: str = "auto",
     max_memory: int | None = None,
     settings: Mapping[str, str] | None = None,
+    keep_atlases: bool = False,
     observe: Observer | None = None,
 ) -> api.Model:
     """Adapt a trained model to few labelled cases of another population, and keep the better of the two.
@@ -65,6 +67,8 @@ def transfer(
         Bytes that training may take.
     settings : mapping of str to str, optional
         Dotted names and values that replace the model's.
+    keep_atlases : bool
+        Leave the labelled scans beside the new model, for `personalize`: whoever gets the model gets them too.
     observe : callable, optional
         Gets messages and a `learn.engine.Status` from time to time.
 
@@ -93,4 +97,7 @@ def transfer(
         hardware=pick(device), budget=api.seconds(budget), steps=steps, seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
-    return api.with_verbs(training.run(request, partial(method.run, source=old)))
+    adapted = training.run(request, partial(method.run, source=old))
+    if keep_atlases:
+        keep(adapted, request.dataset)
+    return api.with_verbs(adapted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,8 @@ def inputs(
 def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, dict[str, Any]]:
     """Training masks of bundles in TractSeg's layout, the ends too; each file is the bundle of its name.
 
+    A file without streamlines says that the bundle is absent: its masks are empty.
+
     Parameters
     ----------
     tractograms : sequence of Path
@@ -77,10 +81,10 @@ def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, di
     Raises
     ------
     FewscanError
-        If a file cannot be used, two are of one bundle, or none of a bundle's points lies on the grid.
+        If a file cannot be used, two are of one bundle, or none of a bundle's points lies on the grid; then no mask is
+        left behind.
     """
     native = peek(like).geometry
-    grid = ras_geometry(native)
     files = [f for t in tractograms for f in (sorted(t.iterdir()) if t.is_dir() else [t])]
     files = [f for f in files if f.suffix.lower() in streamlines.SUFFIXES or f in tractograms]
     names = [f.stem for f in files]
@@ -88,16 +92,37 @@ def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, di
         raise ConfigError(f"one .trk or .tck for each bundle is needed, got {names}")
     if there := [n for n in names if (out / SEGMENTATIONS / f"{n}.nii.gz").exists()]:
         raise ConfigError(f"{out / SEGMENTATIONS}: holds {there[0]} already; give another -o")
-    report = {}
-    for file in files:
-        lines = streamlines.read_streamlines(file)
-        mask, beyond = streamlines.visited(lines, grid)
-        if not mask.any():
-            raise DataError(f"{file}: none of its streamlines lies on the grid of {like}; are both in one space?")
-        first, last = streamlines.ends(lines, grid)
-        write_bundles({file.stem: mask}, out, native=native)
-        ends = {f"{file.stem}_b": first, f"{file.stem}_e": last}
-        write_bundles(ends, out, native=native, folder=ENDINGS)
-        ml = float(mask.sum()) * grid.voxel_mm3 / 1000
-        report[file.stem] = {"streamlines": len(lines), "volume_ml": round(ml, 2), "points_beyond": beyond}
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; give a folder")
+    new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _masks(files, out, native=native, like=like)
+    finally:
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _masks(files: Sequence[Path], out: Path, *, native: Geometry, like: Path) -> dict[str, dict[str, Any]]:
+    """All masks, made aside before the first takes its place: none stays behind if a file cannot be used."""
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as scratch:
+        report = {file.stem: _mask(file, Path(scratch), native=native, like=like) for file in files}
+        for made in sorted(Path(scratch).rglob("*.nii.gz")):
+            target = out / made.relative_to(scratch)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(made, target)
     return report
+
+
+def _mask(file: Path, folder: Path, *, native: Geometry, like: Path) -> dict[str, Any]:
+    """Write the masks of one bundle, empty ones where it has no streamline, and say what they hold."""
+    grid = ras_geometry(native)
+    lines = streamlines.read_streamlines(file)
+    mask, beyond = streamlines.visited(lines, grid)
+    if lines and not mask.any():
+        raise DataError(f"{file}: none of its streamlines lies on the grid of {like}; are both in one space?")
+    first, last = streamlines.ends(lines, grid)
+    write_bundles({file.stem: mask}, folder, native=native)
+    write_bundles({f"{file.stem}_b": first, f"{file.stem}_e": last}, folder, native=native, folder=ENDINGS)
+    ml = float(mask.sum()) * grid.voxel_mm3 / 1000
+    return {"streamlines": len(lines), "volume_ml": round(ml, 2), "points_beyond": beyond}

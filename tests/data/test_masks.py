@@ -30,6 +30,19 @@ def test_the_masks_of_a_case_come_back(tmp_path: Path) -> None:
     assert all(case.drawn is None for case in found.labelled)
 
 
+def test_cases_called_as_in_bids_with_masks_of_bundles_are_no_bids(tmp_path: Path) -> None:
+    for i in range(2):
+        image, masks = crossing(i)
+        write_case(tmp_path / f"sub-0{i}", image, {f"{name}_left": mask for name, mask in masks.items()})
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_kind": "scalar"}))
+    found = dataset.find(tmp_path)
+    assert (found.overlapping, found.layout) == (True, "folders with bundle_segmentations/")
+    assert [(case.id, case.images[0].name) for case in found.labelled] == [
+        (f"sub-0{i}", "scalars.nii.gz") for i in range(2)
+    ]
+    assert list(found.names.values()) == ["CC_left", "CST_left"]
+
+
 def test_single_labels_do_not_overlap(tmp_path: Path) -> None:
     image, _ = crossing(0)
     folder = write_case(tmp_path / "case", image, None)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import benches
 import numpy as np
@@ -15,8 +16,9 @@ from fewscan.data.io import write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks, shift
 from fewscan.judge.shift import Distance, Systematic
+from fewscan.learn.hardware import pick
 from fewscan.shifting import shift as make_card
-from fewscan.space.volume import Volume
+from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
 
 bench = benches.load("shift")
 
@@ -151,25 +153,93 @@ def test_the_advice_is_one_plain_sentence(found, more, said):
     assert text.count(". ") == 0
 
 
+def test_chance_deals_whole_patients_around_lesions_too():
+    healthy, ill = [1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.0]
+    assert shift.difference(healthy, ill).p < 0.05
+    found = shift.difference(healthy, ill, patients=(["a", "b", "a", "b"], ["x", "x", "y", "y"]))
+    assert found.value == pytest.approx(1.0)
+    assert found.p > 0.05  # two and two patients: one way in three is as far apart
+
+
+def card_of(model, source, target=None):
+    return shifting._Card(model, source, target or source, {}, pick("cpu"), 0, None, 0.0)
+
+
+def test_what_nobody_looked_for_is_the_predictions(untrained, tmp_path, monkeypatch):
+    grid = phantom(0)[2]
+    ball, rod, lesion = (np.zeros(grid.shape, bool) for _ in range(3))
+    ball[2:6, 2:10, 2:6], rod[2:6, 14:18, 2:6], lesion[14:18, 14:18, 2:6] = True, True, True
+    answers = {1: ball, 5: rod}
+    answer = SimpleNamespace(mask=lambda value, plan: answers[value])
+    monkeypatch.setattr(shifting.infer, "segment", lambda *args, **how: answer)
+    label = np.where(ball, 1, 0).astype(np.uint16)
+    label[:, 8:] = IGNORE  # half of the ball, and all of the rod, where nobody looked
+    image = Volume(phantom(0)[0][None], grid, grid)
+    truth = Labelmap(label, grid, {1: "ball", 2: "rod"})
+    case = Case("case_00", image, truth, drawn=frozenset({1}))
+    found = shifting._structures(card_of(untrained, None), case, lesion)
+    assert (found["dice_near"], found["dice_far"]) == (1.0, 1.0)
+    assert found["distance_mm"]["rod"] == pytest.approx(9.0)
+    assert found["distance_mm"]["ball"] == pytest.approx(np.hypot(9.0, 5.0))  # of the part that nobody looked at
+    assert found["pushed_mm"]["rod"] > 0
+    asked = shifting._structures(card_of(untrained, None), replace(case, drawn=None), lesion)
+    assert asked["dice_far"] == 1.0  # the rod lies where nobody looked
+    missed = Case("case_00", image, Labelmap(np.where(ball, 1, 0).astype(np.uint16), grid, truth.names))
+    assert shifting._structures(card_of(untrained, None), missed, lesion)["dice_near"] == 0.5
+
+
+def test_channels_belong_together_by_name(untrained, tmp_path):
+    image, _, grid = phantom(0)
+    (tmp_path / "images").mkdir()
+    write_image(np.stack([image, 2 * image]), tmp_path / "images" / "case_00.nii.gz", native=grid)
+    data = replace(api.open(tmp_path), channels=("T2", "T1"))
+    model = replace(untrained, plan=replace(untrained.plan, channels=("T1", "T2")))
+    case = shifting._load(card_of(model, data), data.cases[0], data)
+    assert case.image.channels == ("T1", "T2")
+    np.testing.assert_array_equal(case.image.data, np.stack([2 * image, image]))
+    with pytest.raises(DataError, match="has the channels T2, FLAIR, the model takes T1, T2; name the channels alike"):
+        make_card(model, replace(data, channels=("T2", "FLAIR")), data, tmp_path / "card.html")
+
+
+def test_another_population_may_number_its_cases_alike(trained, tmp_path):
+    data, model = trained
+    new = api.open(write_dataset(tmp_path / "new", labelled=3))
+    card = card_of(model, api.open(data), new)
+    assert shifting._dice(card, card.source, 0.0)["trained"] is True
+    found = shifting._dice(card, new, 0.0)
+    assert (found["trained"], sorted(found["cases"])) == (False, ["case_00", "case_01", "case_02"])
+
+
 def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(shifting, "TEMPLATES", 1)
+    monkeypatch.setattr(shifting, "MOST_LESIONS", 1)
     data, model = write_dataset(tmp_path / "source", labelled=4), untrained
     target = write_dataset(tmp_path / "target", labelled=4, spacing=(2.0, 2.0, 2.0))
     (tmp_path / "masks").mkdir()
     geometry = phantom(0, spacing=(2.0, 2.0, 2.0))[2]
     lesion = np.zeros(geometry.shape, np.uint8)
     lesion[14:18, 4:8, 6:10] = 1
-    write_labelmap(lesion, tmp_path / "masks" / "case_00.nii.gz", native=geometry)
+    for case in ("case_00", "case_02", "case_03"):
+        write_labelmap(lesion, tmp_path / "masks" / f"{case}.nii.gz", native=geometry)
     record = make_card(model, data, target, tmp_path / "card.html", lesions=tmp_path / "masks")
     assert json.loads((tmp_path / "card.json").read_text()) == json.loads(json.dumps(record))
     assert record["systematic"]["named"][0] == "voxel size"
-    assert sorted(record["lesion"]["cases"]) == ["case_00"]
-    lesion = record["lesion"]["cases"]["case_00"]
-    assert lesion["volume change"] > 0
-    assert len(lesion["pushed_mm"]) == len(model.names)
+    rows = record["lesion"]["cases"]
+    assert sorted(rows) == ["case_00", "case_02", "case_03"]
+    assert all(len(row["pushed_mm"]) == len(row["distance_mm"]) == len(model.names) for row in rows.values())
+    assert [row["volume change"] > 0 for row in rows.values() if "volume change" in row] == [True]
+    assert record["lesion"]["registered"] == len(record["lesion"]["control"]) == 1
     page = (tmp_path / "card.html").read_text()
     assert record["advice"] in page
-    for text in ("voxel size", "log det J", "Dice near", "pushed, mm", "case_00", "For research use only"):
+    for text in (
+        "voxel size",
+        "log det J",
+        "Dice near",
+        "pushed, mm",
+        "case_00",
+        "registered onto 1 of 3",
+        "For research use only",
+    ):
         assert text in page, text
     assert str(tmp_path) not in page + (tmp_path / "card.json").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -111,11 +111,42 @@ def test_a_given_start_is_kept_when_no_step_is_allowed():
     np.testing.assert_allclose(found.field.u - plain.field.u, shift[0].numpy(), atol=1e-3)
 
 
+def test_a_channel_that_is_empty_in_both_scans_tells_nothing():
+    def with_empty(volume, *, first):
+        empty = np.zeros_like(volume.data)
+        data = np.concatenate([empty, volume.data] if first else [volume.data, empty])
+        return Volume(data, volume.geometry, volume.native, ("a", "b"))
+
+    still = RegisterConfig(transform="affine")
+    fixed, moving = scan(0)[0], scan(1)[0]
+    plain = pairwise.register(fixed, moving, config=still)
+    for first in (True, False):
+        pair = [with_empty(volume, first=first) for volume in (fixed, moving)]
+        found = pairwise.register(*pair, config=still)
+        np.testing.assert_allclose(found.matrix, plain.matrix, atol=1e-6)
+        assert found.report["similarity"] == plain.report["similarity"]
+        with pytest.raises(DataError, match="the moving scan is constant in channel"):
+            pairwise.register(
+                Volume(np.concatenate([fixed.data] * 2), fixed.geometry, fixed.native, ("a", "b")), pair[1]
+            )
+    seen = []
+    config = RegisterConfig(deform=DeformConfig(shrink=(1,), steps=(0,)))
+
+    def start(fixed, moving):
+        seen.append((len(fixed), len(moving)))
+        return torch.zeros(1, 3, *fixed.shape[1:])
+
+    pairwise.register(*pair, config=config, start=start)
+    assert seen == [(2, 2)]
+
+
 def test_what_cannot_be_registered_is_refused_with_a_sentence():
     fixed, _ = scan(0)
     constant = Volume(np.ones_like(fixed.data), fixed.geometry, fixed.native)
     with pytest.raises(DataError, match="moving scan is constant"):
         pairwise.register(fixed, constant)
+    with pytest.raises(DataError, match="fixed scan is constant"):
+        pairwise.register(constant, constant)
     with pytest.raises(DataError, match="mask of where likeness counts is empty"):
         pairwise.register(fixed, fixed, weight=np.zeros(fixed.geometry.shape, bool))
     two = Volume(np.concatenate([fixed.data] * 2), fixed.geometry, fixed.native, ("a", "b"))

@@ -11,11 +11,14 @@ from phantom import NAMES, phantom, write_dataset
 
 from fewscan import api
 from fewscan.data.io import write_image, write_labelmap
-from fewscan.errors import ConfigError, ModelError
+from fewscan.errors import ConfigError, DataError, ModelError
 from fewscan.learn import checkpoint, grafting, session
+from fewscan.learn.atlases import atlases_of, load_atlases
 from fewscan.learn.config import Settings
+from fewscan.learn.intensity import Scaling
 from fewscan.learn.networks import layers
 from fewscan.methods import transfer as method
+from fewscan.methods.personalize import PersonalizeConfig
 from fewscan.space.geometry import Geometry
 from fewscan.transferring import transfer
 
@@ -91,6 +94,52 @@ def test_a_base_that_is_as_good_is_kept_to_the_bit(trained, tmp_path, monkeypatc
     assert model.provenance["transfer"]["kept"] == "base"
     for a, b in zip(model.segmenter.parameters(), base.segmenter.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("labelled", [1, 2])
+def test_a_new_label_does_not_hide_a_loss_on_those_known_before(trained, tmp_path, monkeypatch, labelled):
+    _, base = trained
+    data = inverted(tmp_path / "data", labelled=labelled, unlabelled=1, names={1: "Rod", 2: "cyst"})
+    for rod, kept in ((0.6, "base"), (0.89, "adapted"))[:labelled]:
+        answers = {True: {"Rod": 0.9, "cyst": 0.0}, False: {"Rod": rod, "cyst": 0.8}}
+        monkeypatch.setattr(method, "score", lambda model, case, answers=answers, **k: answers[model is base])
+        model = transfer(base, data, tmp_path / kept, steps=4, device="cpu", keep_atlases=True)
+        record = model.provenance["transfer"]
+        assert (record["kept"], record["base"]) == (kept, pytest.approx(0.45))
+        assert record["shared"] == {
+            "labels": ["Rod"], "base": pytest.approx(0.9), "adapted": pytest.approx(rod), "lost": kept == "base"
+        }  # fmt: skip
+        assert f"on the labels known before 0.900 before, {rod:.3f} adapted" in record["reason"]
+        drawn = dict(zip(model.names.values(), load_atlases(model)[0].drawn[1:], strict=True))
+        assert drawn == ({"rod": True, "ball": False} if kept == "base" else {"Rod": True, "cyst": True})
+        config = PersonalizeConfig(views=1, rounds=1, steps=2, atlases=1)
+        scan = data / "images" / f"case_{labelled:02d}.nii.gz"
+        [done] = api.personalize(
+            model, scan, tmp_path / f"out_{kept}", config=config, device="cpu", budget_per_case=None
+        )
+        assert set(done.volumes_ml) == set(drawn)
+    page = api.report(tmp_path / "base", tmp_path / "report.html").read_text()
+    assert "on the labels that it knows the adapted one was worse" in page
+    assert "Adapting cost Dice on labels that were known before" in page
+
+
+def test_atlases_have_the_channels_of_the_model_by_name(untrained, tmp_path):
+    image, label, grid = phantom(0)
+    write_image(np.stack([image, image**2]), tmp_path / "data" / "images" / "case_00.nii.gz", native=grid)
+    write_labelmap(label, tmp_path / "data" / "labels" / "case_00.nii.gz", native=grid)
+    (tmp_path / "data" / "labels.json").write_text(json.dumps({"1": "ball", "2": "rod"}))
+    data = replace(api.open(tmp_path / "data"), channels=("T2", "T1"))
+    scaling = (Scaling(kind="scan"),) * 2
+    plan = replace(untrained.plan, channels=("T1", "T2"), scaling=scaling, names={1: "ball", 2: "rod"})
+    swapped = replace(plan, channels=("T2", "T1"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    [one] = atlases_of(data, plan, folder=tmp_path / "a")
+    [other] = atlases_of(data, swapped, folder=tmp_path / "b")
+    np.testing.assert_array_equal(one.image, other.image[::-1])
+    assert not np.array_equal(one.image, other.image)
+    with pytest.raises(DataError, match="T2, T1 of intensities, the model takes T1, FLAIR of"):
+        atlases_of(data, replace(plan, channels=("T1", "FLAIR")), folder=tmp_path / "a")
 
 
 def test_one_labelled_case_is_enough_and_says_what_cannot_be_known(trained, tmp_path):

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fewscan import cli, white_matter
-from fewscan.data.bundles import SEGMENTATIONS, bundle_files, read_bundle, write_bundles
+from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, bundle_files, read_bundle, write_bundles
 from fewscan.data.io import write_image
+from fewscan.deliver.verdict import remarks
 from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge.results import read_evaluation
 from fewscan.space.geometry import Geometry, ras_geometry
@@ -49,8 +50,8 @@ def lines() -> list[np.ndarray]:
     return [line[::-1] if n % 2 else line for n, line in enumerate(found)]
 
 
-def save(path: Path) -> Path:
-    tractogram = nib.streamlines.Tractogram(lines(), affine_to_rasmm=np.eye(4))
+def save(path: Path, held: list[np.ndarray] | None = None) -> Path:
+    tractogram = nib.streamlines.Tractogram(lines() if held is None else held, affine_to_rasmm=np.eye(4))
     header = {"voxel_to_rasmm": NATIVE.affine.astype(np.float32), "dimensions": NATIVE.shape,
               "voxel_sizes": NATIVE.spacing, "voxel_order": NATIVE.axis_codes}  # fmt: skip
     nib.streamlines.save(tractogram, str(path), header=header if path.suffix == ".trk" else None)
@@ -103,13 +104,38 @@ def test_a_folder_of_cases_becomes_tables_that_state_what_is_missing(tmp_path: P
     assert (table["CST_left"]["dice"], table["CST_left"]["scored"]) == (0.75, 2)
     assert math.isnan(table["UF_left"]["dice"])
     record = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert record["unmatched"] == {"predictions": ["p3"], "references": []}
+    assert record["unmatched"] == {"predictions": ["p3"], "references": [], "bundles": []}
     assert record["cases"]["p2"]["AF_left"]["said"] == "in the reference, no file predicted"
     assert record["summary"]["UF_left"]["dice"] is None
     rows = (tmp_path / "out" / TABLE).read_text().splitlines()
     assert len(rows) == 7
     assert "p1,UF_left,empty in both: nothing to score,,,,0.0000,0.0000,,," in rows
     assert read_evaluation(tmp_path / "out" / EVALUATION).values("dice", label="CST_left") == [0.5, 1.0]
+
+
+def test_bundles_that_were_never_asked_for_enter_no_mean(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        case(tmp_path / "reference" / name, CST_left=ROD, AF_left=ROD, UF_left=ROD)
+    case(tmp_path / "predicted" / "p1", CST_left=ROD, AF_left=ROD)
+    case(tmp_path / "predicted" / "p2", CST_left=ROD)
+    found = evaluate_bundles(tmp_path / "predicted", tmp_path / "reference", out=tmp_path / "out")
+    assert {row["UF_left"].stated for row in found.values()} == {"not predicted"}
+    kept = read_evaluation(tmp_path / "out" / EVALUATION)
+    assert kept.values("dice") == [1.0, 0.5]  # the arcuate that p2 lacks counts, since p1 shows that it was asked for
+    assert kept.names == ("AF_left", "CST_left")
+    assert kept.unmatched["bundles"] == ("UF_left",)
+    table = summary(found)
+    assert (table["AF_left"]["dice"], table["UF_left"]["not predicted"]) == (0.5, 2)
+    assert all(math.isnan(table["UF_left"][key]) for key in ("dice", "overlap", "volume_ml"))
+    assert "1 bundle of the reference predicted in no case: not judged." in remarks(kept, None)
+
+
+def test_only_cases_that_were_named_themselves_are_paired_whatever_they_are_called(tmp_path: Path) -> None:
+    one, other = (case(tmp_path / folder / name, CST_left=ROD) for folder, name in (("a", "p1"), ("b", "p2")))
+    assert list(evaluate_bundles(one, other, out=tmp_path / "out")) == ["p2"]
+    for pair in ((one.parent, other.parent), (one.parent, other), (one, other.parent)):
+        with pytest.raises(DataError, match=r"cases \['p1'\] are not among \['p2'\]"):
+            evaluate_bundles(*pair, out=tmp_path / "out")
 
 
 def test_the_verb_shows_states_and_the_json_has_no_nan(tmp_path: Path) -> None:
@@ -181,6 +207,31 @@ def test_masks_of_tractograms_lie_on_the_image_in_its_own_axes(tmp_path: Path) -
     assert sorted(bundle_files(tmp_path / "case", folder="endings_segmentations")) == ["CST_left_b", "CST_left_e"]
     with pytest.raises(ConfigError, match="holds CST_left already"):
         white_matter.masks([tmp_path / "CST_left.trk"], tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", [".trk", ".tck"])
+def test_a_tractogram_without_streamlines_says_that_the_bundle_is_absent(tmp_path: Path, suffix: str) -> None:
+    write_image(np.zeros(NATIVE.shape, np.float32), tmp_path / "peaks.nii.gz", native=NATIVE)
+    files = [save(tmp_path / f"CST_left{suffix}"), save(tmp_path / f"UF_left{suffix}", [])]
+    report = white_matter.masks(files, tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+    assert report["UF_left"] == {"streamlines": 0, "volume_ml": 0.0, "points_beyond": 0}
+    made = bundle_files(tmp_path / "case") | bundle_files(tmp_path / "case", folder=ENDINGS)
+    assert {name: bool(read_bundle(file)[0].any()) for name, file in made.items()} == {
+        "CST_left": True, "CST_left_b": True, "CST_left_e": True,
+        "UF_left": False, "UF_left_b": False, "UF_left_e": False,
+    }  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "case").iterdir()) == [SEGMENTATIONS, ENDINGS]
+
+
+def test_a_tractogram_that_cannot_be_used_leaves_no_mask_of_the_others(tmp_path: Path) -> None:
+    write_image(np.zeros(NATIVE.shape, np.float32), tmp_path / "peaks.nii.gz", native=NATIVE)
+    files = [save(tmp_path / "AF_left.trk"), save(tmp_path / "CST_left.trk", [line + 500 for line in lines()])]
+    with pytest.raises(DataError, match="none of its streamlines lies on the grid"):
+        white_matter.masks(files, tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+    assert not (tmp_path / "case").exists()
+    dots = save(tmp_path / "UF_left.tck", [line[:1] for line in lines()])
+    with pytest.raises(DataError, match="none of its 3 streamlines has two points"):
+        white_matter.masks([dots], tmp_path / "case", like=tmp_path / "peaks.nii.gz")
 
 
 def test_tractograms_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

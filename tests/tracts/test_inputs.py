@@ -15,12 +15,14 @@ from dipy.direction import peaks_from_model
 from phantoms import fibres, grid, scan, table
 
 from fewscan import white_matter
-from fewscan.data.io import read_raw, write_image, write_labelmap
+from fewscan.data.io import read_image, read_raw, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry, to_ras
 from fewscan.tracts import estimate
+from fewscan.tracts.estimate import SCALAR_CHANNELS
 from fewscan.tracts.gradients import Gradients, axes_text, fsl_to_world, parse_axes, signed_permutations
 from fewscan.tracts.inputs import (
+    FA,
     PEAKS,
     SCALARS,
     TENSOR,
@@ -124,6 +126,10 @@ def test_world_directions_do_not_depend_on_the_axes_of_the_file(tmp_path: Path) 
     one = (fractions > 0).sum(-1) == 1
     strongest = np.take_along_axis(directions, fractions.argmax(-1)[..., None, None], -2)[..., 0, :]
     assert np.median(angles(peaks[:3].transpose(1, 2, 3, 0)[one], strongest[one])) < 8
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "out" / FA).data[0],
+        read_image(tmp_path / "out" / SCALARS, channels=SCALAR_CHANNELS).data[0],
+    )
     record = json.loads((tmp_path / "out" / "inputs.json").read_text())
     assert record["orientation"]["verdict"] == "right"
     assert len(record["orientation"]["coherence"]) == 24
@@ -211,6 +217,14 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path, files_given: di
     write_image(np.ones((31, 4, 4, 4), np.float32), tmp_path / "dwi.nii.gz", native=Geometry((4, 4, 4), np.eye(4)))
     with pytest.raises((ConfigError, DataError), match=sentence):
         white_matter.inputs(tmp_path / "dwi.nii.gz", tmp_path / "out", **files_given)
+
+
+def test_the_format_of_mrtrix_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "peaks.mif").write_bytes(b"mrtrix image\n")
+    with pytest.raises(
+        DataError, match=r"peaks\.mif: .* not read; convert it: mrconvert peaks\.mif dwi\.nii\.gz -export"
+    ):
+        white_matter.inputs(tmp_path / "peaks.mif", tmp_path / "out")
 
 
 def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from fewscan.errors import DataError, GeometryError
 from fewscan.space.geometry import Geometry, largest_gap_mm
 
 HEADER_BYTES = 2**20
+MRTRIX = (".mif", ".mif.gz", ".mih")
 VECTOR = 1007  # NIfTI intent of a vector in each voxel
 
 
@@ -58,6 +59,11 @@ def peek(path: Path, *, trust_sform: bool = False) -> Header:
     readers: dict[str, Callable[[Path], Header]]
     readers = {".nii": nifti, ".nii.gz": nifti, ".nrrd": _nrrd, ".nhdr": _nrrd, ".mha": _meta, ".mhd": _meta}
     suffix = suffix_of(path)
+    if path.name.lower().endswith(MRTRIX):
+        raise DataError(
+            f"{path}: MRtrix's own format is not read; convert it: mrconvert {path.name} dwi.nii.gz "
+            "-export_grad_fsl dwi.bvec dwi.bval (the last three words for a diffusion scan only)"
+        )
     if suffix is None:
         raise DataError(f"{path}: not an image file; understood are {', '.join(SUFFIXES)} and folders of DICOM files")
     try:

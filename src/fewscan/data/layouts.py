@@ -122,7 +122,7 @@ def detect(root: Path) -> Found:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the scans")
-    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _bids, _tracts, _series, _flat, _nested)
+    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _tracts, _bids, _series, _flat, _nested)
     for layout in layouts:
         found = layout(root)
         if found is not None and (found.pairs or found.test):
@@ -286,7 +286,7 @@ def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
 
 def _tracts(root: Path) -> Found | None:
     """Folders that `fewscan tracts inputs` wrote, each with a label map or masks of bundles; dataset.json says which of
-    the images."""
+    the images. They are asked for before BIDS, since a case may be called sub-01 and its masks have BIDS-like names."""
     masked = {p for p in root.iterdir() if p.is_dir() and p.name != SEGMENTATIONS and bundle_files(p)}
     folders = sorted({p for p in root.iterdir() if (p / RECORD).is_file()} | masked)
     if not folders:

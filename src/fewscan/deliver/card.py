@@ -173,10 +173,11 @@ def _lesions(lesion: Mapping[str, Any]) -> str:
         rows.append([Cell(case), *numbers, Cell(told), Cell("; ".join(map(str, row.get("why") or ())))])
     columns = ["Case", "|log det J| near", "far", "turned, degrees", "pushed, mm", "Dice near", "Dice far",
                "nearest structure", "look at it, because"]  # fmt: skip
-    near = figure(lesion, "near_mm")
+    near, registered = figure(lesion, "near_mm"), figure(lesion, "registered")
     caption = (
-        f"Each case with a lesion. Near: within {near:.0f} mm of it. Pushed: the structure that is moved furthest, "
-        "if all of the lesion's volume pushed tissue away; what grows into tissue instead pushes less."
+        f"Each case with a lesion; healthy scans were registered onto {registered:.0f} of {len(rows)}, only these have "
+        f"|log det J| and an angle. Near: within {near:.0f} mm of the lesion. Pushed: the structure that is moved "
+        "furthest, if all of the lesion's volume pushed tissue away; what grows into tissue instead pushes less."
     )
     second = markup.table(columns, rows, caption=caption)
     return first + second

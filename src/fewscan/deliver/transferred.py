@@ -24,6 +24,12 @@ SAID = {
 }
 """What was kept and by which evidence, in words."""
 
+COST = (
+    "The model from before was kept: on the labels that it knows the adapted one was worse, and what that learnt of "
+    "new labels does not make up for it."
+)
+"""Where known labels were lost for new ones."""
+
 
 def transfer(run: Run) -> str:
     """The verdict, Dice of every labelled case before and after, the weights, and what was forgotten.
@@ -37,6 +43,8 @@ def transfer(run: Run) -> str:
     if not record:
         return ""
     said = SAID.get((str(record.get("kept")), str(record.get("by"))), "")
+    if record.get("kept") == "base" and part(record, "shared").get("lost"):
+        said = COST
     return "".join([f"<p>{said}</p>", _figures(record), _cases(record), _old(part(record, "source")), _weights(record)])
 
 

@@ -76,7 +76,9 @@ def remarks(
     if part(model or {}, "guard").get("kept") == "apart":
         found.append("Unlabelled scans taught the segmenter nothing good: the one from before was kept; see Training.")
     moved = part(model or {}, "transfer")
-    if moved.get("kept") == "base":
+    if moved.get("kept") == "base" and part(moved, "shared").get("lost"):
+        found.append("Adapting cost Dice on labels that were known before: the model before was kept; see Transfer.")
+    elif moved.get("kept") == "base":
         found.append(
             "The new scans taught the model nothing that could be shown: the one before was kept; see Transfer."
         )
@@ -210,7 +212,9 @@ def _judged(evaluation: Evaluation) -> list[str]:
         found.append(f"{_count(summary['missed'], 'structure')} in the reference found no counterpart at all.")
     if summary["extra"]:
         found.append(f"{_count(summary['extra'], 'structure')} predicted where the reference has none.")
-    unmatched = sum(len(ids) for ids in evaluation.unmatched.values())
+    unmatched = sum(len(evaluation.unmatched.get(key, ())) for key in ("predictions", "references"))
+    if bundles := evaluation.unmatched.get("bundles"):
+        found.append(f"{_count(len(bundles), 'bundle')} of the reference predicted in no case: not judged.")
     if unmatched:
         found.append(f"{_count(unmatched, 'file')} without a counterpart: not judged.")
     return found

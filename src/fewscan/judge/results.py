@@ -70,7 +70,8 @@ class Evaluation:
     cases : tuple of CaseScore
         In the order of their ids.
     unmatched : mapping of str to tuple of str
-        ``"predictions"`` without a reference and ``"references"`` without a prediction.
+        ``"predictions"`` without a reference and ``"references"`` without a prediction; ``"bundles"`` of the reference
+        that are predicted in no case.
     """
 
     cases: tuple[CaseScore, ...]

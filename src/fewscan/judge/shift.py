@@ -191,13 +191,21 @@ def _of_features(looks: Sequence[Look]) -> dict[str, Callable[[NDArray[np.bool_]
     return {"features, MMD": mmd, "features, Fréchet": frechet}
 
 
-def difference(source: Sequence[float], target: Sequence[float], *, seed: int = 0) -> Distance:
+def difference(
+    source: Sequence[float],
+    target: Sequence[float],
+    *,
+    patients: tuple[Sequence[str], Sequence[str]] | None = None,
+    seed: int = 0,
+) -> Distance:
     """Difference of two means, target minus source, and what chance gives.
 
     Parameters
     ----------
     source, target : sequence of float
-        One value per patient.
+        One value per scan.
+    patients : (sequence of str, sequence of str), optional
+        Whose scans they are, in the same order: whole patients are dealt to the two sides. One scan each when None.
     seed : int
         Of the permutations.
 
@@ -206,10 +214,16 @@ def difference(source: Sequence[float], target: Sequence[float], *, seed: int = 
     >>> found = difference([1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.0])
     >>> round(found.value, 6), found.low > -1.1, found.p < 0.05
     (1.0, True, True)
+    >>> found = difference([1.0, 1.1, 0.9, 1.0], [2.0, 2.1, 1.9, 2.0], patients=("aaaa", "bbbb"))
+    >>> round(found.value, 6), found.p < 0.05
+    (1.0, False)
     """
-    values, rng = np.array([*source, *target], np.float64), np.random.default_rng(seed)
-    draws = np.stack([np.arange(len(values)), *(rng.permutation(len(values)) for _ in range(PERMUTATIONS))])
-    gaps = values[draws[:, len(source) :]].mean(1) - values[draws[:, : len(source)]].mean(1)
+    whose = patients or (list(map(str, range(len(source)))), list(map(str, range(len(target)))))
+    draws = _draws(
+        [(side, one) for side, part in zip(("source", "target"), whose, strict=True) for one in part], seed=seed
+    )
+    values = np.array([*source, *target], np.float64)
+    gaps = draws @ values / draws.sum(1) - ~draws @ values / (~draws).sum(1)
     low, high = np.quantile(gaps[1:], [0.025, 0.975])
     p = float(np.mean(np.abs(gaps) >= abs(gaps[0]) - 1e-12))
     return Distance(value=float(gaps[0]), low=float(low), high=float(high), p=p)

@@ -7,13 +7,15 @@
                              overlap indices of combinations, and a table of what these stand for
       atlases.json           SHA-256 of that file and how many scans it holds
 
-They are scans of people. Without ``train --keep-atlases`` a model holds none, and names of cases are not stored.
+They are scans of people. Without ``--keep-atlases`` of `train` or `transfer` a model holds none, and names of cases are
+not stored.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,13 @@ import safetensors.torch
 import torch
 
 from fewscan.data.dataset import Dataset, load
+from fewscan.data.dicom_labels import plain_name
 from fewscan.data.io import atomic
 from fewscan.errors import DataError, ModelError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
 from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model, sha256, write_json
+from fewscan.learn.grafting import arranged, columns
 from fewscan.learn.plan import Plan
 
 FILE, RECORD = "atlases.safetensors", "atlases.json"
@@ -38,7 +42,7 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     Parameters
     ----------
     dataset : Dataset
-        Found cases; its labels are matched to the model's by name.
+        Found cases; its labels are those of the model, its channels are matched by name.
     plan : Plan
         Of the model.
     folder : Path
@@ -49,26 +53,72 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     DataError
         If nothing is labelled, labels overlap in one of the two only, or labels or channels are not those of the model.
     """
+    lacking = [name for name in plan.names.values() if name not in dataset.names.values()]
+    if dataset.labelled and (lacking or any(plan.names.get(value) != name for value, name in dataset.names.items())):
+        raise DataError(
+            f"{dataset.root}: labels {dict(dataset.names)} are not those of the model, {dict(plan.names)}; "
+            "give atlases labelled alike, named in labels.json"
+        )
+    return _prepared(dataset, plan, folder=folder)
+
+
+def shared_atlases(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
+    """As `atlases_of`, of the labels that both know: the model's others count as not looked for.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Found cases.
+    plan : Plan
+        Of the model; labels of the same name have the same number in both.
+    folder : Path
+        Scratch folder, which exists.
+
+    Raises
+    ------
+    DataError
+        As `atlases_of`, and if no label is known to both.
+    """
+    own = dataset.names
+    known = {v for v, name in plan.names.items() if v in own and plain_name(own[v]) == plain_name(name)}
+    if dataset.labelled and not known:
+        raise DataError(
+            f"{dataset.root}: none of its labels {dict(own)} is among those of the model, {dict(plan.names)}; "
+            "atlases would tell it nothing"
+        )
+    alone = {v: name for v, name in plan.names.items() if v not in known}
+    if alone:
+        cases = tuple(replace(c, drawn=frozenset(own) if c.drawn is None else c.drawn) for c in dataset.cases)
+        dataset = replace(dataset, names={**own, **alone}, cases=cases)
+    return _prepared(
+        dataset, replace(plan, names={v: own.get(v, name) for v, name in plan.names.items()}), folder=folder
+    )
+
+
+def _prepared(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
+    """The labelled scans on the model's grid, with the channels that it takes."""
     if not dataset.labelled:
         raise DataError(f"{dataset.root}: no labelled case, so there is no atlas; put a label map beside an image")
-    if (len(dataset.channels), dataset.kind) != (len(plan.channels), plan.kind):
+    there = dataset.channels
+    fits = columns(plan.channels, there) is not None if plan.kind == "scalar" else len(there) == len(plan.channels)
+    if dataset.kind != plan.kind or not fits:
         raise DataError(
-            f"{dataset.root}: {len(dataset.channels)} channel(s) of {said(dataset.kind)}, the model takes "
-            f"{', '.join(plan.channels)} of {said(plan.kind)}; give atlases with the same channels"
+            f"{dataset.root}: {', '.join(there)} of {said(dataset.kind)}, the model takes {', '.join(plan.channels)} "
+            f"of {said(plan.kind)}; give atlases with the same channels"
         )
     if dataset.overlapping != plan.overlapping:
         raise DataError(
             f"{dataset.root} holds {laid(dataset.overlapping)}, the model gives {laid(plan.overlapping)}; "
             "give atlases labelled as those it was trained on"
         )
-    lacking = [name for name in plan.names.values() if name not in dataset.names.values()]
-    if lacking or any(plan.names.get(value) != name for value, name in dataset.names.items()):
-        raise DataError(
-            f"{dataset.root}: labels {dict(dataset.names)} are not those of the model, {dict(plan.names)}; "
-            "give atlases labelled alike, named in labels.json"
-        )
-    prepared = [prepare(load(case, dataset), plan, folder=folder) for case in dataset.labelled]
-    return [case for case in prepared if case.label is not None and any(case.counts[1:])]
+    found = []
+    for files in dataset.labelled:
+        case = load(files, dataset)
+        image = arranged(case.image, plan, case=case.id)
+        atlas = prepare(replace(case, image=image), plan, folder=folder)
+        if atlas.label is not None and any(atlas.counts[1:]):
+            found.append(atlas)
+    return found
 
 
 def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:

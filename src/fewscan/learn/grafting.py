@@ -139,6 +139,32 @@ def columns_of(image: Volume, plan: Plan) -> list[int] | None:
     return list(range(len(plan.channels))) if alike else None
 
 
+def arranged(image: Volume, plan: Plan, *, case: str) -> Volume:
+    """A scan with the channels that a model takes, in its order and by its names.
+
+    Parameters
+    ----------
+    image : Volume
+        Scan.
+    plan : Plan
+        Of the model.
+    case : str
+        Id of the scan, for the message.
+
+    Raises
+    ------
+    ModelError
+        If a channel of the model is missing.
+    """
+    places = columns_of(image, plan)
+    if places is None:
+        raise ModelError(
+            f"case {case} has the channels {', '.join(image.channels)}, the model takes {', '.join(plan.channels)}; "
+            "name the channels alike"
+        )
+    return replace(image, data=image.data[places], channels=plan.channels)
+
+
 def channel_sources(names: Sequence[str], base: Sequence[str]) -> list[tuple[int, ...]]:
     """For each channel, the places of those of the trained model from which it starts: their weights are averaged.
 

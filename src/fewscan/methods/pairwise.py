@@ -97,7 +97,8 @@ def register(
     Parameters
     ----------
     fixed, moving : Volume
-        Any grids; as many channels each.
+        Any grids; as many channels each. One that is constant in both, such as the length of a third peak that nobody
+        has, tells nothing and is left out.
     config : RegisterConfig, optional
         The preset when None.
     weight : (X, Y, Z) bool, optional
@@ -115,37 +116,34 @@ def register(
     Raises
     ------
     DataError
-        If channels differ or hold directions, an image is constant or the weight is empty.
+        If channels differ or hold directions, one is constant in one scan, all are in both, or the weight is empty.
     GeometryError
         If the scans do not overlap in any way.
     """
     config, begin = config or RegisterConfig(), time.monotonic()
+    seen = _telling(fixed, moving)
     tell = progress or (lambda share, part: None)
-    if len(fixed.data) != len(moving.data):
-        raise DataError(
-            f"the fixed scan has {len(fixed.data)} channel(s), the moving one {len(moving.data)}; give equal"
-        )
     if weight is not None and not weight.any():
         raise DataError("the mask of where likeness counts is empty; leave it out, or draw it on the fixed scan")
     grid = working_grid(fixed.geometry, config.spacing_mm)
-    still, other = _unit(fixed, "fixed", scaling), _unit(moving, "moving", scaling)
+    still, other = (torch.from_numpy(normalise(scan.data, scaling)) for scan in (fixed, moving))
     looked = None if weight is None else torch.from_numpy(weight.astype(np.float32))[None]
     name = config.deform.similarity
     tell(0.0, "affine")
     matrix = affine.fit(
-        still[:1], other[:1], grids=(fixed.geometry, moving.geometry), rigid=config.transform == "rigid",
+        still[seen[:1]], other[seen[:1]], grids=(fixed.geometry, moving.geometry), rigid=config.transform == "rigid",
         measure=mi if name in ACROSS_MODALITIES else ncc, weight=looked,
     )  # fmt: skip
-    target = resample(still, grid.shape)
     mask = None if looked is None else resample(looked, grid.shape)[None]
-    before = affine.onto(other, moving.geometry, grid=grid, matrix=np.eye(4))
-    aligned = affine.onto(other, moving.geometry, grid=grid, matrix=matrix)
+    before = affine.onto(other[seen], moving.geometry, grid=grid, matrix=np.eye(4))
+    every = resample(still, grid.shape), affine.onto(other, moving.geometry, grid=grid, matrix=matrix)
+    target, aligned = (image[seen] for image in every)
     likeness = {"before": _likeness(name, target, before, mask), "affine": _likeness(name, target, aligned, mask)}
     tell(0.15, "deformable")
     u = torch.zeros(1, 3, *grid.shape)
     if config.transform == "deformable":
         place = device or torch.device("cpu")
-        first = None if start is None else start(target, aligned).to(place)
+        first = None if start is None else start(*every).to(place)  # a network takes as many as it has learnt
         u = deform(
             target[None].to(place), aligned[None].to(place), config=config.deform, start=first,
             weight=None if mask is None else mask.to(place),
@@ -224,13 +222,23 @@ def _refuse_directions(volume: Volume, role: str) -> None:
         raise DataError(f"the {role} scan holds directions, which registration cannot turn yet; register FA or lengths")
 
 
-def _unit(volume: Volume, role: str, scaling: Sequence[Scaling] | None) -> Tensor:
-    """Channels with mean 0 and deviation 1."""
-    _refuse_directions(volume, role)
-    for name, channel in zip(volume.channels, volume.data, strict=True):
-        if channel.min() == channel.max():
-            raise DataError(f"the {role} scan is constant in channel {name!r}: nothing to register; give another file")
-    return torch.from_numpy(normalise(volume.data, scaling))
+def _telling(fixed: Volume, moving: Volume) -> list[int]:
+    """Places of the channels that are constant in neither scan; those that are constant in both tell nothing."""
+    if len(fixed.data) != len(moving.data):
+        raise DataError(
+            f"the fixed scan has {len(fixed.data)} channel(s), the moving one {len(moving.data)}; give equal"
+        )
+    flat = {}
+    for role, scan in (("fixed", fixed), ("moving", moving)):
+        _refuse_directions(scan, role)
+        flat[role] = [bool(channel.min() == channel.max()) for channel in scan.data]
+    seen = [c for c in range(len(fixed.data)) if not (flat["fixed"][c] and flat["moving"][c])]
+    for role, scan in (("fixed", fixed), ("moving", moving)):
+        if alone := [scan.channels[c] for c in seen or range(len(scan.data)) if flat[role][c]]:
+            raise DataError(
+                f"the {role} scan is constant in channel {alone[0]!r}: nothing to register; give another file"
+            )
+    return seen
 
 
 def _likeness(name: str, fixed: Tensor, warped: Tensor, weight: Tensor | None) -> float:

@@ -9,7 +9,8 @@ Weights are matched by name and shape, the rows of the last layer by label name,
 (`learn.grafting`). What is new learns first on a frozen trunk; then the chosen layers follow at a smaller rate. Beside
 the network that is kept, one for each fold of a cross-validation takes its turns in the same run, so that all are
 annealed when the budget ends and each labelled case has an answer from a network that has not seen it. The trained
-model is kept where these answers are no better than its own.
+model is kept where these answers are no better than its own, or worse on the labels that it knows: what it scores 0 on
+because it never learnt it must not hide that.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import segment
 from fewscan.methods.evidence import consistency
-from fewscan.space.volume import IGNORE, Case, Volume
+from fewscan.space.volume import IGNORE, Case
 
 AUTO = "all"  # layers that learn when nothing else is asked for: decisions/010-transfer.md
 JUDGING = 0.08  # most of a budget that the trained model's answers may take; the adapted ones' take as long
 MARGIN = 1.3  # on the time that the answers took the first time
-LESS_CONSISTENT = 0.02  # Dice between the answers to a scan and to a disturbed copy that may be lost
+LOST = 0.02  # Dice that may be lost: on the labels known before, and between the answers to a scan and a disturbed copy
 LOOKED = 3  # scans without labels that consistency is judged on
 SOURCE_CASES = 8  # of the sample that tells what was forgotten
 
@@ -154,14 +155,7 @@ def score(model: Model, case: Case, *, hardware: Hardware) -> dict[str, float]:
         If the case lacks a channel of the model.
     """
     assert case.label is not None
-    columns = grafting.columns_of(case.image, model.plan)
-    if columns is None:
-        raise ModelError(
-            f"case {case.id} has the channels {', '.join(case.image.channels)}, the model takes "
-            f"{', '.join(model.plan.channels)}; name the channels alike"
-        )
-    channels = tuple(case.image.channels[c] for c in columns)
-    image = Volume(case.image.data[columns], case.image.geometry, case.image.native, channels, case.image.kind)
+    image = grafting.arranged(case.image, model.plan, case=case.id)
     answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware))
     numbers = {plain_name(name): value for value, name in model.names.items()}
     looked = case.label.data != IGNORE
@@ -217,18 +211,47 @@ def _verdict(
                 after[case] = score(model, loaded, hardware=session.hardware)
     cases = {i: {"base": _mean(before[i]), "adapted": _mean(after[i])} for i in before}
     means = {k: _mean({i: row[k] for i, row in cases.items()}) for k in ("base", "adapted")}
-    found = {"cases": cases, "labels": _by_label(before, after), **means}
+    shared = _shared(base, before, after)
+    found = {"cases": cases, "labels": _by_label(before, after), **means} | ({"shared": shared} if shared else {})
     if learners[1:]:
-        kept = "adapted" if means["adapted"] > means["base"] else "base"
+        kept = "adapted" if means["adapted"] > means["base"] and not shared.get("lost") else "base"
         reason = (
             f"kept the {_called(kept)}: cross-validated Dice over {len(cases)} labelled case(s) "
-            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted"
+            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted{_said(shared)}"
         )
         return found | {"kept": kept, "by": "cross-validation", "folds": len(learners) - 1, "reason": reason}
-    return found | _by_signs(session, base, state.average_of(learners[0].network), means)
+    return found | _by_signs(session, base, state.average_of(learners[0].network), means, shared)
 
 
-def _by_signs(session: Session, base: Model, adapted: nn.Module, means: Mapping[str, float]) -> dict[str, Any]:
+def _shared(base: Model, before: Scores, after: Scores) -> dict[str, Any]:
+    """Dice on the labels that the trained model knows, where there are others; nothing where it knows all or none."""
+    known = {plain_name(name) for name in base.names.values()}
+    names = {name for row in (*before.values(), *after.values()) for name in row}
+    shared = {name for name in names if plain_name(name) in known}
+    if not shared or shared == names:
+        return {}
+    means = {}
+    for key, scores in (("base", before), ("adapted", after)):
+        rows = {case: {name: row[name] for name in shared & row.keys()} for case, row in scores.items()}
+        means[key] = _mean({case: _mean(row) for case, row in rows.items() if row})
+    return {"labels": sorted(shared), **means, "lost": means["adapted"] < means["base"] - LOST}
+
+
+def _said(shared: Mapping[str, Any]) -> str:
+    """What became of the labels that the trained model knows, in words."""
+    if not shared:
+        return ""
+    said = f"; on the labels known before {shared['base']:.3f} before, {shared['adapted']:.3f} adapted"
+    return said + (
+        f", where no more than {LOST:g} may be lost for new ones (--set transfer.guard=false keeps the adapted one)"
+        if shared["lost"]
+        else ""
+    )
+
+
+def _by_signs(
+    session: Session, base: Model, adapted: nn.Module, means: Mapping[str, float], shared: Mapping[str, Any]
+) -> dict[str, Any]:
     """With one labelled patient none can be left out: a collapse shows, a gain does not."""
     signs: dict[str, dict[str, float]] = {}
     hardware, looked = session.hardware, session.unlabelled[:LOOKED]
@@ -239,10 +262,10 @@ def _by_signs(session: Session, base: Model, adapted: nn.Module, means: Mapping[
             predictor = infer.network_predictor(network.to(hardware.device).eval(), hardware)
             same = [consistency(case, session, predictor=predictor) for case in looked]
             signs["consistency"][name] = float(np.mean(same))
-    fitted = means["adapted"] > means["base"]
-    steady = all(row["adapted"] >= row["base"] - LESS_CONSISTENT for row in signs.values())
+    fitted = means["adapted"] > means["base"] and not shared.get("lost")
+    steady = all(row["adapted"] >= row["base"] - LOST for row in signs.values())
     kept = "adapted" if fitted and steady else "base"
-    said = f"Dice on the labelled case itself {means['base']:.3f} before, {means['adapted']:.3f} adapted"
+    said = f"Dice on the labelled case itself {means['base']:.3f} before, {means['adapted']:.3f} adapted{_said(shared)}"
     for name, row in signs.items():
         said += f"; {name} on scans without labels {row['base']:.3f} before, {row['adapted']:.3f} adapted"
     reason = (

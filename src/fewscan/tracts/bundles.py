@@ -161,10 +161,14 @@ def score_ends(predicted: Sequence[Mask], reference: Sequence[Mask], *, geometry
 def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str, dict[str, BundleScore]]:
     """Judge each bundle of each case that the reference has; write `RECORD`, `TABLE` and `EVALUATION`.
 
+    A bundle that is predicted in some case is wrong where it is missing, and scores 0 there. One that is predicted in
+    none was never asked for: it is listed as not predicted, and enters no mean.
+
     Parameters
     ----------
     predicted, reference : Path
-        Folders of cases in TractSeg's layout, or one case each; cases belong together by name.
+        Folders of cases in TractSeg's layout, where cases belong together by name; or one case each, whatever it is
+        called.
     out : Path
         Folder to write.
 
@@ -176,19 +180,23 @@ def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str
         If grids differ.
     """
     cases, truths = case_folders(predicted), case_folders(reference)
-    if len(cases) == len(truths) == 1:
+    if bundle_files(predicted) and bundle_files(reference):  # the cases themselves, not folders that hold one each
         cases = {next(iter(truths)): next(iter(cases.values()))}
     shared = [name for name in truths if name in cases]
     if not shared:
         raise DataError(f"{predicted}: cases {sorted(cases)[:3]} are not among {sorted(truths)[:3]} of {reference}")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give a folder")
-    found = {case: _judge(cases[case], truths[case]) for case in shared}
+    given = {name for folder in cases.values() for name in bundle_files(folder)}
+    found = {case: _judge(cases[case], truths[case], given=given) for case in shared}
+    judged = {case: {name: one for name, one in row.items() if name in given} for case, row in found.items()}
+    missing = sorted({name for row in found.values() for name in row} - given)
     evaluation = Evaluation(
-        cases=tuple(_case_score(case, bundles, cases[case], truths[case]) for case, bundles in found.items()),
+        cases=tuple(_case_score(case, bundles, cases[case], truths[case]) for case, bundles in judged.items()),
         unmatched={
             "predictions": tuple(sorted(cases.keys() - truths)),
             "references": tuple(sorted(truths.keys() - cases)),
+            "bundles": tuple(missing),
         },
     )
     evaluation.save(out / EVALUATION)
@@ -242,12 +250,12 @@ def judge_case(case: str, predicted: Path, *, reference: Path, names: Collection
     GeometryError
         If grids differ.
     """
-    found = {name: score for name, score in _judge(predicted, reference).items() if name in names}
+    found = {name: score for name, score in _judge(predicted, reference, given=names).items() if name in names}
     return Evaluation(cases=(_case_score(case, found, predicted, reference),))
 
 
-def _judge(case: Path, truth: Path) -> dict[str, BundleScore]:
-    """Every bundle of the reference."""
+def _judge(case: Path, truth: Path, *, given: Collection[str]) -> dict[str, BundleScore]:
+    """Every bundle of the reference; those that no case is given of have no figures."""
     files, references = bundle_files(case), bundle_files(truth)
     if not files.keys() & references.keys():
         raise DataError(f"{case}: none of its bundles {sorted(files)[:4]} is among {sorted(references)[:4]} of {truth}")
@@ -256,6 +264,9 @@ def _judge(case: Path, truth: Path) -> dict[str, BundleScore]:
     for name, file in references.items():
         reference, geometry = read_bundle(file)
         score = score_bundle(_read_on(files[name], geometry) if name in files else None, reference, geometry=geometry)
+        if name not in given:
+            nothing = Score(status=score.score.status, volume_ml=math.nan, reference_ml=score.score.reference_ml)
+            score = BundleScore(stated=score.stated, score=nothing)
         pair = [f"{name}_{end}" for end in ENDS]
         if all(end in ends and end in true_ends for end in pair):
             ours, theirs = ([_read_on(of[end], geometry) for end in pair] for of in (ends, true_ends))

@@ -26,8 +26,8 @@ from fewscan.tracts.gradients import B0, Gradients, axes_text, fsl_to_world, par
 from fewscan.tracts.orientation import Orientation, prove, refuse_wrong, said
 
 PEAKS, TENSOR, SCALARS = (TRACT_IMAGES[kind] for kind in ("peaks", "tensor", "scalar"))
-MASK = "mask.nii.gz"
-FILES = (PEAKS, TENSOR, SCALARS, MASK)
+FA, MASK = "fa.nii.gz", "mask.nii.gz"
+FILES = (PEAKS, TENSOR, SCALARS, FA, MASK)
 CHANNELS: Mapping[str, tuple[str, ...]] = {PEAKS: PEAK_CHANNELS, TENSOR: TENSOR_CHANNELS, SCALARS: SCALAR_CHANNELS}
 
 Floats = NDArray[np.float32]
@@ -282,7 +282,7 @@ def read_mask(path: Path, geometry: Geometry) -> NDArray[np.bool_]:
 
 
 def write_inputs(inputs: Inputs, out: Path, *, native: Geometry, record: Mapping[str, Any]) -> None:
-    """Write images, mask and, last, the record.
+    """Write images, the first of the scalars alone too for programs that take one map, mask and, last, the record.
 
     Parameters
     ----------
@@ -303,6 +303,8 @@ def write_inputs(inputs: Inputs, out: Path, *, native: Geometry, record: Mapping
     grid = ras_geometry(native)
     for name, image in inputs.images.items():
         write_image(image.astype(np.float32), out / name, native=native)
+    if SCALARS in inputs.images:
+        write_image(inputs.images[SCALARS][0].astype(np.float32), out / FA, native=native)
     write_labelmap(inputs.mask.astype(np.uint8), out / MASK, native=native)
     told = {
         "format": "fewscan tract inputs 1",

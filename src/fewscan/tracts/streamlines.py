@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 
 def read_streamlines(path: Path) -> list[Array]:
-    """Streamlines of a bundle, each (points, 3), RAS+ mm.
+    """Streamlines of a bundle, each (points, 3), RAS+ mm; none says that the bundle is absent.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def read_streamlines(path: Path) -> list[Array]:
     Raises
     ------
     DataError
-        If it is of another kind, damaged, or holds no streamline.
+        If it is of another kind or damaged, or none of its streamlines has two points.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: not a tractogram; understood are {' and '.join(SUFFIXES)}")
@@ -39,8 +39,8 @@ def read_streamlines(path: Path) -> list[Array]:
     except Exception as error:
         raise DataError(f"{path}: cannot be read ({error}); export it again") from None
     found = [np.asarray(line, dtype=np.float64) for line in lines if len(line) > 1]
-    if not found:
-        raise DataError(f"{path}: holds no streamline of two points or more")
+    if len(lines) and not found:
+        raise DataError(f"{path}: none of its {len(lines)} streamlines has two points or more; export it again")
     if not all(np.isfinite(line).all() for line in found):
         raise DataError(f"{path}: points are NaN or infinite; export it again")
     return found
@@ -56,6 +56,8 @@ def visited(lines: list[Array], geometry: Geometry) -> tuple[Mask, int]:
     geometry : Geometry
         Grid of the mask.
     """
+    if not lines:
+        return np.zeros(geometry.shape, bool), 0
     step = STEP * min(geometry.spacing)
     dense = np.concatenate([_resampled(line, step) for line in lines])
     return _mark(dense, geometry)
@@ -71,6 +73,8 @@ def ends(lines: list[Array], geometry: Geometry) -> tuple[Mask, Mask]:
     geometry : Geometry
         Grid of the masks.
     """
+    if not lines:
+        return np.zeros(geometry.shape, bool), np.zeros(geometry.shape, bool)
     pairs = np.array([(line[0], line[-1]) for line in lines])
     centres = pairs[int(np.argmax(np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)))]
     for _ in range(5):  # two means: each pair one way or the other
