@@ -115,6 +115,8 @@ def test_the_command_line_writes_tractsegs_layout_and_reads_it(crossed: tuple[Pa
     assert [row["path"] for row in record["predictions"]] == [f"p1/{SEGMENTATIONS}", f"p2/{SEGMENTATIONS}"]
     judged = run.invoke(app, ["tracts", "evaluate", str(out), str(tmp_path / "new"), "-o", str(tmp_path / "figures")])
     assert judged.exit_code == 0, judged.output
+    assert run.invoke(app, ["report", str(tmp_path / "figures"), "-o", str(tmp_path / "figures.html")]).exit_code == 0
+    assert "<image " in (tmp_path / "figures.html").read_text(), "outlines lie over the scan"
     other = run.invoke(app, ["evaluate", str(out), str(tmp_path / "new")])
     assert "judge them with `fewscan tracts evaluate`" in str(other.exception)
     before = bundle_files(out / "p1")["CC"].stat().st_mtime_ns
