@@ -7,7 +7,7 @@ out at a time (``--fold-minutes`` each). From what the folds say, the Dice of ea
 
 * ``error``: mean absolute difference, mean over labels of a scan.
 * ``constant``: the same when the mean of the cross-validation is expected of every scan.
-* ``held``: share of the test scans whose Dice lies in the range, beside the ``level`` that was promised.
+* ``held``: share of the labels of test scans whose Dice lies in the label's range, beside the ``level`` promised.
 * ``flagged``: of the worst tenth of the scans, the share that is in the fifth of which least is expected.
 * ``rank``: Spearman's correlation of expected and true Dice.
 
@@ -53,6 +53,11 @@ def run(root: Path, work: Path, *, task: str, seed: int, minutes: float, fold_mi
     true = {case["id"]: case["dice"] for case in scored if case["dice"] is not None}
     labels = {p.id: p.expected["labels"] for p in done if p.expected is not None and p.id in true}
     ids = sorted(labels)
+    held = [
+        labels[case["id"]][name]["low"] <= score["dice"] <= labels[case["id"]][name]["high"]
+        for case in scored if case["id"] in labels
+        for name, score in case["labels"].items() if score["dice"] is not None
+    ]  # fmt: skip
     expected = np.array([np.mean([row["dice"] for row in labels[i].values()] or [0.0]) for i in ids])
     actual = np.array([true[i] for i in ids])
     known = read_calibration(folds)
@@ -63,7 +68,7 @@ def run(root: Path, work: Path, *, task: str, seed: int, minutes: float, fold_mi
         "n": len(ids), "true": rounded(float(actual.mean())), "expected": rounded(float(expected.mean())),
         "error": rounded(float(np.abs(expected - actual).mean())),
         "constant": rounded(float(np.abs(mean - actual).mean())),
-        "held": rounded(float((np.abs(expected - actual) <= known.half).mean())), "level": rounded(known.level),
+        "held": rounded(float(np.mean(held))), "level": rounded(min(width.level for width in known.widths.values())),
         "flagged": rounded(len(worst & flagged) / len(worst)), "rank": rounded(float(spearmanr(expected, actual)[0])),
         "cases": {i: {"expected": rounded(float(e)), "true": rounded(float(a))}
                   for i, e, a in zip(ids, expected, actual, strict=True)},

@@ -184,6 +184,28 @@ def test_predict_counts_what_was_there_already(calls: Calls) -> None:
     assert "1 written to out, 1 there already" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "m", "x", "-o", "o", "--budget-per-case", "2m"), "add --personalize auto"),
+        (("predict", "m", "x", "-o", "o", "--personalize", "auto", "--max-memory", "2GiB"), "leave one out"),
+        (("register", "a", "b", "-o", "o", "--optimise", "30"), "add --model"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(calls: Calls, words: tuple[str, ...], said: str) -> None:
+    done = run(*words)
+    assert isinstance(done.exception, ConfigError)
+    assert said in str(done.exception)
+    assert not calls
+
+
+def test_the_budget_of_a_case_is_handed_over_where_it_is_given(calls: Calls) -> None:
+    run("predict", "m", "x", "-o", "o", "--personalize", "auto", "--budget-per-case", "2m")
+    run("predict", "m", "x", "-o", "o", "--personalize", "auto")
+    given = [kwargs.get("budget_per_case") for name, _, kwargs in calls if name == "personalize"]
+    assert given == [120, None]
+
+
 def test_check_shows_what_is_there_and_what_is_wrong_and_ends_with_one(calls: Calls) -> None:
     done = run("check", "scans")
     assert done.exit_code == cli.UNUSABLE

@@ -1,16 +1,20 @@
 """Personalised prediction of files, and the atlases that a model may keep."""
 
 import json
+import signal
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import safetensors.numpy
 from phantom import SMALL, write_dataset
 
 from fewscan import api, personalization
 from fewscan.data import dataset as datasets
 from fewscan.errors import ConfigError, DataError, ModelError
-from fewscan.learn import atlases
+from fewscan.learn import atlases, checkpoint, engine
+from fewscan.methods import personalize as methods
 from fewscan.methods.personalize import PersonalizeConfig
 
 QUICK = PersonalizeConfig(views=1, rounds=1, steps=4, atlases=2)
@@ -77,6 +81,7 @@ def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):
     (tmp_path / "grid").mkdir()
     fresh = atlases.atlases_of(found, model.plan, folder=tmp_path / "grid")
     assert [k.id for k in kept] == ["atlas 1", "atlas 2", "atlas 3"]
+    assert [k.whose for k in kept] == ["patient 1", "patient 2", "patient 3"]
     for one, other in zip(kept, fresh, strict=True):
         np.testing.assert_allclose(one.image, other.image, atol=4e-3)
         np.testing.assert_array_equal(one.label, other.label)
@@ -87,6 +92,53 @@ def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(ModelError, match="SHA-256"):
         asked(project, tmp_path / "damaged")
+
+
+def test_the_archive_knows_which_scans_are_of_one_patient_but_not_whose(project, tmp_path):
+    _, found, model = project
+    (tmp_path / "grid").mkdir()
+    frames = [
+        replace(one, patient="Jane Doe") for one in atlases.atlases_of(found, model.plan, folder=tmp_path / "grid")
+    ]
+    copy = replace(model, path=tmp_path)
+    file = atlases.save_atlases([*frames[:2], replace(frames[2], patient="John Doe")], tmp_path)
+    assert b"Doe" not in file.read_bytes()
+    (tmp_path / "scratch").mkdir()
+    kept = atlases.load_atlases(copy, folder=tmp_path / "scratch")
+    assert [k.whose for k in kept] == ["patient 1", "patient 1", "patient 2"]
+    assert all(isinstance(k.image, np.memmap) for k in kept)
+    tensors = safetensors.numpy.load_file(file)  # as they were written before
+    safetensors.numpy.save_file({k: v for k, v in tensors.items() if "patient" not in k}, file)
+    checkpoint.write_json({"cases": 3, "sha256": checkpoint.sha256(file)}, tmp_path / atlases.RECORD)
+    assert [k.whose for k in atlases.load_atlases(copy)] == ["atlas 1", "atlas 2", "atlas 3"]
+
+
+def test_ctrl_c_while_a_copy_is_refined_writes_nothing_of_that_scan(project, tmp_path, monkeypatch):
+    root, _, model = project
+    scans = [root / "data" / "images" / f"case_0{i}.nii.gz" for i in (3, 0, 1)]
+    real, asked_for = methods.segment.supervised, []
+
+    def supervised(*args, **options):
+        phase = real(*args, **options)
+        asked_for.append(phase)
+
+        def batches(rng):
+            if len(asked_for) == 2:  # the second scan
+                signal.raise_signal(signal.SIGINT)
+            return phase.batches(rng)
+
+        return replace(phase, batches=batches)
+
+    monkeypatch.setattr(methods.segment, "supervised", supervised)
+    monkeypatch.setattr(engine, "COOL_DOWN_SECONDS", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        api.personalize(model, scans, tmp_path / "out", atlases=root / "data", mode="always", budget_per_case=None,
+                        config=QUICK, device="cpu")  # fmt: skip
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["case_03.nii.gz"]
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert [row["id"] for row in record] == ["case_03"]
 
 
 def test_foreign_atlases_and_impossible_wishes_are_refused(project, tmp_path):

@@ -1,18 +1,23 @@
 """Files in, files out: registration and drafts leave sound folders and refuse what they cannot do."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (its customary name)
 from phantom import phantom, write_dataset
+from series import NAMES
 
 from fewscan import api, drafting, registration
+from fewscan.data import dataset as datasets
 from fewscan.data import places
 from fewscan.data.fields import read_field
 from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
-from fewscan.methods.draft import Draft
+from fewscan.exporting import export
+from fewscan.methods.draft import Draft, nearest
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.field import warp_labels
@@ -208,8 +213,60 @@ def test_two_scans_of_one_patient_tell_nothing_of_each_other(tmp_path, painted):
     data = write_dataset(tmp_path / "data", labelled=2)
     for path in [*(data / "images").iterdir(), *(data / "labels").iterdir()]:
         path.rename(path.with_name(path.name.replace("case_0", "case_ses-")))
-    record = api.draft(data, tmp_path / "out", config=QUICK, device="cpu")
-    assert (record["cases"], record["leave_one_out"]["n"]) == ({}, 0)
+    with pytest.raises(DataError, match="labelled scans of one patient and nothing else"):
+        api.draft(data, tmp_path / "out", config=QUICK, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_labelled_scans_are_held_than_vote_and_they_are_the_most_alike(tmp_path, monkeypatch):
+    data = datasets.find(write_dataset(tmp_path / "data", labelled=7, unlabelled=2))
+    whole = {files.id: drafting.load(files, data) for files in data.cases}
+    read, asked, alive, real = [], {}, [], drafting.load
+
+    def load(files, dataset):
+        case = real(files, dataset)
+        read.append(weakref.ref(case))
+        return case
+
+    def fake(scan, atlases, **how):
+        gc.collect()
+        alive.append(sum(case() is not None for case in read))
+        (own,) = [name for name, case in whole.items() if np.array_equal(case.image.data, scan.data)]
+        asked[own] = [atlas.id for atlas in atlases]
+        return Draft(atlases[0].label.data, np.ones(scan.data.shape[1:], np.float32), {})
+
+    monkeypatch.setattr(drafting, "load", load)
+    monkeypatch.setattr(drafting.drafts, "MOST_ATLASES", 3)
+    monkeypatch.setattr(drafting.drafts, "draft", fake)
+    api.draft(data, tmp_path / "out", config=QUICK, device="cpu")
+    assert max(alive) <= 5  # those that vote, the scan, and the one before it
+    for own, names in asked.items():
+        pool = [whole[files.id] for files in data.labelled if files.id != own]
+        assert names == [case.id for case in nearest(whole[own].image, pool, most=3)]
+
+
+def test_across_modalities_the_record_says_how_votes_were_weighted(tmp_path, painted):
+    data = write_dataset(tmp_path / "data", labelled=2, unlabelled=1)
+    config = RegisterConfig(deform=DeformConfig(similarity="mind"))
+    assert api.draft(data, tmp_path / "out", config=config, device="cpu")["fusion"] == "majority"
+
+
+@pytest.mark.parametrize("kind", ["dicom-seg", "rtstruct"])
+def test_dicom_labels_lie_on_the_series_of_their_scan(case, tmp_path, kind):
+    folder, file = case()
+    drawn = tmp_path / "drawn.dcm"
+    export(file, drawn, kind=kind, source=folder)
+    still = RegisterConfig(transform="rigid")
+    report = api.register(
+        folder, folder, tmp_path / "out", moving_labels=drawn, fixed_labels=drawn, fixed_mask=drawn, config=still,
+        device="cpu",
+    )  # fmt: skip
+    assert set(report["dice"]["labels"]) == set(NAMES.values())
+    assert report["dice"]["mean"]["before"] == 1.0
+    with pytest.raises(ConfigError, match="two of one kind"):
+        api.register(
+            folder, folder, tmp_path / "mixed", moving_labels=file, fixed_labels=drawn, config=still, device="cpu"
+        )
 
 
 def test_drafts_that_were_corrected_in_place_are_not_erased(tmp_path, painted):

@@ -157,8 +157,8 @@ def predict(
         Path | None, typer.Option(help="Labelled scans to deform; else those the model keeps.", metavar="DATA")
     ] = None,
     budget_per_case: Annotated[
-        str, typer.Option(help="Wall clock for personalising one scan.", metavar="TIME")
-    ] = "60s",
+        str | None, typer.Option(help="Wall clock for personalising one scan; 60s if not given.", metavar="TIME")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Folder that crossval wrote: says what Dice to expect.", metavar="FOLDS")
     ] = None,
@@ -173,10 +173,14 @@ def predict(
 
     if personalize == "never" and atlases is not None:
         raise ConfigError("--atlases are there to personalise with; add --personalize auto, or leave them out")
+    if personalize == "never" and budget_per_case is not None:
+        raise ConfigError("--budget-per-case is that of personalising; add --personalize auto, or leave it out")
     if personalize != "never" and calibration is not None:
         raise ConfigError("--calibration was learnt from plain predictions; leave it out, or --personalize")
     if personalize != "never" and tta:
         raise ConfigError("--personalize averages over disturbed copies already; leave --tta out")
+    if personalize != "never" and max_memory is not None:
+        raise ConfigError("--max-memory bounds plain predictions, --personalize holds scans whole; leave one out")
     with display("predict") as observe:
         shared: dict[str, Any] = {
             "probabilities": probabilities, "skip_existing": skip_existing, "device": device, "observe": observe
@@ -187,10 +191,9 @@ def predict(
                 **shared,
             )  # fmt: skip
         else:
-            spent = duration(budget_per_case)
-            done = api.personalize(
-                api.load(model), inputs, out, atlases=atlases, mode=personalize, budget_per_case=spent, **shared
-            )
+            if budget_per_case is not None:
+                shared["budget_per_case"] = duration(budget_per_case)
+            done = api.personalize(api.load(model), inputs, out, atlases=atlases, mode=personalize, **shared)
     new = [prediction for prediction in done if not prediction.skipped]
     screen = stdout()
     if new:

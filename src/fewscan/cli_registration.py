@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fewscan.errors import ConfigError
 from fewscan.options import Data, Device, app, examples, stdout
 
 Similarity = Literal["lncc", "mi", "mind", "mse"]
@@ -49,6 +50,8 @@ def register(
     from fewscan.progress import display
     from fewscan.tables import registration
 
+    if optimise is not None and model is None:
+        raise ConfigError("--optimise goes on from a network's answer; add --model, or leave it out for all the steps")
     with display("register") as observe:
         report = api.register(
             fixed,
@@ -62,7 +65,7 @@ def register(
                 transform=_transform(rigid=rigid, affine=affine, deformable=deformable),
                 similarity=similarity,
                 spacing_mm=grid_spacing,
-                optimise=optimise if model is not None else None,
+                optimise=optimise,
             ),
             model=None if model is None else api.load(model),
             itk=itk,
@@ -79,7 +82,8 @@ def draft(
     data: Data,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
     fusion: Annotated[
-        Literal["joint", "local", "majority"], typer.Option(help="How the atlases' votes are weighted.")
+        Literal["joint", "local", "majority"],
+        typer.Option(help="How the atlases' votes are weighted; all alike with mi and mind."),
     ] = "joint",
     similarity: Annotated[Similarity, typer.Option(help="lncc; mi or mind across modalities; mse.")] = "lncc",
     grid_spacing: Spacing = 0.0,
@@ -99,7 +103,5 @@ def draft(
 
 def _transform(*, rigid: bool, affine: bool, deformable: bool) -> Literal["rigid", "affine", "deformable"]:
     if sum((rigid, affine, deformable)) > 1:
-        from fewscan.errors import ConfigError
-
         raise ConfigError("give one of --rigid, --affine and --deformable, not several")
     return "rigid" if rigid else "affine" if affine else "deformable"

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from fewscan.methods import draft as drafts
 from fewscan.methods.draft import Draft
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.voting import Fusion
-from fewscan.space.volume import IGNORE, Case
+from fewscan.space.volume import IGNORE, Case, Volume
 
 RECORD = "draft.json"
 MOST_JUDGED = 8  # labelled cases that are drafted from the others
@@ -65,7 +65,7 @@ def draft(
     config : RegisterConfig
         Of each registration.
     fusion : {"joint", "local", "majority"}
-        How votes are weighted.
+        How votes are weighted; across modalities (mi, mind) all count alike, and the record says majority.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where to deform.
     observe : callable, optional
@@ -80,30 +80,29 @@ def draft(
     """
     if not data.labelled:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
-    if not data.unlabelled and len(data.labelled) < 2:
-        raise DataError("one labelled scan and nothing else: no scan to draft labels for; add unlabelled scans")
+    judged = [c for c in data.labelled if any(other.patient != c.patient for other in data.labelled)][:MOST_JUDGED]
+    if not data.unlabelled and not judged:
+        what = "one labelled scan" if len(data.labelled) == 1 else "labelled scans of one patient"
+        raise DataError(f"{what} and nothing else: no scan to draft labels for; add unlabelled scans")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
         raise ConfigError(f"{out} exists and was not written by fewscan draft; give another -o")
-    atlases = [load(case, data) for case in data.labelled]
-    judged = [case for case in atlases if any(_patient(a) != _patient(case) for a in atlases)][:MOST_JUDGED]
-    total = len(judged) + len(data.unlabelled)
-    work = _Work(data, config, fusion, pick(device).device, observe, total, time.monotonic())
+    total, fusion = len(judged) + len(data.unlabelled), drafts.fusion_of(fusion, config.deform.similarity)
+    work = _Work(_Shelf(data, config.deform.similarity), config, fusion, pick(device).device, observe, total)
     record = _begin(out, fusion, [case.id for case in data.unlabelled])
     places.remember(out / RECORD, {case.id: {"image": case.images[0]} for case in data.unlabelled})
     for i, files in enumerate(data.unlabelled):
-        found = work.drafted(files, atlases, done=i)
+        found = work.drafted(files, done=i)
         record["cases"][files.id] = {"failed": found} if isinstance(found, str) else _written(*found, out, data.names)
         write_json(record, out / RECORD)
     rows: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
-    for i, case in enumerate(judged, start=len(data.unlabelled)):
-        others = [atlas for atlas in atlases if _patient(atlas) != _patient(case)]
-        found = work.drafted(case, others, done=i)
+    for i, files in enumerate(judged, start=len(data.unlabelled)):
+        found = work.drafted(files, done=i, judged=True)
         if isinstance(found, str):
-            failed[case.id] = found
+            failed[files.id] = found
         else:
-            rows[case.id] = _scores(found[1], case)
-    patients = {case.id: str(_patient(case)) for case in judged}
+            rows[files.id] = _scores(found[1], found[0])
+    patients = {files.id: files.patient for files in judged}
     record |= {"leave_one_out": _summary(rows, patients, failed), "seconds": time.monotonic() - work.begin}
     record["sentence"] = _sentence(record)
     write_json(record, out / RECORD)
@@ -114,27 +113,65 @@ def draft(
     return record
 
 
+class _Shelf:
+    """Labelled scans, read when they are needed: no more are held than vote on one scan."""
+
+    def __init__(self, data: Dataset, similarity: str) -> None:
+        self.data, self.similarity = data, similarity
+        self.many = len(data.labelled) > drafts.MOST_ATLASES
+        self.held: dict[str, Case] = {}
+        self.thumbnails: dict[str, torch.Tensor] = {}
+        for files in data.labelled:  # each is read here once, so that a damaged one is told before anything is done
+            case = self.read(files)
+            if self.many:
+                self.thumbnails[files.id] = drafts.thumbnail_of(case.image)
+
+    def read(self, files: CaseFiles) -> Case:
+        """A case, from the shelf if it lies there."""
+        if files.id in self.held:
+            return self.held[files.id]
+        case = load(files, self.data)
+        if not self.many:
+            self.held[files.id] = case
+        return case
+
+    def nearest(self, scan: Volume, *, without: str | None) -> list[Case]:
+        """Those that are to vote on a scan, without a patient's own."""
+        pool = [files for files in self.data.labelled if files.patient != without]
+        if len(pool) > drafts.MOST_ATLASES:
+            small = [self.thumbnails[files.id] for files in pool]
+            alike = drafts.most_alike(
+                drafts.thumbnail_of(scan), small, most=drafts.MOST_ATLASES, similarity=self.similarity
+            )
+            pool = [pool[i] for i in alike]
+        if self.many:  # often the next scan's are the same
+            self.held = {files.id: self.held[files.id] for files in pool if files.id in self.held}
+            self.held |= {files.id: self.read(files) for files in pool}
+        return [self.read(files) for files in pool]
+
+
 @dataclass(frozen=True, eq=False)
 class _Work:
     """What the drafts of one call share."""
 
-    data: Dataset
+    shelf: _Shelf
     config: RegisterConfig
     fusion: Fusion
     device: torch.device
     observe: Observer | None
     total: int
-    begin: float
+    begin: float = field(default_factory=time.monotonic)
 
-    def drafted(self, case: Case | CaseFiles, atlases: Sequence[Case], *, done: int) -> tuple[Case, Draft] | str:
+    def drafted(self, files: CaseFiles, *, done: int, judged: bool = False) -> tuple[Case, Draft] | str:
         """A scan and its draft, or why there is none: one scan must not cost the others theirs."""
         tell = self.observe or (lambda event: None)
         spent = time.monotonic() - self.begin
         left = spent / max(done, 1) * (self.total - done)
-        note = f"leave one out: {case.id}" if isinstance(case, Case) else case.id
+        note = f"leave one out: {files.id}" if judged else files.id
         tell(Status(done + 1, self.total, done / self.total, spent, left, math.nan, {}, 0.0, note))
         try:
-            whole = case if isinstance(case, Case) else load(case, self.data)
+            whole = self.shelf.read(files) if judged else load(files, self.shelf.data)
+            atlases = self.shelf.nearest(whole.image, without=files.patient if judged else None)
             found = drafts.draft(whole.image, atlases, config=self.config, fusion=self.fusion, device=self.device)
         except (FewscanError, OSError) as error:
             reason = " ".join(str(error).split())
@@ -185,10 +222,6 @@ def _forget(out: Path, case: str) -> None:
         shutil.rmtree(folder / SEGMENTATIONS)
         with contextlib.suppress(OSError):  # somebody else's files are in it
             folder.rmdir()
-
-
-def _patient(case: Case) -> object:
-    return case.meta.get("patient", case.id)
 
 
 def _written(case: Case, found: Draft, out: Path, names: Mapping[int, str]) -> dict[str, Any]:

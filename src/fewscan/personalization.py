@@ -53,7 +53,8 @@ def personalize(
     atlases : Dataset or path, optional
         Labelled scans to deform to each; those that the model keeps when None.
     mode : {"auto", "always"}
-        Auto keeps the model's own answer where the evidence speaks against the change.
+        Auto keeps the model's own answer where the evidence speaks against the change, and where atlases of a single
+        patient give none.
     budget_per_case : float, optional
         Seconds for a scan; None takes as long as it takes.
     probabilities : bool
@@ -80,7 +81,9 @@ def personalize(
     hardware = pick(device)
     with tempfile.TemporaryDirectory() as scratch:
         known = _atlases(model, atlases, folder=Path(scratch))
-        maker = Personalizer(model, known, config=config or PersonalizeConfig(), hardware=hardware)
+        maker = Personalizer(
+            model, known, config=config or PersonalizeConfig(), hardware=hardware, say=observe or (lambda line: None)
+        )
         predictor = infer.fastest_predictor(model, hardware)
 
         def work(volume: Volume, tick: Tick) -> Answer:
@@ -130,7 +133,7 @@ def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) 
     if given is not None:
         dataset = given if isinstance(given, Dataset) else datasets.find(Path(given))
         return atlases_of(dataset, model.plan, folder=folder)
-    kept = load_atlases(model)
+    kept = load_atlases(model, folder=folder)
     if not kept:
         raise DataError(
             "the model keeps no atlases, so there is nothing to deform; give labelled scans with --atlases, "

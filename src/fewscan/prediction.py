@@ -98,7 +98,8 @@ def predict(
     skip_existing : bool
         Leave finished scans alone.
     calibration : path, optional
-        Folder of a cross-validation of the same task: each label then gets an expected Dice.
+        Folder of a cross-validation of the same task: each label then gets an expected Dice. Not together with
+        mirrored inputs, since it was learnt without.
     max_memory : int, optional
         Bytes for the logits that are held at a time.
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
@@ -113,7 +114,7 @@ def predict(
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
-    known = None if calibration is None else read_calibration(Path(calibration))
+    known = None if calibration is None else _calibration(Path(calibration), model, tta=tta)
 
     def whole(volume: Volume, tick: Tick) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
@@ -121,7 +122,7 @@ def predict(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
         )
         return answer, {} if known is None else {
-            "expected": _expected(known, doubt(volume, model.plan, predictor=predictor))
+            "expected": _expected(known, doubt(volume, model.plan, predictor=predictor), model)
         }
 
     return predict_by(whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
@@ -192,14 +193,24 @@ def predict_by(
     return done
 
 
-def _expected(known: Calibration, found: Doubt | None) -> dict[str, Any]:
-    """For the record: expected Dice by label, and where to look."""
+def _calibration(path: Path, model: Model, *, tta: bool) -> Calibration:
+    """What was learnt of predictions such as these; of others it would tell nothing."""
+    if tta:
+        raise ConfigError("--calibration was learnt from predictions without mirrored inputs; leave it out, or --tta")
+    known = read_calibration(path)
+    known.check_labels(model.names.values(), where=path)
+    return known
+
+
+def _expected(known: Calibration, found: Doubt | None, model: Model) -> dict[str, Any]:
+    """For the record: expected Dice by label, also of those that were not found, and where to look."""
     if found is None:
         return {"labels": {}, "reason": "the scan is too large to be held whole"}
-    labels = {}
-    for name, signs in found.signs.items():
+    labels: dict[str, dict[str, Any]] = {}
+    for name in model.names.values():
+        signs = found.signs.get(name)
         row = asdict(known.expect(name, signs))
-        labels[name] = {key: round(value, 3) for key, value in row.items()}
+        labels[name] = {key: round(value, 3) for key, value in row.items()} | {"found": signs is not None}
     return {"labels": labels, "error": round(known.error, 3), "patients": known.patients, **found.to_json()}
 
 

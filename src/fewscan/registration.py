@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import places
+from fewscan.data import dicom_labels, places
 from fewscan.data.fields import write_field
 from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
 from fewscan.deliver import warps
@@ -58,9 +58,9 @@ def register(
     out : path
         Folder to write: those of `FILES` that are asked for, `RECORD`, and a folder `PICTURES`.
     moving_labels : path, optional
-        Label map in the moving scan's world, to bring along.
+        Label map in the moving scan's world, or DICOM labels of its series, to bring along.
     fixed_labels : path, optional
-        Label map of the fixed scan, only to judge by: Dice of each label before and after.
+        Of the fixed scan and of the same kind, only to judge by: Dice of each label before and after.
     fixed_mask : path, optional
         Where likeness counts, in the fixed scan's world: its voxels above 0.
     fixed_lesion : path, optional
@@ -91,9 +91,9 @@ def register(
             f"a network's answer is deformable, {config.transform} was asked for; leave out one of the two"
         )
     still, other = _scan(Path(fixed)), _scan(Path(moving))
-    carried = None if moving_labels is None else read_labels(Path(moving_labels))
-    reference = None if fixed_labels is None else read_labels(Path(fixed_labels))
-    looked = _looked(fixed_mask, fixed_lesion, still.geometry)
+    carried = None if moving_labels is None else read_labels(Path(moving_labels), source=Path(moving))
+    reference = None if fixed_labels is None else _reference(Path(fixed_labels), fixed, carried, moving_labels)
+    looked = _looked(fixed_mask, fixed_lesion, still.geometry, scan=Path(fixed))
     found = pairwise.register(
         still, other, config=config, weight=looked, start=None if model is None else learned.starter(model),
         scaling=None if model is None else model.plan.scaling, device=pick(device).device, progress=_teller(observe),
@@ -187,7 +187,17 @@ def _scan(path: Path) -> Volume:
     return read_image(path)
 
 
-def _looked(mask: Path | str | None, lesion: Path | str | None, grid: Geometry) -> NDArray[np.bool_] | None:
+def _reference(path: Path, scan: Path | str, carried: Labelmap | None, moving_labels: Path | str | None) -> Labelmap:
+    """Labels of the fixed scan, numbered as those that are carried; DICOM knows them by name only."""
+    named = [dicom_labels.is_label(Path(p)) for p in (path, moving_labels) if p is not None]
+    if any(named) and not all(named):
+        raise ConfigError(f"{path}: DICOM labels and label maps are numbered in their own ways; give two of one kind")
+    return read_labels(path, source=Path(scan), names=carried.names if carried is not None and any(named) else None)
+
+
+def _looked(
+    mask: Path | str | None, lesion: Path | str | None, grid: Geometry, *, scan: Path
+) -> NDArray[np.bool_] | None:
     """Voxels of the fixed grid whose likeness counts."""
     if mask is None and lesion is None:
         return None
@@ -195,7 +205,7 @@ def _looked(mask: Path | str | None, lesion: Path | str | None, grid: Geometry) 
     for path, inside in ((mask, True), (lesion, False)):
         if path is None:
             continue
-        label = read_labels(Path(path))
+        label = read_labels(Path(path), source=scan)
         here = warp_nearest(label.data, label.geometry, field=from_matrix(np.eye(4), grid)) > 0
         if not here.any():
             raise DataError(f"{path}: the mask has no voxel on the fixed scan; draw it there, or leave it out")

@@ -96,7 +96,6 @@ def crossval(
         As `train` and `predict` do.
     """
     found, out = api.dataset_of(data), Path(out)
-    files = {case.id: case for case in found.labelled}
     how = Training(
         method=method, budget=budget, steps=steps, seed=seed, device=device, settings=settings, observe=observe
     )
@@ -111,7 +110,7 @@ def crossval(
         parts.append(run_fold(found, folder, train=train_ids, test=test_ids, how=how))
     whole = judging.merge(parts)
     whole.save(out / "evaluation.json")
-    _calibrate(whole, files, out, say=observe or (lambda _: None))
+    _calibrate(whole, found, out, say=observe or (lambda _: None))
     return whole
 
 
@@ -170,21 +169,20 @@ def _note_doubt(
     checkpoint.write_json(noted, folder / SIGNS)
 
 
-def _calibrate(
-    whole: Evaluation, files: Mapping[str, datasets.CaseFiles], out: Path, *, say: Callable[[str], None]
-) -> None:
+def _calibrate(whole: Evaluation, data: datasets.Dataset, out: Path, *, say: Callable[[str], None]) -> None:
     """Learn from all folds what signs of doubt say of Dice, for predictions of new scans."""
     noted: dict[str, Any] = {}
+    patients = {case.id: case.patient for case in data.labelled}
     for path in out.glob(f"fold_*/{SIGNS}"):
         noted |= read_json(path)
     rows = [
-        Judged(case=case.id, patient=files[case.id].patient, label=name, signs=noted[case.id][name], dice=score.dice)
-        for case in whole.cases
+        Judged(case=case.id, patient=patients[case.id], label=name, signs=noted[case.id].get(name), dice=score.dice)
+        for case in whole.cases  # a label that was missed has no signs: that failure has to be known too
         for name, score in case.labels.items()
-        if name in noted.get(case.id, {}) and not math.isnan(score.dice)
+        if case.id in noted and not math.isnan(score.dice)
     ]
     try:
-        known = calibrate(rows)
+        known = calibrate(rows, labels=data.names.values())
     except DataError as error:
         say(f"no expected Dice for new scans: {error}")
         return

@@ -136,6 +136,7 @@ def expected(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
         slices = ", ".join(f"{z} ({mm:g} mm)" for z, mm in places)
         for i, (label, row) in enumerate(labels):
             told = f"{row['low']:.2f} to {row['high']:.2f} ({row['level']:.0%})"
+            told = told if row.get("found", True) else "not found; 0 if it is there"
             table.add_row(escape(name if i == 0 else ""), escape(label), f"{row['dice']:.2f}", told,
                           slices if i == 0 else "")  # fmt: skip
         if not labels:

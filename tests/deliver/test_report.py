@@ -10,6 +10,7 @@ from fewscan.deliver.markup import without_folders
 from fewscan.deliver.report import SECTIONS, write_report
 from fewscan.deliver.verdict import WORDS, headline, remarks
 from fewscan.errors import DataError
+from fewscan.judge.confidence import Judged, calibrate
 from fewscan.judge.evaluate import evaluate
 from fewscan.space.geometry import Geometry
 
@@ -87,6 +88,9 @@ def run(tmp_path):
     (tmp_path / "certificate.json").write_text(json.dumps(certificate))
     ranked = [{"id": EVIL, "reason": EVIL, "label": EVIL, "unsure": 0.5, "unlike": None}, 3]
     curve = {"measured": [{"labels": 2, "dice": 0.7, "low": None, "high": None}, EVIL], "sentence": EVIL}
+    signs = {"sharp": 0.9}
+    left_out = [Judged(case=EVIL, patient=str(i), label=EVIL, signs=signs, dice=0.8 + 0.05 * i) for i in range(3)]
+    (tmp_path / "calibration.json").write_text(json.dumps(calibrate(left_out).to_json()))
     (tmp_path / "suggest.json").write_text(json.dumps({"ranked": ranked, "skipped": {EVIL: EVIL}, "curve": curve}))
     return tmp_path
 

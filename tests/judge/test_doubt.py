@@ -1,18 +1,24 @@
 """Signs of doubt, and the way from a cross-validation to an expected Dice."""
 
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from phantom import SMALL, write_dataset
 
 import fewscan
-from fewscan import api
+from fewscan import api, prediction, runs
 from fewscan.data.io import read_image
-from fewscan.errors import DataError
+from fewscan.deliver.predicted import expectations
+from fewscan.errors import ConfigError, DataError
 from fewscan.judge import doubt as doubts
+from fewscan.judge.confidence import read_calibration
 from fewscan.judge.doubt import doubt, signs_of
+from fewscan.space.geometry import Geometry
 
 
 def answer(size, *, shift=0, sharp=0.95):
@@ -24,7 +30,7 @@ def answer(size, *, shift=0, sharp=0.95):
     return probs
 
 
-One = SimpleNamespace(overlapping=False, names={1: "box"})
+One = SimpleNamespace(overlapping=False, names={1: "box"}, weights=())
 
 
 def test_what_is_blurred_or_moves_about_is_doubted():
@@ -39,6 +45,34 @@ def test_what_is_blurred_or_moves_about_is_doubted():
 
 def test_a_label_that_was_not_found_has_no_signs():
     assert signs_of([answer(0)], One) == {}
+
+
+def test_signs_describe_the_mask_that_is_written_not_the_one_without_weights():
+    """Where the loss gave a class weight, the written mask is larger than what the divided probabilities show."""
+    weighted = SimpleNamespace(**{**vars(One), "weights": (1.0, 4.0)})
+    vague = answer(8, sharp=0.7)  # 0.7 against 0.3; divided by the weights 0.37 against 0.63
+    found = signs_of([vague, vague], weighted)["box"]
+    assert found["steady"] == 1.0
+    assert found["sharp"] < signs_of([vague, vague], One)["box"]["sharp"]
+
+
+def test_doubt_looks_at_the_answer_of_which_predictions_are_made(trained, monkeypatch):
+    root, model = trained
+    volume = read_image(root / "data" / "images" / "case_03.nii.gz", channels=model.plan.channels)
+    plan = replace(model.plan, weights=(1.0, 30.0, 30.0))
+
+    def predictor(windows):  # "ball" everywhere, by less than its weight
+        return torch.tensor([0.0, 1.0, -9.0]).view(1, 3, 1, 1, 1).expand(len(windows), 3, *windows.shape[2:])
+
+    assert set(doubt(volume, plan, predictor=predictor).signs) == {"ball"}
+
+
+def test_a_bundle_in_doubt_shows_where_another_one_is_certain():
+    mean = torch.zeros(3, 4, 4, 12)
+    mean[1] = 1.0  # one bundle is sure everywhere
+    mean[2, :, :, 7] = 0.5
+    plan, grid = SimpleNamespace(overlapping=True), Geometry((4, 4, 12), np.eye(4))
+    assert doubts._slices(mean, plan, grid) == (7,)
 
 
 def test_slices_in_doubt_are_named_in_world_millimetres(trained):
@@ -69,7 +103,9 @@ def test_a_cross_validation_tells_what_dice_to_expect(trained, tmp_path):
     root, model = trained
     known = json.loads((root / "folds" / "calibration.json").read_text())
     assert known["patients"] == 4
-    assert known["level"] == pytest.approx(0.8)
+    assert known["widths"].keys() == {"ball", "rod"}
+    assert [level for _, level in known["widths"].values()] == pytest.approx([0.8, 0.8])
+    assert len(known["held_out"]) == 8
     assert 0 <= known["error"] < 0.3
     scan = root / "data" / "images" / "case_03.nii.gz"
     done = api.predict(model, scan, tmp_path / "out", calibration=root / "folds", device="cpu")
@@ -81,6 +117,63 @@ def test_a_cross_validation_tells_what_dice_to_expect(trained, tmp_path):
     (tmp_path / "out").rename(tmp_path / "run" / "predictions")
     page = api.report(tmp_path / "run", tmp_path / "r.html").read_text()
     assert "Expected Dice, worst first" in page
+
+
+def test_the_report_of_a_cross_validation_shows_expected_against_measured_dice(trained, tmp_path):
+    folds = trained[0] / "folds"
+    known = read_calibration(folds)
+    page = api.report(folds, tmp_path / "folds.html").read_text()
+    assert page.count(" expected, ") == len(known.held_out) == 8
+    label, expected, measured = known.held_out[0]
+    assert f"<title>{label}: {expected:.3f} expected, {measured:.3f} measured</title>" in page
+    assert f"differ by {known.error:.3f} on average over 4 patients" in page
+    assert "ranges of 80% at most" in page
+    shutil.copy(folds / "evaluation.json", tmp_path)
+    (tmp_path / "calibration.json").write_text('{"signs": [], "half": 0.1}')  # as it was written before
+    assert "cross-validate again" in api.report(tmp_path, tmp_path / "old.html").read_text()
+
+
+def test_a_label_that_is_missed_is_learnt_from_and_expected_to_be_worth_nothing(trained, tmp_path, monkeypatch):
+    root, model = trained
+    folds = tmp_path / "folds"
+    shutil.copytree(root / "folds", folds)
+    for number in (0, 1):  # as if the rod had been missed in two of the scans
+        signs, scores = folds / f"fold_{number}" / runs.SIGNS, folds / f"fold_{number}" / "evaluation.json"
+        noted, judged = json.loads(signs.read_text()), json.loads(scores.read_text())
+        for case, row in noted.items():
+            row.pop("rod", None)
+            next(c for c in judged["cases"] if c["id"] == case)["labels"]["rod"]["dice"] = 0.0
+        signs.write_text(json.dumps(noted))
+        scores.write_text(json.dumps(judged))
+    fewscan.crossval(root / "data", folds, steps=40, settings=SMALL, device="cpu")
+    known = json.loads((folds / "calibration.json").read_text())
+    assert known["held_out"].count(["rod", 0.0, 0.0]) == 2
+
+    def blind(volume, plan, *, predictor):
+        found = doubt(volume, plan, predictor=predictor)
+        return found._replace(signs={"ball": found.signs["ball"]})
+
+    monkeypatch.setattr(prediction, "doubt", blind)
+    scan = root / "data" / "images" / "case_03.nii.gz"
+    [done] = api.predict(model, scan, tmp_path / "out", calibration=folds, device="cpu")
+    rod = done.expected["labels"]["rod"]
+    assert (rod["dice"], rod["low"], rod["found"]) == (0.0, 0.0, False)
+    assert done.expected["labels"]["ball"]["found"]
+    page = expectations([{"id": "new", "expected": done.expected}])
+    assert page.index("rod") < page.index("ball")
+    assert "not found; 0 if it is there" in page
+
+
+def test_a_calibration_of_other_predictions_or_labels_is_refused(trained, tmp_path):
+    root, model = trained
+    scan = root / "data" / "images" / "case_03.nii.gz"
+    with pytest.raises(ConfigError, match="mirrored"):
+        api.predict(model, scan, tmp_path / "out", calibration=root / "folds", tta=True, device="cpu")
+    known = json.loads((root / "folds" / "calibration.json").read_text())
+    (tmp_path / "calibration.json").write_text(json.dumps(known | {"labels": ["ball", "liver"]}))
+    with pytest.raises(DataError, match=r"labels ball, liver, the model gives ball, rod"):
+        api.predict(model, scan, tmp_path / "out", calibration=tmp_path, device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_a_calibration_is_refused(trained, tmp_path):

@@ -118,6 +118,40 @@ def test_what_nobody_looked_at_never_wins_and_undrawn_labels_are_no_background()
     assert dice(both.label == 2, truth == 2) > 0.5
 
 
+def test_across_modalities_votes_do_not_go_by_intensity():
+    """The atlas with the right labels looks least like the scan by intensity: its contrast is inverted."""
+    target = case(0)
+    grid, names = target.image.geometry, target.label.names
+    inverted = Case("right", replace(target.image, data=300 - target.image.data), target.label)
+    rng = np.random.default_rng(0)
+    shift = np.roll(target.label.data, 6, axis=0)
+    noisy = target.image.data + rng.normal(0, 3, target.image.data.shape).astype(np.float32)
+    wrong = Case("wrong", replace(target.image, data=noisy), Labelmap(shift, grid, names))
+
+    def unmoved(fixed, moving, **how):
+        report = {"folding": 0.0, "similarity": {"after": 1.0}}
+        return pairwise.Registration(from_matrix(np.eye(4), fixed.geometry), np.eye(4), report)
+
+    def drafted(similarity):
+        config = RegisterConfig(deform=DeformConfig(similarity=similarity))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(drafts.pairwise, "register", unmoved)
+            atlases = [inverted, replace(inverted, id="right too"), wrong]
+            return drafts.draft(target.image, atlases, config=config, device=CPU, fusion="local").label
+
+    np.testing.assert_array_equal(drafted("lncc"), shift)
+    for similarity in ("mi", "mind"):
+        np.testing.assert_array_equal(drafted(similarity), target.label.data)
+
+
+@pytest.mark.parametrize("similarity", ["mi", "mind"])
+def test_the_most_alike_across_modalities_are_told_by_the_similarity_of_the_registration(similarity):
+    scan = case(4)
+    folded = replace(scan.image, data=np.abs(scan.image.data - 105).astype(np.float32))  # no line maps one to the other
+    pool = [case(seed) for seed in (1, 2, 3)] + [replace(scan, id="same", image=folded)]
+    assert drafts.nearest(scan.image, pool, most=1, similarity=similarity)[0].id == "same"
+
+
 def test_many_atlases_are_narrowed_to_the_most_alike():
     pool = [case(seed) for seed in range(1, 12)]
     chosen = drafts.nearest(pool[4].image, pool, most=3)

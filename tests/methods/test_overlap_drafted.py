@@ -285,7 +285,7 @@ def test_kept_atlases_come_back_with_their_tables(
     (tmp_path / "single").mkdir()
     known = atlases.atlases_of(datasets.find(trained[0]), trained[1].plan, folder=tmp_path / "single")
     with safetensors.safe_open(atlases.save_atlases(known, tmp_path / "single"), "np") as archive:
-        assert {key.split(".")[1] for key in archive.keys()} == {"image", "label", "drawn"}  # noqa: SIM118
+        assert {key.split(".")[1] for key in archive.keys()} == {"image", "label", "drawn", "patient"}  # noqa: SIM118
 
 
 def test_atlases_must_overlap_where_the_model_does(crossed: tuple[Path, api.Model], tmp_path: Path) -> None:

@@ -87,6 +87,66 @@ def test_one_atlas_alone_is_enough(trained):
     assert found.evidence["likeness_floor"] == 0.0
 
 
+def test_auto_refuses_where_nothing_could_be_calibrated(trained):
+    """One atlas, or several scans of one patient: nobody knows how well atlases usually fit."""
+    model, atlases, other = trained
+    for few in (atlases[:1], [replace(atlas, patient="p") for atlas in atlases]):
+        maker = Personalizer(model, few, config=QUICK, hardware=pick("cpu"))
+        found = maker(other, mode="auto")
+        assert found.kept == "before"
+        assert "nothing was calibrated" in found.reason
+        assert maker.known.likeness == ()
+    forced = Personalizer(model, atlases[:1], config=replace(QUICK, steps=0), hardware=pick("cpu"))(
+        other, mode="always"
+    )
+    assert forced.kept == "after"
+    assert "nothing was calibrated" in forced.reason
+
+
+def test_all_scans_of_a_patient_are_left_out_together(trained, monkeypatch):
+    model, atlases, _ = trained
+    twins = [replace(a, id=f"{a.id} {side}", patient=a.id) for a in atlases for side in "LR"]
+    lines, voted = [], []
+    config = replace(QUICK, atlases=4)
+    maker = Personalizer(model, twins, config=config, hardware=pick("cpu"), say=lines.append)
+
+    def shaped(self, aligned, *, mask):
+        voted.append({atlas.patient for atlas, _ in aligned.atlases})
+        return []
+
+    monkeypatch.setattr(Personalizer, "_shaped", shaped)
+    assert maker.known.likeness == ()
+    everyone = {a.id for a in atlases}
+    left_out = [everyone - seen for seen in voted]
+    assert [len(row) for row in left_out] == [1] * 4
+    assert set.union(*left_out[:3]) == everyone  # each patient once before one comes a second time
+    assert len(lines) == 4
+    assert "4 of 4" in lines[-1]
+
+
+def test_of_many_atlases_only_those_that_look_like_the_scan_are_fitted(trained, monkeypatch):
+    model, atlases, other = trained
+    rng = np.random.default_rng(0)
+    strangers = [
+        replace(atlases[0], id=f"noise {i}", image=rng.normal(size=other.image.shape).astype(np.float32))
+        for i in range(8)
+    ]
+    fitted = []
+    real = personalize.affine.fit
+
+    def fit(fixed, moving, **how):
+        fitted.append(moving)
+        return real(fixed, moving, **how)
+
+    monkeypatch.setattr(personalize, "MOST_FITTED", 3)
+    monkeypatch.setattr(personalize.affine, "fit", fit)
+    maker = Personalizer(model, [*strangers, *atlases], config=replace(QUICK, atlases=3), hardware=pick("cpu"))
+    guide = torch.from_numpy(np.array(other.guide))
+    found = maker._aligned(guide, grid_of(other, model.plan.spacing))
+    assert len(fitted) == 3
+    assert {atlas.id for atlas, _ in found.atlases} == {atlas.id for atlas in atlases}
+
+
 def test_a_mask_supervises_the_deformation(trained):
     """Where the image says nothing, the mask alone brings the atlases there."""
     model, atlases, other = trained

@@ -218,3 +218,35 @@ def growth(
         f'<div class="curve growth"><p class="axis-name">{escape(labels[1])}</p><div class="up">{beside}</div>{svg}'
         f'<div class="across">{below_}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
     )
+
+
+def agreement(points: Sequence[tuple[str, float, float]], *, labels: tuple[str, str]) -> str:
+    """Dots over one range on both axes, and the line on which the two agree.
+
+    Parameters
+    ----------
+    points : sequence of (str, x, y)
+        What it is, and both numbers, at most 1; NaN are left out.
+    labels : (str, str)
+        What the two axes show.
+    """
+    seen = [(name, x, y) for name, x, y in points if math.isfinite(x) and math.isfinite(y)]
+    axis = axis_for([v for _, x, y in seen for v in (x, y)], ceiling=1.0)
+    marks = [round(m, 6) for m in axis.marks]
+
+    def high(value: float) -> str:
+        return f"{100 - float(axis.at(value)[:-1]):.2f}%"
+
+    parts = [f'<line class="grid" x1="0" x2="100%" y1="{high(m)}" y2="{high(m)}"/>' for m in marks]
+    ends = f'x1="{axis.at(axis.low)}" x2="{axis.at(1.0)}" y1="{high(axis.low)}" y2="{high(1.0)}"'
+    parts.append(f'<line class="line" {ends}/>')
+    for name, x, y in seen:
+        title = f"<title>{escape(name)}: {x:.3f} expected, {y:.3f} measured</title>"
+        parts.append(f'<circle class="dot" cx="{axis.at(x)}" cy="{high(y)}" r="3.2">{title}</circle>')
+    beside = "".join(f'<span style="bottom:{axis.at(m)}">{m:g}</span>' for m in marks)
+    below = "".join(f'<span style="left:{axis.at(m)}">{m:g}</span>' for m in marks)
+    svg = f'<svg role="img" aria-label="{escape(labels[1])} against {escape(labels[0])}">{"".join(parts)}</svg>'
+    return (
+        f'<div class="curve growth"><p class="axis-name">{escape(labels[1])}</p><div class="up">{beside}</div>{svg}'
+        f'<div class="across">{below}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
+    )

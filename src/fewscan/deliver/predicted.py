@@ -54,7 +54,7 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     predicted : sequence of mapping
         Rows of ``predictions.json``.
     """
-    rows, level = [], math.nan
+    rows, levels = [], list[float]()
     for p in predicted:
         found = p.get("expected")
         if not isinstance(found, Mapping) or not isinstance(found.get("labels"), Mapping):
@@ -62,16 +62,18 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
         slices = ", ".join(str(z) for z in found.get("slices", ())) or "-"
         for name, row in found["labels"].items():
             if isinstance(row, Mapping):
-                level = float(row.get("level", math.nan))
+                levels.append(float(row.get("level", math.nan)))
                 between = f"{number(row.get('low'))} to {number(row.get('high'))}"
+                if row.get("found") is False:
+                    between = "not found; 0 if it is there"
                 rows.append((row.get("dice", math.nan), [Cell(str(p.get("id", ""))), Cell(str(name)),
                              cell(row.get("dice", math.nan)), Cell(between), Cell(slices)]))  # fmt: skip
     if not rows:
         return ""
     ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
     told = (
-        f"Expected Dice, worst first; the range holds {level:.0%} of patients like those of the cross-validation. "
-        "Slices count upwards from the lowest axial one."
+        f"Expected Dice, worst first; each range is to hold {min(levels):.0%} or more of patients like those of the "
+        "cross-validation, which is what these showed and no guarantee. Slices count upwards from the lowest axial one."
     )
     return markup.table(["Case", "label", "expected Dice", "range", "look first at slices"], ordered, caption=told)
 

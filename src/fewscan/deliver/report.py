@@ -12,6 +12,7 @@ from typing import Any
 
 from fewscan.data.io import atomic
 from fewscan.deliver import (
+    calibrated,
     drafted,
     learning,
     predicted,
@@ -36,6 +37,7 @@ SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Pictures", sections.overlays),
     ("Structures", sections.labels),
     ("Scans", sections.cases),
+    ("Calibration", calibrated.calibration),
     ("Data", sections.data_check),
     ("Transfer", transferred.transfer),
     ("Training", learning.training),
@@ -57,7 +59,7 @@ def write_report(directory: Path, out: Path, *, extent: viewer.Extent = "thin", 
     directory : Path
         Folder that holds any of ``check.json``, ``model/`` (or the model's own files), ``evaluation.json``,
         ``predictions/predictions.json``, ``registration.json``, ``draft.json``, ``certificate.json`` and
-        ``suggest.json``.
+        ``suggest.json``; ``calibration.json`` beside an evaluation is shown too.
     out : Path
         HTML file to write.
     extent : {"full", "thin", "none"}

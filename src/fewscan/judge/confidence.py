@@ -2,18 +2,22 @@
 
 Signs of doubt, such as how steady an answer is under small disturbances, go along with Dice; how much, a
 cross-validation tells. The logit of Dice is regressed on the logits of the signs, with an offset for each label that is
-drawn to the common one (ridge). Ranges are conformal (Vovk et al. 2005; leave-one-out residuals as in the jackknife,
-Barber et al. 2021, arXiv 1905.02928), whole patients left out; with n patients no level above n / (n + 1) can be had,
-and the level that is had is said.
+drawn to the common one (ridge). The range of a label is a quantile, over patients, of how far its Dice was from what
+all other patients let expect: leave-one-out residuals, as in the jackknife (Barber et al. 2021, arXiv 1905.02928). With
+n patients no level above n / (n + 1) can be had, and the level that is had is said. It is what the patients at hand
+show, not a guarantee.
+
+A label that was not found counts as full doubt where the regression learns, and Dice 0 is expected of it: that is the
+Dice of an empty mask wherever the label is there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +42,8 @@ class Judged:
     ----------
     case, patient, label : str
         Which.
-    signs : mapping of str to float
-        Signs of doubt, 0 to 1, high where there is none.
+    signs : mapping of str to float, optional
+        Signs of doubt, 0 to 1, high where there is none; None where the label was not found.
     dice : float
         With the reference.
     """
@@ -47,7 +51,7 @@ class Judged:
     case: str
     patient: str
     label: str
-    signs: Signs
+    signs: Signs | None
     dice: float
 
 
@@ -60,12 +64,27 @@ class Expected:
     dice, low, high : float
         Expected Dice and its range.
     level : float
-        Share of patients whose Dice such a range holds, if they are like those it was learnt from.
+        Share of patients whose Dice such a range is to hold, if they are like those it was learnt from.
     """
 
     dice: float
     low: float
     high: float
+    level: float
+
+
+class Width(NamedTuple):
+    """How wide a range is.
+
+    Parameters
+    ----------
+    half : float
+        Half the width, Dice.
+    level : float
+        Of the range.
+    """
+
+    half: float
     level: float
 
 
@@ -83,14 +102,18 @@ class Calibration:
         Logit of Dice of each label where all signs are at their means.
     common : float
         The same of a label that was not seen.
-    half : float
-        Half the width of a range, Dice.
-    level : float
-        Of the range.
+    widths : mapping of str to Width
+        Of the range of each label that enough patients have.
+    widest : Width
+        Of every other label: from the label that each patient is worst expected in.
     error : float
         Mean absolute error over patients left out, Dice.
     patients : int
         How many it was learnt from.
+    labels : tuple of str
+        Of the task.
+    held_out : tuple of (str, float, float)
+        Label, expected and measured Dice of each scan, its patient left out.
     """
 
     signs: tuple[str, ...]
@@ -98,35 +121,63 @@ class Calibration:
     slopes: tuple[float, ...]
     level_of: Mapping[str, float]
     common: float
-    half: float
-    level: float
+    widths: Mapping[str, Width]
+    widest: Width
     error: float
     patients: int
+    labels: tuple[str, ...]
+    held_out: tuple[tuple[str, float, float], ...]
 
-    def expect(self, label: str, signs: Signs) -> Expected:
+    def expect(self, label: str, signs: Signs | None) -> Expected:
         """Expected Dice of a label.
 
         Parameters
         ----------
         label : str
             Name of the label.
-        signs : mapping of str to float
-            Of its prediction.
+        signs : mapping of str to float, optional
+            Of its prediction; None where it was not found.
 
         Raises
         ------
         DataError
             If a sign is missing.
         """
+        dice, (half, level) = self._dice(label, signs), self.widths.get(label, self.widest)
+        return Expected(dice=dice, low=max(0.0, dice - half), high=min(1.0, dice + half), level=level)
+
+    def _dice(self, label: str, signs: Signs | None) -> float:
+        if signs is None:
+            return 0.0
         lacking = [name for name in self.signs if name not in signs]
         if lacking:
             raise DataError(f"the calibration needs the signs {', '.join(lacking)}; cross-validate again")
         logit = self.level_of.get(label, self.common)
         for name, middle, slope in zip(self.signs, self.middle, self.slopes, strict=True):
             logit += slope * (_logit(signs[name]) - middle)
-        dice = _dice(logit)
-        low, high = max(0.0, dice - self.half), min(1.0, dice + self.half)
-        return Expected(dice=dice, low=low, high=high, level=self.level)
+        return _dice(logit)
+
+    def check_labels(self, names: Iterable[str], *, where: Path) -> None:
+        """Refuse a model of another task.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Labels of the model.
+        where : Path
+            Of this calibration, for the message.
+
+        Raises
+        ------
+        DataError
+            If the labels are not those that were calibrated.
+        """
+        own, other = set(self.labels), set(names)
+        if own != other:
+            raise DataError(
+                f"{where}: calibrated on the labels {', '.join(sorted(own))}, the model gives "
+                f"{', '.join(sorted(other))}; cross-validate the data set that the model was trained on"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries."""
@@ -148,10 +199,13 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
     """
     try:
         known = dict(content)
-        for name in ("signs", "middle", "slopes"):
+        for name in ("signs", "middle", "slopes", "labels"):
             known[name] = tuple(known[name])
+        known["widths"] = {str(label): Width(*width) for label, width in known["widths"].items()}
+        known["widest"] = Width(*known["widest"])
+        known["held_out"] = tuple((str(label), float(a), float(b)) for label, a, b in known["held_out"])
         return Calibration(**known)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise DataError(f"not a calibration of fewscan ({error}); cross-validate again") from None
 
 
@@ -174,44 +228,67 @@ def read_calibration(path: Path) -> Calibration:
     return calibration_from(read_json(file))
 
 
-def calibrate(rows: Sequence[Judged]) -> Calibration:
+def calibrate(rows: Sequence[Judged], *, labels: Iterable[str] = ()) -> Calibration:
     """Learn what signs say of Dice.
 
     Parameters
     ----------
     rows : sequence of Judged
         Every label of every scan that was left out, by models that had not seen it.
+    labels : iterable of str
+        Of the task, where it has more than those that were judged.
 
     Raises
     ------
     DataError
-        If fewer than three patients were left out, or their signs differ.
+        If fewer than three patients were left out, or their signs differ, or nothing was found in any scan.
     """
     patients = sorted({row.patient for row in rows})
     if len(patients) < LEAST:
         raise DataError(f"{len(patients)} patient(s) left out, at least {LEAST} are needed to expect a Dice")
-    names = tuple(sorted(rows[0].signs))
-    if any(tuple(sorted(row.signs)) != names for row in rows):
-        raise DataError("scans were judged by different signs; cross-validate them again")
-    residuals: dict[str, list[float]] = {}
+    kinds = {tuple(sorted(row.signs)) for row in rows if row.signs is not None}
+    if len(kinds) != 1:
+        raise DataError(
+            "scans were judged by different signs; cross-validate them again" if kinds
+            else "no label was found in any scan that was left out; train longer, or label more scans"
+        )  # fmt: skip
+    names, left_out = kinds.pop(), dict[str, list[tuple[Judged, float]]]()
     for patient in patients:
         model = _fit([row for row in rows if row.patient != patient], names)
-        for row in rows:
-            if row.patient == patient:
-                gap = abs(model.expect(row.label, row.signs).dice - row.dice)
-                residuals.setdefault(patient, []).append(gap)
-    worst = sorted(float(np.mean(gaps)) for gaps in residuals.values())
-    n = len(worst)
+        mine = [row for row in rows if row.patient == patient]
+        left_out[patient] = [(row, model.expect(row.label, row.signs).dice) for row in mine]
+    gaps = [(row.label, patient, abs(dice - row.dice)) for patient, found in left_out.items() for row, dice in found]
+    seen = sorted({row.label for row in rows})
+    widths = {label: _width([gap for gap in gaps if gap[0] == label]) for label in seen}
+    own = {patient: float(np.mean([gap for _, whose, gap in gaps if whose == patient])) for patient in patients}
+    return replace(
+        _fit(rows, names), widths={label: width for label, width in widths.items() if width is not None},
+        widest=_width(gaps) or Width(1.0, 0.0), error=float(np.mean(list(own.values()))), patients=len(patients),
+        labels=tuple(sorted({*seen, *labels})),
+        held_out=tuple((row.label, dice, row.dice) for found in left_out.values() for row, dice in found),
+    )  # fmt: skip
+
+
+def _width(gaps: Sequence[tuple[str, str, float]]) -> Width | None:
+    """Quantile over patients of each one's largest gap; None of too few patients.
+
+    Where a patient has several scans, or several labels are asked for, a range has to hold all of them.
+    """
+    largest: dict[str, float] = {}
+    for _, patient, gap in gaps:
+        largest[patient] = max(gap, largest.get(patient, 0.0))
+    n, ordered = len(largest), sorted(largest.values())
+    if n < LEAST:
+        return None
     rank = math.ceil((n + 1) * WANTED)
-    level = WANTED if rank <= n else n / (n + 1)
-    known = {**_fit(rows, names).to_json(), "half": worst[min(rank, n) - 1], "level": level}
-    return calibration_from(known | {"error": float(np.mean(worst)), "patients": n})
+    return Width(float(ordered[min(rank, n) - 1]), WANTED if rank <= n else n / (n + 1))
 
 
 def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
     """Ridge regression of the logit of Dice; a label that was not seen takes the common offset."""
     labels = sorted({row.label for row in rows})
-    x = np.array([[_logit(row.signs[name]) for name in names] for row in rows])
+    full = dict.fromkeys(names, 0.0)
+    x = np.array([[_logit((row.signs or full)[name]) for name in names] for row in rows])
     y = np.array([_logit(row.dice) for row in rows])
     middle, common = x.mean(0), float(y.mean())
     own = np.array([[float(row.label == label) for label in labels] for row in rows])
@@ -222,7 +299,7 @@ def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
     offsets = {label: common + float(found[len(names) + i]) for i, label in enumerate(labels)}
     return Calibration(
         signs=names, middle=tuple(middle.tolist()), slopes=tuple(slopes.tolist()), level_of=offsets, common=common,
-        half=1.0, level=0.0, error=math.nan, patients=0,
+        widths={}, widest=Width(1.0, 0.0), error=math.nan, patients=0, labels=(), held_out=(),
     )  # fmt: skip
 
 

@@ -4,11 +4,12 @@
 
     MODEL/
       atlases.safetensors    images at half precision and class indices, both on the model's grid; of labels that
-                             overlap indices of combinations, and a table of what these stand for
+                             overlap indices of combinations, and a table of what these stand for; a number that
+                             scans of one patient share
       atlases.json           SHA-256 of that file and how many scans it holds
 
-They are scans of people. Without ``--keep-atlases`` of `train` or `transfer` a model holds none, and names of cases are
-not stored.
+They are scans of people. Without ``--keep-atlases`` of `train` or `transfer` a model holds none, and names of cases and
+patients are not stored.
 """
 
 from __future__ import annotations
@@ -131,12 +132,13 @@ def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
     folder : Path
         Of the model.
     """
-    tensors = {}
+    tensors, patients = {}, {whose: i for i, whose in enumerate(dict.fromkeys(case.whose for case in cases))}
     for i, case in enumerate(cases):
         assert case.label is not None
         tensors[f"{i}.image"] = torch.from_numpy(np.array(case.image)).half()
         tensors[f"{i}.label"] = torch.from_numpy(np.array(case.label))
         tensors[f"{i}.drawn"] = torch.from_numpy(np.array(case.drawn))
+        tensors[f"{i}.patient"] = torch.tensor(patients[case.whose])
         if case.table is not None:
             tensors[f"{i}.table"] = torch.from_numpy(np.array(case.table))
     with atomic(folder / FILE) as temporary:
@@ -145,13 +147,15 @@ def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
     return folder / FILE
 
 
-def load_atlases(model: Model) -> list[Prepared]:
+def load_atlases(model: Model, *, folder: Path | None = None) -> list[Prepared]:
     """Atlases that lie beside a model; none where its owner kept none.
 
     Parameters
     ----------
     model : Model
         From a folder.
+    folder : Path, optional
+        Scratch folder, which exists, for images that need not be held then.
 
     Raises
     ------
@@ -166,13 +170,22 @@ def load_atlases(model: Model) -> list[Prepared]:
         if not path.is_file() or sha256(path) != record["sha256"]:
             raise ModelError(f"{path} is not the file that {RECORD} describes (SHA-256 differs); copy the folder again")
         tensors = safetensors.torch.load_file(path)
-        return [_case(i, tensors, model.plan) for i in range(int(record["cases"]))]
+        return [_case(i, tensors, model.plan, folder) for i in range(int(record["cases"]))]
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path} is damaged: {str(error).splitlines()[0][:300]}; train with --keep-atlases") from None
 
 
-def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan) -> Prepared:
+def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan, folder: Path | None) -> Prepared:
     image, label, drawn = (tensors[f"{number}.{part}"].numpy() for part in ("image", "label", "drawn"))
-    bare = Prepared(f"atlas {number + 1}", image.astype(np.float32), None, (), (), drawn.astype(np.bool_), plan.kind)
+    image = image.astype(np.float32)
+    if folder is not None:
+        path = folder / f"atlas_{number + 1}.npy"
+        np.save(path, image)
+        image = np.load(path, mmap_mode="r")
+    patient = tensors.get(f"{number}.patient")  # older ones hold none: each scan is then its own patient
+    bare = Prepared(
+        f"atlas {number + 1}", image, None, (), (), drawn.astype(np.bool_), plan.kind,
+        patient="" if patient is None else f"patient {int(patient) + 1}",
+    )  # fmt: skip
     table = tensors.get(f"{number}.table")
     return labelled_as(bare, label.astype(np.int16), table=None if table is None else table.numpy().astype(np.bool_))

@@ -68,6 +68,8 @@ class Prepared:
         Of the image.
     table : (N + 1, K) bool, optional
         Of labels that overlap: what the combinations stand for (`learn.overlap`).
+    patient : str
+        Whose scan it is; empty where nobody knows.
     """
 
     id: str
@@ -78,6 +80,12 @@ class Prepared:
     drawn: NDArray[np.bool_]
     kind: Kind = "scalar"
     table: NDArray[np.bool_] | None = None
+    patient: str = ""
+
+    @property
+    def whose(self) -> str:
+        """The patient, or the scan itself where nobody knows."""
+        return self.patient or self.id
 
     @property
     def guide(self) -> NDArray[np.float32]:
@@ -104,9 +112,11 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
     path = folder / f"{case.id}.image.npy"
     np.save(path, image.numpy())
     drawn = np.array([True, *(case.drawn is None or value in case.drawn for value in plan.names)])
+    patient = str(case.meta.get("patient", ""))
     if case.label is None:
         empty = tuple(np.zeros(0, np.int64) for _ in drawn)
-        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, (0,) * len(drawn), drawn, plan.kind)
+        none = (0,) * len(drawn)
+        return Prepared(case.id, np.load(path, mmap_mode="r"), None, empty, none, drawn, plan.kind, patient=patient)
     table = None
     if case.label.table is not None:
         index, table = overlap.resampled(*overlap.coded(case.label, plan.names), shape=target)
@@ -114,7 +124,7 @@ def prepare(case: Case, plan: Plan, *, folder: Path) -> Prepared:
         index = resample_index(to_index(case.label.data, plan), target, classes=len(drawn))
     label_path = folder / f"{case.id}.label.npy"
     np.save(label_path, index)
-    done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn, plan.kind)
+    done = Prepared(case.id, np.load(path, mmap_mode="r"), None, (), (), drawn, plan.kind, patient=patient)
     return labelled_as(done, np.load(label_path, mmap_mode="r"), table=table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ TURN, STRETCH = 0.2, 0.1  # rad and logarithm of scale by which views differ at 
 GAIN = (0.85, 1.15)
 
 
+class Answer(Protocol):
+    """A scan on the plan's grid to class probabilities (K, X, Y, Z)."""
+
+    def __call__(self, image: Tensor, plan: Plan, *, predictor: infer.Predictor) -> Tensor: ...
+
+
 def belief(image: Tensor, plan: Plan, *, predictor: infer.Predictor) -> Tensor:
     """Class probabilities (K, X, Y, Z), without the weights that the loss gave small classes.
 
@@ -30,14 +37,28 @@ def belief(image: Tensor, plan: Plan, *, predictor: infer.Predictor) -> Tensor:
     predictor : callable
         Windows to logits.
     """
-    probs = infer.probabilities(image, plan, predictor=predictor)
+    return believed(infer.probabilities(image, plan, predictor=predictor), plan)
+
+
+def believed(probs: Tensor, plan: Plan) -> Tensor:
+    """Class probabilities of a network's answer, without the weights that the loss gave small classes.
+
+    Parameters
+    ----------
+    probs : (K, X, Y, Z) float
+        As the network says them.
+    plan : Plan
+        Weights.
+    """
     if plan.weights:
         probs = probs / torch.tensor(plan.weights).view(-1, 1, 1, 1)
         probs = probs / probs.sum(0)
     return probs
 
 
-def views(image: Tensor, plan: Plan, *, predictor: infer.Predictor, count: int) -> list[Tensor]:
+def views(
+    image: Tensor, plan: Plan, *, predictor: infer.Predictor, count: int, answer: Answer = belief
+) -> list[Tensor]:
     """Class probabilities of the scan as it is, and of copies turned, stretched and brightened, each turned back.
 
     Parameters
@@ -50,15 +71,17 @@ def views(image: Tensor, plan: Plan, *, predictor: infer.Predictor, count: int) 
         Windows to logits.
     count : int
         Of the copies.
+    answer : callable
+        What is asked of the network: `belief`, or `infer.probabilities` as a prediction takes them.
     """
-    found = [belief(image, plan, predictor=predictor)]
+    found = [answer(image, plan, predictor=predictor)]
     for grid, matrix, gain in _turns(image.shape[1:], plan.spacing, count=count):
         seen = affine.onto(image, grid, grid=grid, matrix=matrix) * gain
         if plan.kind != "scalar":
             linear = torch.from_numpy(matrix[:3, :3]).float().view(1, 3, 3, 1, 1, 1)
             seen = directions.follow(seen[None], linear, kind=plan.kind)[0]
         back: Array = np.asarray(np.linalg.inv(matrix), np.float64)
-        found.append(affine.onto(belief(seen, plan, predictor=predictor), grid, grid=grid, matrix=back))
+        found.append(affine.onto(answer(seen, plan, predictor=predictor), grid, grid=grid, matrix=back))
     return found
 
 

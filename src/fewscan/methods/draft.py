@@ -29,11 +29,13 @@ from fewscan.space import affine, directions, kernels
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.geometry import Array, Geometry, with_at_most
-from fewscan.space.similarity import ncc
+from fewscan.space.similarity import SIMILARITIES, features, ncc
 from fewscan.space.volume import IGNORE, Case, Volume, resample
 
 MOST_ATLASES = 8  # that are registered to one scan
 MOST_VOXELS = 1_000_000  # of the grid on which a training run deforms its atlases
+THUMBNAIL = (24, 24, 24)
+ACROSS = frozenset({"mi", "mind"})  # similarities of scans whose intensities mean different things
 MOST_FOLDING = 0.01  # share of folded voxels from which an atlas is dropped
 
 
@@ -84,7 +86,7 @@ def draft(
     config : RegisterConfig
         Of each registration.
     fusion : {"local", "joint", "majority"}
-        How votes are weighted.
+        How votes are weighted; across modalities all count alike, see `fusion_of`.
     device : torch.device
         Where to deform.
 
@@ -99,7 +101,8 @@ def draft(
     atlases = [replace(atlas, image=to_look_at(atlas.image)) for atlas in atlases]
     record: dict[str, dict[str, float | bool]] = {}
     voters, asked = [], []
-    for atlas in nearest(scan, atlases):
+    similarity = config.deform.similarity
+    for atlas in nearest(scan, atlases, similarity=similarity):
         found = pairwise.register(scan, atlas.image, config=config, device=device)
         folding, likeness = found.report["folding"], found.report["similarity"]["after"]
         fine = folding <= MOST_FOLDING
@@ -109,13 +112,15 @@ def draft(
             asked.append(atlas.drawn)
     if not voters:
         raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
-    label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion)
+    label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion_of(fusion, similarity))
     drawn = None if None in asked else frozenset[int]().union(*(one for one in asked if one is not None))
     return Draft(label, sure, record, drawn)
 
 
-def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) -> Sequence[Case]:
-    """The atlases most like a scan, by the correlation of thumbnails over the same share of each block.
+def nearest(
+    scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES, similarity: str = "ncc"
+) -> Sequence[Case]:
+    """The atlases most like a scan, by thumbnails over the same share of each block.
 
     Parameters
     ----------
@@ -125,13 +130,71 @@ def nearest(scan: Volume, atlases: Sequence[Case], *, most: int = MOST_ATLASES) 
         All there are.
     most : int
         How many to keep.
+    similarity : str
+        As for `most_alike`.
     """
     if len(atlases) <= most:
         return atlases
-    small = (24, 24, 24)
-    fixed = resample(_unit(scan.data[:1]), small)[None]
-    alike = [float(ncc(fixed, resample(_unit(atlas.image.data[:1]), small)[None])) for atlas in atlases]
-    return [atlases[i] for i in np.argsort(alike)[::-1][:most]]
+    small = [thumbnail_of(atlas.image) for atlas in atlases]
+    return [atlases[i] for i in most_alike(thumbnail_of(scan), small, most=most, similarity=similarity)]
+
+
+def thumbnail_of(scan: Volume) -> Tensor:
+    """A scan as `thumbnail` shows it.
+
+    Parameters
+    ----------
+    scan : Volume
+        As it was read.
+    """
+    return thumbnail(_unit(to_look_at(scan).data[:1]))
+
+
+def thumbnail(image: Tensor) -> Tensor:
+    """The first channel in few voxels, (1, 1, X, Y, Z): enough to tell which scans are alike.
+
+    Parameters
+    ----------
+    image : (C, X, Y, Z) float
+        Normalised.
+    """
+    return resample(image[:1], THUMBNAIL)[None]
+
+
+def most_alike(scan: Tensor, atlases: Sequence[Tensor], *, most: int, similarity: str = "ncc") -> list[int]:
+    """Places of the atlases most like a scan, the most alike first.
+
+    Parameters
+    ----------
+    scan : (1, 1, X, Y, Z) float
+        Thumbnail.
+    atlases : sequence of (1, 1, X, Y, Z) float
+        Thumbnails.
+    most : int
+        How many.
+    similarity : str
+        Of the registration; across modalities ("mi", "mind") it is what thumbnails are compared by too, else they are
+        by their correlation.
+    """
+    if similarity in ACROSS:
+        fixed = features(similarity, scan)
+        alike = [float(SIMILARITIES[similarity](fixed, features(similarity, atlas))) for atlas in atlases]
+    else:
+        alike = [float(ncc(scan, atlas)) for atlas in atlases]
+    return [int(i) for i in np.argsort(alike)[::-1][:most]]
+
+
+def fusion_of(fusion: Fusion, similarity: str) -> Fusion:
+    """How votes are weighted: by likeness of intensities only where intensities can be compared.
+
+    Parameters
+    ----------
+    fusion : {"local", "joint", "majority"}
+        As it was asked for.
+    similarity : str
+        Of the registration.
+    """
+    return "majority" if similarity in ACROSS else fusion
 
 
 def shaped(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,84 @@ from fewscan.learn.plan import Plan
 from fewscan.learn.session import Session
 
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which a later segmenter must not be worse
+FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
+SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
+ALIKE = 0.6  # least Dice between the first mask and the vote of the atlases for them to be believed
+LEAST_SEEN = 0.5  # share of the structures that atlases must reach
+
+
+class Known(NamedTuple):
+    """What atlases are worth among themselves, each left out once with all scans of its patient.
+
+    Parameters
+    ----------
+    worth : float
+        Mean Dice of the others' vote; assumed where none could be left out.
+    likeness : tuple of float
+        How alike the deformed others are to each, around its structures; empty where none could be left out.
+    """
+
+    worth: float
+    likeness: tuple[float, ...]
+
+    @property
+    def floor(self) -> float:
+        """Likeness below which the atlases do not fit a scan."""
+        spread = float(np.std(self.likeness, ddof=1)) if len(self.likeness) > 1 else 0.0
+        return float(np.mean(self.likeness)) - FIT * (spread + SLACK) if self.likeness else 0.0
+
+
+def one_each(atlases: Sequence[Prepared], *, most: int) -> list[Prepared]:
+    """Atlases to leave out in turn, a scan of every patient before a second one of any; none of a single patient.
+
+    Parameters
+    ----------
+    atlases : sequence of Prepared
+        All there are.
+    most : int
+        How many to leave out.
+    """
+    turns, order = Counter[str](), []
+    for atlas in atlases:
+        order.append((turns[atlas.whose], atlas))
+        turns[atlas.whose] += 1
+    return [atlas for _, atlas in sorted(order, key=lambda row: row[0])][:most] if len(turns) > 1 else []
+
+
+def uncalibrated(known: Known) -> str:
+    """Why nobody can tell whether atlases fit a scan; empty where they were compared with each other.
+
+    Parameters
+    ----------
+    known : Known
+        Of the atlases.
+    """
+    if known.likeness:
+        return ""
+    return (
+        "nothing was calibrated: without atlases of two patients that fit each other nobody knows how well they "
+        "usually fit; give more with --atlases, or ask for --personalize always"
+    )
+
+
+def objection(evidence: Mapping[str, float]) -> str:
+    """What speaks against atlases in the shape of a scan; empty where nothing does.
+
+    Parameters
+    ----------
+    evidence : mapping of str to float
+        ``reached``, ``likeness``, ``likeness_floor`` and ``agreement``.
+    """
+    if evidence["reached"] < LEAST_SEEN:
+        return f"the atlases reach {evidence['reached']:.0%} of the structures only: another field of view?"
+    if evidence["likeness"] < evidence["likeness_floor"]:
+        return (
+            f"the deformed atlases fit the scan by {evidence['likeness']:.3f}, at least "
+            f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast or body part?"
+        )
+    if evidence["agreement"] < ALIKE:
+        return f"atlases and first mask agree by a Dice of {evidence['agreement']:.2f} only: one of them is wrong"
+    return ""
 
 
 def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor) -> float:

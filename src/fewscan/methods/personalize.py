@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from fewscan.learn.registrar import Registrar, register_images
 from fewscan.learn.state import State
 from fewscan.learn.views import belief, views
 from fewscan.methods import draft, segment, voting
-from fewscan.methods.evidence import mean_dice, met
+from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, uncalibrated
 from fewscan.methods.pseudo import ALONE, Rating, index_of
 from fewscan.space import affine, directions
 from fewscan.space import field as fields
@@ -50,12 +51,9 @@ MOST_MASKS = 8  # labels that supervise the deformation, the largest ones: each 
 AFFINE_LEVELS = ((8_000, 60),)
 WARMED = DeformConfig(shrink=(2,), steps=(30,))  # from a registration network's answer
 COLD = DeformConfig(shrink=(4, 2), steps=(60, 40))
-FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
-SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
-ALIKE = 0.6  # least Dice between the first mask and the vote of the atlases for them to be believed
+MOST_FITTED = 12  # atlases that are affinely fitted to a scan; of more, thumbnails tell those most like it
 TRIED = 5  # steps of the refinement after which it is known how long one takes
 FITTING = "atlases and scan fit each other"
-LEAST_SEEN = 0.5  # share of the structures that atlases must reach
 
 Mode = Literal["auto", "always"]
 
@@ -100,27 +98,6 @@ class PersonalizeConfig:
             raise ConfigError("personalisation needs at least one atlas and one round, and no negative number")
         if not 0 <= self.memory < 1 or self.anatomy < 0 or self.lr <= 0:
             raise ConfigError("memory must lie in 0 to 1, anatomy must not be negative and lr must be positive")
-
-
-class Known(NamedTuple):
-    """What the atlases are worth among themselves, each left out once.
-
-    Parameters
-    ----------
-    worth : float
-        Mean Dice of the others' vote.
-    likeness : tuple of float
-        How alike the deformed others are to each, around its structures.
-    """
-
-    worth: float
-    likeness: tuple[float, ...]
-
-    @property
-    def floor(self) -> float:
-        """Likeness below which the atlases do not fit a scan."""
-        spread = float(np.std(self.likeness, ddof=1)) if len(self.likeness) > 1 else 0.0
-        return float(np.mean(self.likeness)) - FIT * (spread + SLACK) if self.likeness else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,24 +152,34 @@ class Personalizer:
         How.
     hardware : Hardware
         Where.
+    say : callable
+        Gets a line as the atlases are compared with each other, before the first scan.
     """
 
     def __init__(
-        self, model: Model, atlases: Sequence[Prepared], *, config: PersonalizeConfig, hardware: Hardware
-    ) -> None:
+        self, model: Model, atlases: Sequence[Prepared], *, config: PersonalizeConfig, hardware: Hardware,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
         self.model, self.plan, self.config, self.hardware = model, model.plan, config, hardware
-        self.atlases = list(atlases)
+        self.atlases, self.say = list(atlases), say
         self.segmenter = model.segmenter.to(hardware.device).eval()
         self._known: Known | None = None
+
+    @functools.cached_property
+    def _thumbnails(self) -> list[Tensor]:
+        """Of all atlases."""
+        return [draft.thumbnail(torch.from_numpy(np.array(atlas.guide))) for atlas in self.atlases]
 
     @property
     def known(self) -> Known:
         """Found out when it is first asked for."""
         if self._known is None:
             worth, alike = [], []
-            for case in self.atlases[: self.config.atlases] if len(self.atlases) > 1 else []:
+            left_out = one_each(self.atlases, most=self.config.atlases)
+            for i, case in enumerate(left_out, start=1):
+                self.say(f"what the atlases are worth: {i} of {len(left_out)}, left out with all scans of the patient")
                 guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
-                voters = self._shaped(self._aligned(guide, own, leave=case), mask=None)
+                voters = self._shaped(self._aligned(guide, own, leave=case.whose), mask=None)
                 if voters:
                     vote = voting.shares(guide, voters, classes=self.plan.classes)
                     asked = voting.asked_for(voters, classes=self.plan.classes)
@@ -222,12 +209,19 @@ class Personalizer:
             Budget; rounds and refinement that do not fit into it are left out.
         tick : callable
             Gets the share that is done.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If a signal asks to stop: a scan that is half refined has no answer.
         """
         known, begin = self.known, time.monotonic()  # what is found out once is on no scan's budget
         image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
         before, first, steady = self._views(image)
         if not labelled(before, self.plan).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
+        if mode == "auto" and (refused := uncalibrated(known)):
+            return Personalized(before, before, "before", refused, {"consistency": steady})
         guide = directions.guide(image, self.plan.kind)
         mask, voters, aligned = first, list[voting.Voter](), self._aligned(guide, own)
         for turn in range(self.config.rounds):
@@ -236,7 +230,8 @@ class Personalizer:
             if not voters:
                 return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
             vote, agreement = self._vote(guide, voters, first)
-            share = Rating(known.worth, min(agreement / max(known.worth, 1e-3), 0.95), agreement, assumed=False).weights
+            reliable = min(agreement / max(known.worth, 1e-3), 0.95)
+            share = Rating(known.worth, reliable, agreement, assumed=not known.likeness).weights
             mask = self.config.memory * mask + (1 - self.config.memory) * self._fused(vote, first, share)
             if seconds is not None and time.monotonic() - begin > 0.4 * seconds:
                 break
@@ -281,22 +276,30 @@ class Personalizer:
 
     # ---------------------------------------------------------------------------------------------------- atlases
 
-    def _aligned(self, guide: Tensor, own: Geometry, *, leave: Prepared | None = None) -> _Aligned:
-        """The atlases most like a scan, affinely onto it; and what a registration network says of them."""
+    def _aligned(self, guide: Tensor, own: Geometry, *, leave: str | None = None) -> _Aligned:
+        """The atlases most like a scan, without a patient's, affinely onto it; and where a network lets them start."""
         grid = with_at_most(own, MOST_VOXELS)
         fixed = resample(guide, grid.shape)
         found = []
-        for atlas in self.atlases:
-            if atlas is not leave:
-                other = grid_of(atlas, self.plan.spacing)
-                whole = torch.from_numpy(np.array(atlas.guide))
-                matrix = affine.fit(guide[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
-                moving = affine.onto(whole, other, grid=grid, matrix=matrix)
-                found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
+        for atlas in self._candidates(guide, leave=leave):
+            other = grid_of(atlas, self.plan.spacing)
+            whole = torch.from_numpy(np.array(atlas.guide))
+            matrix = affine.fit(guide[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
+            moving = affine.onto(whole, other, grid=grid, matrix=matrix)
+            found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
         best = sorted(found, key=lambda row: -row[0])[: self.config.atlases]
         moving = torch.stack([row[3] for row in best])
         atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
         return _Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving))
+
+    def _candidates(self, guide: Tensor, *, leave: str | None) -> list[Prepared]:
+        """Atlases to fit to a scan: all of them, or where they are many those with the thumbnails most like its own."""
+        pool = [i for i, atlas in enumerate(self.atlases) if atlas.whose != leave]
+        most = max(MOST_FITTED, self.config.atlases)
+        if len(pool) > most:
+            small = draft.most_alike(draft.thumbnail(guide), [self._thumbnails[i] for i in pool], most=most)
+            pool = [pool[i] for i in small]
+        return [self.atlases[i] for i in pool]
 
     def _shaped(self, aligned: _Aligned, *, mask: Tensor | None) -> list[voting.Voter]:
         """The atlases in the shape of the scan; those that fold are left out."""
@@ -351,16 +354,7 @@ class Personalizer:
 
     def _refusal(self, evidence: Mapping[str, float]) -> str:
         """Why the first mask is kept; empty where nothing speaks for that."""
-        if evidence["reached"] < LEAST_SEEN:
-            return f"the atlases reach {evidence['reached']:.0%} of the structures only: another field of view?"
-        if evidence["likeness"] < evidence["likeness_floor"]:
-            return (
-                f"the deformed atlases fit the scan by {evidence['likeness']:.3f}, at least "
-                f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast or body part?"
-            )
-        if evidence["agreement"] < ALIKE:
-            return f"atlases and first mask agree by a Dice of {evidence['agreement']:.2f} only: one of them is wrong"
-        return ""
+        return uncalibrated(self.known) or objection(evidence)
 
     # ------------------------------------------------------------------------------------------------- refinement
 
@@ -376,11 +370,13 @@ class Personalizer:
             cases, network, plan=self.plan, settings=settings, hardware=self.hardware, name="personalize"
         )
         state, steps, begin = State([network], train), self.config.steps, time.monotonic()
-        state = fit([phase], state, limits=Limits(steps=steps, until=min(1.0, TRIED / steps)), config=train, seed=0)
-        if until is not None:  # as many as there is time for, those that showed how long one takes included
-            left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
-            steps = min(steps, state.step + max(1, int(left)))
-        state = fit([phase], state, limits=Limits(steps=steps), config=train, seed=0)
+        for share in (min(1.0, TRIED / steps), 1.0):
+            state = fit([phase], state, limits=Limits(steps=steps, until=share), config=train, seed=0)
+            if state.interrupted:  # what is half refined is no answer to write; scans finished before stay
+                raise KeyboardInterrupt
+            if until is not None:  # as many as there is time for, those that showed how long one takes included
+                left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
+                steps = min(steps, state.step + max(1, int(left)))
         return state.average_of(network).eval()
 
     def _lessons(self, case: Prepared, voters: Sequence[voting.Voter], mask: Tensor) -> list[Prepared]:
