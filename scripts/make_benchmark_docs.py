@@ -110,6 +110,8 @@ def _joint(rows: list[Row]) -> list[str]:
             if "joint" in found and other in found:
                 ours, theirs = found["joint"].get(cases, {}), found[other].get(cases, {})
                 same = [name for name in ours if name in theirs]
+                if not same:  # a joint run that found no use in unlabelled scans trains no registrar
+                    continue
                 paired = paired_test([ours[n] for n in same], [theirs[n] for n in same])
                 lines.append(
                     f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} alone over "

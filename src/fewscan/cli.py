@@ -140,7 +140,9 @@ def train(
             observe=observe,
         )
     if not dry_run:
-        stdout().print(f"{model.describe()}\nNext: fewscan predict {out} NEW_SCAN -o out", markup=False)
+        only = model.provenance.get("method") == "register"
+        then = f"register FIXED MOVING -o out --model {out}" if only else f"predict {out} NEW_SCAN -o out"
+        stdout().print(f"{model.describe()}\nNext: fewscan {then}", markup=False)
 
 
 @app.command(epilog=examples("predict model new.nii.gz -o out", "predict model scans/images -o out --skip-existing"))

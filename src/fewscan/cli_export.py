@@ -25,7 +25,11 @@ Kind = Literal["dicom-seg", "rtstruct", "seg-nrrd", "nnunet", "bids", "onnx", "m
 )
 def export(
     thing: Annotated[
-        Path, typer.Argument(help="Label map; data set for nnunet; model for onnx and monai.", metavar="THING")
+        Path,
+        typer.Argument(
+            help="Label map, or for bids a folder of them; data set for nnunet; model for onnx and monai.",
+            metavar="THING",
+        ),
     ],
     kind: Annotated[Kind, typer.Option("--as", help="For whom to write.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File or folder to write; must be new.")],

@@ -15,7 +15,7 @@ app.add_typer(
     name="tracts",
     help="White matter: inputs from diffusion scans, masks of bundles, their figures, cohorts.",
     epilog=examples(
-        "tracts inputs dwi.nii.gz --bvals dwi.bval --bvecs dwi.bvec --mask brain.nii.gz -o case/inputs",
+        "tracts inputs dwi.nii.gz --bvals dwi.bval --bvecs dwi.bvec --mask brain.nii.gz -o case",
         "tracts evaluate predicted reference -o figures",
     ),
 )

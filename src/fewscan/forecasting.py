@@ -78,7 +78,7 @@ def by_training(data: Dataset, out: Path, *, how: Training) -> list[Observation]
     plan, test = subsets(data, seed=how.seed)
     if how.budget is None and how.steps is None:
         how = replace(how, budget=BUDGET_S)
-    if how.method != "joint":  # the others learn nothing from scans without a label, of which one may be damaged
+    if how.method != "joint":  # the others need no scan without a label, of which one may be damaged
         data = replace(data, cases=data.labelled)
     found = list[Observation]()
     for i, train in enumerate(plan):

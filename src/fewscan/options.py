@@ -42,7 +42,13 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting; repeatable.", metavar="KEY=VALUE")
 ]
 Personalize = Literal["never", "auto", "always"]
-Method = Annotated[str, typer.Option(help="Published method to train with.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="auto, segment, register or joint; auto is joint where there are unlabelled scans, unless labels overlap.",
+        metavar="METHOD",
+    ),
+]
 Images = Annotated[
     list[Path] | None,
     typer.Option(help="Where scans are, if they have moved; repeatable.", metavar="FOLDER"),

@@ -135,7 +135,7 @@ def test_three_and_three_patients_cannot_show_what_three_and_four_can(scans, nor
 @pytest.mark.parametrize(
     ("found", "more", "said"),
     [
-        (named(), {"told": False}, "Too few patients to tell whether the populations differ: compare at least 4 of"),
+        (named(), {"told": False}, "Too few patients to tell whether the populations differ: compare at least 3 and 4"),
         (named(), {"told": False, "lost": 0.28}, "Dice is 0.28 lower on the target, and there are too few patients to"),
         (named(), {"lost": 0.28}, "Dice is 0.28 lower on the target, and nothing measured here explains it: look at"),
         (named(), {"lost": 0.05}, "use the model as it is"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fewscan.judge.looks import Array, Look
 
 PERMUTATIONS = 999
-FEWEST = 3  # patients on each side, below which nothing is shown
+FEWEST = 3  # patients on each side, below which nothing is named
 DIMENSIONS = 8  # of the features, by principal components, in which Gaussians are compared
 RARE = 0.05
 LOST = 0.1  # Dice by which a model may be worse on the target before the advice says so
@@ -293,7 +293,7 @@ def _repaired(found: Systematic, named: Sequence[str]) -> str:
 
 def _nothing_named(found: Systematic, *, told: bool) -> str:
     if not told:
-        return f"Too few patients to tell whether the populations differ: compare at least {FEWEST + 1} of each"
+        return f"Too few patients to tell whether the populations differ: compare at least {FEWEST} and {FEWEST + 1}"
     if found.named:
         return (
             "Only the intensity scale differs, which the model's normalisation takes away: there is nothing to repair"

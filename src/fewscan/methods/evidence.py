@@ -73,8 +73,8 @@ def uncalibrated(known: Known) -> str:
     if known.likeness:
         return ""
     return (
-        "nothing was calibrated: without atlases of two patients that fit each other nobody knows how well they "
-        "usually fit; give more with --atlases, or ask for --personalize always"
+        "how well atlases usually fit shows only with those of two patients that fit each other, and nothing was "
+        "calibrated; give more with --atlases, or ask for --personalize always"
     )
 
 

@@ -26,7 +26,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import safetensors
@@ -140,9 +140,12 @@ def run(request: Request) -> Model:
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         both = _Both(session, alone, register.build(session), _held(session), _earlier(request), stop)
         state, early = _apart(both)
-        if both.noted("scans", lambda: _scans_help(both, state, early), otherwise=False):
-            return _in_turns(both, state)
-        return _finish(both, both.fit([alone]))
+        found = both.noted("scans", lambda: _scans_help(both, state, early), otherwise={"help": False})
+        if "reason" in found:
+            request.say(found["reason"])
+        if found["help"]:
+            return _in_turns(both, state, found)
+        return _finish(both, both.fit([alone]), found)
 
 
 def _apart(both: _Both) -> tuple[State, float]:
@@ -158,11 +161,11 @@ def _apart(both: _Both) -> tuple[State, float]:
     return both.fit([first], until=end), early
 
 
-def _in_turns(both: _Both, state: State) -> Model:
+def _in_turns(both: _Both, state: State, found: Mapping[str, Any]) -> Model:
     """Train the registrar by itself, then both, each with what the other knows."""
     session, config = both.session, both.session.settings.joint
     if session.interrupted or both.stop.is_set():
-        return _finish(both, state)
+        return _finish(both, state, found)
     begin = both.noted("registrar", session.fraction, otherwise=config.apart)  # later in a run that is extended
     state = both.fit([both.together], until=max(config.apart, begin + config.apart * config.registrar))
     before = _kept(both, state)
@@ -175,7 +178,7 @@ def _in_turns(both: _Both, state: State) -> Model:
     guarded = session.unlabelled and session.bounds.seconds is not None
     last = [both.alone] if session.unlabelled else both.shared([both.alone])
     state = both.fit(last, until=GUARD if guarded else 1.0)
-    return _finish(both, state, before=before, labeller=labeller)
+    return _finish(both, state, found, before=before, labeller=labeller)
 
 
 def _earlier(request: Request) -> str:
@@ -213,29 +216,31 @@ def _fit(both: _Both, state: State, *, held: bool = False) -> float:
     return float(np.mean([fit(case, both.session, predictor=predictor) for case in cases[:COMPARED]]))
 
 
-def _scans_help(both: _Both, state: State, early: float) -> bool:
-    """Whether more scans promise more than more steps do, for scans that were never seen.
+def _scans_help(both: _Both, state: State, early: float) -> dict[str, Any]:
+    """Whether more scans promise more than more steps do, for scans that were never seen; with the figures.
 
     More scans can close the gap between seen and unseen ones. What steps bring follows from what the last doubling of
     their number brought. Joint training takes about half a doubling away, and may well close half of the gap.
     """
     if not both.session.unlabelled:  # both networks were asked for
-        return True
-    seen, say = _fit(both, state), both.session.request.say
+        return {"help": True}
+    found: dict[str, Any] = {"help": True, "seen": round(_fit(both, state), 4)}
     alone = "the segmenter learns on from drawn labels alone, and no registration network is trained"
-    if seen < FITTED:
-        say(f"the drawn labels are not fitted yet (Dice {seen:.2f}): {alone}")
-        return False
+    if found["seen"] < FITTED:
+        return found | {
+            "help": False,
+            "reason": f"the drawn labels are not fitted yet (Dice {found['seen']:.2f}): {alone}",
+        }
     if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
-        return True
-    unseen = _fit(both, state, held=True)
-    helped = seen - unseen > max(0.0, unseen - early)
-    say(
-        f"Dice {seen:.3f} on scans that the segmenter learns from, {unseen:.3f} on {len(both.held)} kept from it, and "
-        f"{early:.3f} there half-way: "
-        + ("unlabelled scans can help" if helped else f"steps promise more than scans, {alone}")
+        return found
+    found |= {"unseen": round(_fit(both, state, held=True), 4), "half_way": round(early, 4), "kept": len(both.held)}
+    found["help"] = found["seen"] - found["unseen"] > max(0.0, found["unseen"] - early)
+    told = "unlabelled scans can help" if found["help"] else f"steps promise more than scans, {alone}"
+    found["reason"] = (
+        f"Dice {found['seen']:.3f} on scans that the segmenter learns from, {found['unseen']:.3f} on {found['kept']} "
+        f"kept from it, and {early:.3f} there half-way: {told}"
     )
-    return helped
+    return found
 
 
 def _phases(both: _Both, labeller: Labeller, labels: Mapping[str, Index]) -> list[Phase]:
@@ -340,7 +345,14 @@ def _kept(both: _Both, state: State) -> nn.Module:
     return kept
 
 
-def _finish(both: _Both, state: State, *, before: nn.Module | None = None, labeller: Labeller | None = None) -> Model:
+def _finish(
+    both: _Both,
+    state: State,
+    found: Mapping[str, Any],
+    *,
+    before: nn.Module | None = None,
+    labeller: Labeller | None = None,
+) -> Model:
     """Keep the better segmenter by evidence that needs no further label; the registrar where it was trained."""
     session = both.session
     after, verdict = state.average_of(both.alone.train), {}
@@ -353,7 +365,7 @@ def _finish(both: _Both, state: State, *, before: nn.Module | None = None, label
         verdict |= _compared(both, labeller, kept)
     trained = state.place_of(both.registrar) in state.first
     others = {"registrar": state.average_of(both.registrar)} if trained else {}
-    record = {"guard": verdict, "apart": both.earlier or both.limits}
+    record = {"guard": verdict, "scans": dict(found), "apart": both.earlier or both.limits}
     model = session.finish(kept, others=others, record=record)
     if not session.interrupted:  # label maps of other people's scans must not travel with the model
         shutil.rmtree(session.request.out / PSEUDO, ignore_errors=True)
