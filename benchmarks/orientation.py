@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 
 from fewscan.space.field import Field
 from fewscan.space.geometry import Geometry
+from fewscan.space.orientation import axes_text, prove, signed_permutations
 from fewscan.tracts import anatomy as anatomies
 from fewscan.tracts import cohort, inputs
 from fewscan.tracts.anatomy import Anatomy, Tumour
 from fewscan.tracts.estimate import fit_tensors
-from fewscan.tracts.gradients import axes_text, signed_permutations
-from fewscan.tracts.orientation import prove
 from fewscan.tracts.population import CohortConfig, Render, plan
 
-CODE = ("tracts/orientation.py", "tracts/cohort.py")
+CODE = ("space/orientation.py", "tracts/cohort.py")
 LEAST_NAMED = 0.95
 
 

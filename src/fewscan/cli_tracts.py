@@ -96,7 +96,11 @@ def evaluate(
 
 
 @tracts.command(
-    epilog=examples("tracts cohort anatomy.npz -o cohort", "tracts cohort anatomy.npz -o small --train 4 --jobs 2")
+    epilog=examples(
+        "tracts cohort anatomy.npz -o cohort",
+        "tracts cohort anatomy.npz -o small --train 4 --jobs 2",
+        "tracts cohort anatomy.npz -o hard --hard",
+    )
 )
 def cohort(
     anatomy: Annotated[Path, typer.Argument(help="Sticks, ball and bundles of one real brain.", metavar="ANATOMY")],
@@ -105,16 +109,18 @@ def cohort(
     val: Annotated[int, typer.Option(help="Healthy people to validate on.", min=0)] = 6,
     pool: Annotated[int, typer.Option(help="Patients to adapt with.", min=0)] = 8,
     test: Annotated[int, typer.Option(help="People scanned four times.", min=0)] = 12,
+    hard: Annotated[bool, typer.Option("--hard", help="People who differ more from each other.")] = False,
     jobs: Annotated[int, typer.Option(help="Scans made at a time, in processes.", min=1)] = 1,
     seed: Seed = 0,
 ) -> None:
     """Healthy people and patients made from one brain, with 2 x 2 twins and true displacements; resumable."""
     from fewscan.progress import display
-    from fewscan.tracts.anatomy import read_anatomy
+    from fewscan.tracts.anatomy import Variation, read_anatomy
     from fewscan.tracts.cohort import make_cohort
-    from fewscan.tracts.population import CohortConfig
+    from fewscan.tracts.population import HARD, CohortConfig
 
-    config = CohortConfig(train=train, val=val, pool=pool, test=test, seed=seed)
+    variation = HARD if hard else Variation()
+    config = CohortConfig(train=train, val=val, pool=pool, test=test, seed=seed, variation=variation)
     with display("cohort") as observe:
         record = make_cohort(read_anatomy(anatomy), out, config=config, jobs=jobs, tell=observe)
     made, there = record["made"], len(record["cases"]) - record["made"]

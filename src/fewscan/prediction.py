@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import kinds, places
+from fewscan.data import kinds, places, proof
 from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
@@ -54,6 +54,8 @@ class Prediction:
         What the guard of personalisation kept, why, and its evidence.
     expected : mapping, optional
         Expected Dice of each label with its range and level, and the slices to look at first.
+    warning : str, optional
+        What was found wrong with the scan that does not keep it from being segmented.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Prediction:
     skipped: bool = False
     personalized: Mapping[str, Any] | None = None
     expected: Mapping[str, Any] | None = None
+    warning: str | None = None
 
 
 def predict(
@@ -178,7 +181,7 @@ def predict_by(
         if skip_existing and target.exists():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(model, scan, target, work=lambda volume: work(volume, tick))
+        answer = _predict_one(model, scan, target, work=lambda volume: work(volume, tick), observe=observe)
         done.append(answer)
         row = {key: value for key, value in asdict(answer).items() if value is not None}
         name = target.relative_to(folder).as_posix()
@@ -254,7 +257,9 @@ def _claim(folder: Path, scans: Sequence[inputs.Scan], *, model: Model, skip_exi
     return records
 
 
-def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callable[[Volume], Answer]) -> Prediction:
+def _predict_one(
+    model: Model, scan: inputs.Scan, target: Path, *, work: Callable[[Volume], Answer], observe: Observer | None
+) -> Prediction:
     """Read, segment, write."""
     begin = time.monotonic()
     kind = kinds.kind_of_scan(scan.images, wanted=model.plan.kind)
@@ -264,6 +269,9 @@ def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callabl
         )
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
     volume = replace(volume, kind=kind)
+    warning = _misfit(volume, scan.images)
+    if warning is not None and observe is not None:
+        observe(f"warning: {scan.id}: {warning}")
     answer, told = work(volume)
     if model.plan.overlapping:
         masks = dict(zip(model.names.values(), answer.label, strict=True))
@@ -276,7 +284,15 @@ def _predict_one(model: Model, scan: inputs.Scan, target: Path, *, work: Callabl
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
         write_image(answer.probs, path, native=volume.native)
     volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
-    return Prediction(id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, **told)
+    return Prediction(
+        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, warning=warning, **told
+    )
+
+
+def _misfit(volume: Volume, images: Sequence[Path]) -> str | None:
+    """What speaks against directions that nobody has proven; None where nothing does."""
+    found = proof.examine(volume.data, volume.geometry, images=images, kind=volume.kind)
+    return next((f"{f.message}; {f.remedy}" for f in found if f.severity == "error"), None)
 
 
 def _counts(label: NDArray[Any], model: Model) -> dict[int, int]:

@@ -133,6 +133,7 @@ def register_config(
     similarity: str = "lncc",
     spacing_mm: float = 0.0,
     optimise: int | None = None,
+    turned: bool = False,
 ) -> RegisterConfig:
     """How to register, in the words of the command line.
 
@@ -147,6 +148,8 @@ def register_config(
     optimise : int, optional
         Steps of optimisation after a network's answer, at half and at full resolution together; the whole pyramid when
         None.
+    turned : bool
+        Whether one of the scans may lie tilted or on another side than its header says.
 
     Examples
     --------
@@ -158,7 +161,7 @@ def register_config(
     else:
         fine = optimise // 3
         deform = DeformConfig(similarity=similarity, shrink=(2, 1), steps=(optimise - fine, fine))
-    return RegisterConfig(transform=transform, spacing_mm=spacing_mm, deform=deform)
+    return RegisterConfig(transform=transform, spacing_mm=spacing_mm, deform=deform, turned=turned)
 
 
 def _claim(folder: Path, inputs: list[Path]) -> tuple[Path, list[Path]]:

@@ -11,6 +11,7 @@ from typing import Literal
 from fewscan import api, training
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn import checkpoint
+from fewscan.learn.channels import laid
 from fewscan.learn.config import override
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer, Request
@@ -98,6 +99,9 @@ def transfer(
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
     adapted = training.run(request, partial(method.run, source=old))
-    if keep_atlases:
+    gives, holds = adapted.plan.overlapping, request.dataset.overlapping
+    if keep_atlases and gives == holds:
         keep(adapted, request.dataset)
+    elif keep_atlases:
+        request.say(f"no atlases were left: the model that was kept gives {laid(gives)}, the data hold {laid(holds)}")
     return api.with_verbs(adapted)

@@ -16,9 +16,9 @@ from fewscan.data.io import peek
 from fewscan.deliver.directions import directions_png
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry
+from fewscan.space.orientation import Orientation, said
 from fewscan.tracts import streamlines
 from fewscan.tracts.inputs import make_inputs
-from fewscan.tracts.orientation import Orientation, said
 
 PICTURE = "orientation.png"
 

@@ -238,16 +238,13 @@ def test_the_shift_card_and_suggestions_take_bundles(crossed: tuple[Path, api.Mo
     assert [row.id for row in suggest(model, data, device="cpu").ranked] == ["case_3"]
 
 
-def test_what_takes_one_label_a_voxel_says_so(
-    crossed: tuple[Path, api.Model], trained: tuple[Path, api.Model], tmp_path: Path
-) -> None:
+def test_what_takes_one_label_a_voxel_says_so(crossed: tuple[Path, api.Model], tmp_path: Path) -> None:
     data, model = crossed
     said: dict[str, FewscanError] = {}
     tried = {
         "joint": lambda: api.train(data, tmp_path / "joint", method="joint", steps=2, device="cpu"),
         "nnunet": lambda: api.export(data, tmp_path / "nnunet", kind="nnunet"),
         "onnx": lambda: api.export(path_of(model), tmp_path / "model.onnx", kind="onnx"),
-        "transfer": lambda: transfer(trained[1], data, tmp_path / "moved", steps=2, device="cpu"),
     }
     for name, attempt in tried.items():
         with pytest.raises((DataError, ModelError), match="overlap") as caught:

@@ -18,6 +18,7 @@ from fewscan.data.fields import read_field
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.field import Field, determinant, from_matrix
 from fewscan.space.geometry import Geometry
+from fewscan.space.orientation import prove
 from fewscan.tracts.anatomy import (
     Anatomy,
     Person,
@@ -33,8 +34,7 @@ from fewscan.tracts.anatomy import (
 from fewscan.tracts.cohort import make_cohort, scan_of
 from fewscan.tracts.estimate import fit_tensors
 from fewscan.tracts.inputs import fill
-from fewscan.tracts.orientation import prove
-from fewscan.tracts.population import SPLITS, A, B, CohortConfig, Protocol, Render, plan
+from fewscan.tracts.population import HARD, SPLITS, A, B, CohortConfig, Protocol, Render, plan
 from fewscan.tracts.scanner import scanned
 
 REAL = brain()
@@ -83,8 +83,9 @@ def test_a_mirrored_person_has_mirrored_directions_and_swapped_sides() -> None:
     assert angles(found.v[:3], mirrored)[fibre].max() < 0.1
 
 
-def test_people_differ_do_not_fold_and_come_again_with_the_seed() -> None:
-    people = [made_up(REAL, np.random.default_rng(seed), variation=Variation()) for seed in (0, 1, 0)]
+@pytest.mark.parametrize("variation", [Variation(), HARD])
+def test_people_differ_do_not_fold_and_come_again_with_the_seed(variation: Variation) -> None:
+    people = [made_up(REAL, np.random.default_rng(seed), variation=variation) for seed in (0, 1, 0)]
     np.testing.assert_array_equal(people[0].field.u, people[2].field.u)
     assert np.abs(people[0].field.u - people[1].field.u).mean() > 1
     for person in people[:2]:
@@ -94,6 +95,34 @@ def test_people_differ_do_not_fold_and_come_again_with_the_seed() -> None:
         assert (anatomy.f.sum(0) <= 1 + 1e-5).all()
         lengths = np.linalg.norm(anatomy.v[:3], axis=0)[anatomy.f[0] > 0]
         np.testing.assert_allclose(lengths, 1, atol=1e-4)
+
+
+def test_hard_people_differ_more_and_in_smaller_parts() -> None:
+    moved, rough = [], []
+    for variation in (Variation(affine=0.0), replace(HARD, affine=0.0)):
+        people = [made_up(REAL, np.random.default_rng(seed), variation=variation) for seed in range(8)]
+        fields = np.stack([p.field.millimetres() for p in people if not p.mirror])
+        moved.append(np.sqrt((fields**2).sum(1)[:, REAL.mask].mean()))
+        slopes = np.stack(np.gradient(fields, 3.0, axis=(2, 3, 4)))
+        rough.append(np.sqrt((slopes**2).sum((0, 2))[:, REAL.mask].mean()))
+    assert moved[1] > 1.2 * moved[0]
+    assert rough[1] / moved[1] > 1.1 * rough[0] / moved[0]
+
+
+def test_hard_people_are_asked_for_by_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[CohortConfig] = []
+
+    def make(real: Anatomy, out: Path, *, config: CohortConfig, **how: object) -> dict[str, object]:
+        asked.append(config)
+        return {"made": 0, "cases": []}
+
+    monkeypatch.setattr("fewscan.tracts.anatomy.read_anatomy", lambda path: REAL)
+    monkeypatch.setattr("fewscan.tracts.cohort.make_cohort", make)
+    for flags in ([], ["--hard"]):
+        done = CliRunner().invoke(cli.app, ["tracts", "cohort", "a.npz", "-o", str(tmp_path), *flags])
+        assert done.exit_code == 0, done.output
+    assert [config.variation for config in asked] == [Variation(), Variation(sigma_mm=12.0, rms_mm=8.0)]
+    assert replace(asked[1], variation=Variation()) == asked[0]
 
 
 @pytest.mark.parametrize("radius", [6.0, 12.0])

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, from_ras, ras_geometry
+from fewscan.space.orientation import axes_text, parse_axes, signed_permutations
 from fewscan.tracts.gradients import (
     Gradients,
-    axes_text,
     fsl_to_world,
-    parse_axes,
     read_gradients,
-    signed_permutations,
     spread_directions,
 )
 

@@ -18,9 +18,10 @@ from fewscan import white_matter
 from fewscan.data.io import read_image, read_raw, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry, to_ras
+from fewscan.space.orientation import axes_text, parse_axes, prove, signed_permutations
 from fewscan.tracts import estimate
 from fewscan.tracts.estimate import SCALAR_CHANNELS
-from fewscan.tracts.gradients import Gradients, axes_text, fsl_to_world, parse_axes, signed_permutations
+from fewscan.tracts.gradients import Gradients, fsl_to_world
 from fewscan.tracts.inputs import (
     FA,
     PEAKS,
@@ -31,7 +32,6 @@ from fewscan.tracts.inputs import (
     inputs_of_peaks,
     read_peaks,
 )
-from fewscan.tracts.orientation import prove
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, bundles, cohort, dicom_labels
+from fewscan.data import annotation, bundles, cohort, dicom_labels, proof
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.findings import Finding
 from fewscan.data.io import peek, read_labels, read_raw, whole
@@ -176,6 +176,7 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     native = parts[0][1]
     for path, (_, other) in zip(case.images[1:], parts[1:], strict=True):
         found += _grids(native, other, case.id, path, "channel")
+    found += _directions(case, parts, dataset.kind)
     data = to_ras(parts[0][0], native)[0]
     geometry = to_ras(data[0], native)[1]
     finite = data[np.isfinite(data)] if data.dtype.kind == "f" else data
@@ -204,6 +205,17 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
         case.id, case.patient, role, files, geometry.spacing, scale, hashes, label_hash, volume_mm3, centres
     )
     return row, fact, found
+
+
+def _directions(case: CaseFiles, parts: Sequence[tuple[NDArray[Any], Geometry]], kind: Kind) -> list[Finding]:
+    """Whether directions fit the anatomy."""
+    if kind == "scalar":
+        return []
+    ordered = [to_ras(data, native) for data, native in parts]
+    if len({data.shape for data, _ in ordered}) > 1:
+        return []  # that they lie on several grids is found already
+    data = ordered[0][0] if len(ordered) == 1 else np.concatenate([data for data, _ in ordered])
+    return proof.examine(data, ordered[0][1], images=case.images, kind=kind, case=case.id)
 
 
 def _hash(data: NDArray[Any]) -> str:

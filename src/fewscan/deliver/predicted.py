@@ -42,6 +42,11 @@ def predictions(run: Run) -> str:
         for p, verdict in zip(run.predictions, verdicts, strict=True)
         if verdict
     )
+    told += "".join(
+        f'<li class="warning"><b>{escape(str(p.get("id", "")))}</b> {escape(str(p["warning"]))}</li>'
+        for p in run.predictions
+        if p.get("warning")
+    )
     reasons = f'<ul class="findings">{told}</ul>' if told else ""
     return markup.table(columns, rows, caption="Predicted volumes") + reasons + expectations(run.predictions)
 

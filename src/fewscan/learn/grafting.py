@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewscan.data.dataset import load
 from fewscan.data.dicom_labels import plain_name
 from fewscan.errors import ModelError
-from fewscan.learn import overlap
+from fewscan.learn import heads, overlap
 from fewscan.learn.batches import resample_index
 from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model
@@ -200,7 +200,7 @@ def plan_of(request: Request) -> Plan:
     ResourceError
         If even the smallest patch needs more memory than allowed.
     ModelError
-        If the data hold channels of another kind than the model takes, or labels overlap in one of the two only.
+        If the data hold channels of another kind than the model takes.
     """
     assert request.base is not None
     base, data = request.base.plan, request.dataset
@@ -209,11 +209,6 @@ def plan_of(request: Request) -> Plan:
         raise ModelError(
             f"{data.root}: {len(data.channels)} channel(s) of {said(data.kind)}, the model takes {len(base.channels)} "
             f"of {said(base.kind)}; it cannot start from one for the other"
-        )
-    if base.overlapping != data.overlapping:
-        raise ModelError(
-            f"{data.root} holds {laid(data.overlapping)}, the model gives {laid(base.overlapping)}; "
-            "train a model of its own"
         )
     own = make_plan(request)
     own = replace(own, channels=base.channels) if vectors else own
@@ -298,6 +293,9 @@ def changes(plan: Plan, base: Plan) -> list[str]:
         return "x".join(f"{v:.3g}" for v in values)
 
     found = []
+    if plan.overlapping != base.overlapping:
+        start = "mask starts from its class" if plan.overlapping else "class starts from its mask"
+        found.append(f"{laid(plan.overlapping)} instead of {laid(base.overlapping)}, as in the data: each {start}")
     if plan.spacing != base.spacing:
         found.append(
             f"voxels of {text(plan.spacing)} mm instead of {text(base.spacing)} mm: a label would be lost on the "
@@ -315,7 +313,7 @@ def changes(plan: Plan, base: Plan) -> list[str]:
 def graft(network: nn.Module, base: Model, *, plan: Plan) -> Grafted:
     """Give a fresh network the weights of a trained one, matched by name and shape.
 
-    Rows of the last layer go by label name, columns of the first by channel (`channel_sources`).
+    Rows of the last layer go by label name (`heads.carried`), columns of the first by channel (`channel_sources`).
 
     Parameters
     ----------
@@ -338,14 +336,15 @@ def graft(network: nn.Module, base: Model, *, plan: Plan) -> Grafted:
     labels = label_sources(names, before)
     channels = channel_sources(plan.channels, base.plan.channels)
     entries = channels if plan.kind == "scalar" else [(i,) for i in range(plan.width)]
-    rows = [0, *(None if i is None else i + 1 for i in labels)]
+    rows = [None if i is None else i + 1 for i in labels]
     kinds: dict[str, list[str]] = {"kept": [], "adapted": [], "new": []}
     for name, fresh in own.items():
         source = trained[name].to(fresh)
         if name == network.ENTRY:
             answer = torch.stack([source[:, list(places)].mean(1) for places in entries], 1)
         elif name in (network.HEAD or ()):  # type: ignore[operator]
-            answer = torch.stack([fresh[k] if row is None else source[row] for k, row in enumerate(rows)])
+            overlaps = {"before": base.plan.overlapping, "after": plan.overlapping}
+            answer = heads.carried(source, fresh, rows=rows, **overlaps)
         else:
             answer = source if source.shape == fresh.shape else fresh
         kinds[_kind(answer, source, fresh)].append(name)

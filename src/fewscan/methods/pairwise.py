@@ -44,6 +44,8 @@ class RegisterConfig:
         Voxel size of the grid to deform on; 0 takes the fixed scan's own, coarser for very large ones.
     deform : DeformConfig
         The deformable part, and the similarity of all parts.
+    turned : bool
+        Whether one of the scans may lie tilted or on another side than its header says.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class RegisterConfig:
     transform: Transform = "deformable"
     spacing_mm: float = 0.0
     deform: DeformConfig = field(default_factory=DeformConfig)
+    turned: bool = False
 
     def __post_init__(self) -> None:
         if self.transform not in ("rigid", "affine", "deformable"):
@@ -132,7 +135,7 @@ def register(
     tell(0.0, "affine")
     matrix = affine.fit(
         still[seen[:1]], other[seen[:1]], grids=(fixed.geometry, moving.geometry), rigid=config.transform == "rigid",
-        measure=mi if name in ACROSS_MODALITIES else ncc, weight=looked,
+        turned=config.turned, measure=mi if name in ACROSS_MODALITIES else ncc, weight=looked,
     )  # fmt: skip
     mask = None if looked is None else resample(looked, grid.shape)[None]
     before = affine.onto(other[seen], moving.geometry, grid=grid, matrix=np.eye(4))

@@ -255,8 +255,8 @@ def _by_signs(
     """With one labelled patient none can be left out: a collapse shows, a gain does not."""
     signs: dict[str, dict[str, float]] = {}
     hardware, looked = session.hardware, session.unlabelled[:LOOKED]
-    same_input = (session.plan.spacing, session.plan.channels) == (base.plan.spacing, base.plan.channels)
-    if looked and same_input and session.plan.classes == base.plan.classes:
+    own, other = ((p.spacing, p.channels, p.classes, p.overlapping) for p in (session.plan, base.plan))
+    if looked and own == other:
         signs["consistency"] = {}
         for name, network in (("base", base.segmenter), ("adapted", adapted)):
             predictor = infer.network_predictor(network.to(hardware.device).eval(), hardware)

@@ -98,6 +98,7 @@ def fit(
     *,
     grids: tuple[Geometry, Geometry],
     rigid: bool = False,
+    turned: bool = False,
     measure: Similarity = similarity.ncc,
     weight: Tensor | None = None,
     levels: Sequence[tuple[int, int]] = LEVELS,
@@ -105,9 +106,7 @@ def fit(
     """Matrix from fixed to moving world that makes two images most alike.
 
     It starts from the headers, from the centres of the two grids or from the centres of mass, whichever is most alike
-    after a coarse fit; or from a turn about the centre of mass, tilted or onto another side, where that is more alike
-    as it is than any of those after their fit. Then it optimises angles, translations and, unless rigid, scales and
-    shears with Adam.
+    after a coarse fit, and optimises angles, translations and, unless rigid, scales and shears with Adam.
 
     Parameters
     ----------
@@ -117,6 +116,9 @@ def fit(
         Of the fixed and the moving image.
     rigid : bool
         Rotation and translation only.
+    turned : bool
+        Start from tilts and other sides about the centre of mass, too. Small scans can be more alike turned than as
+        they lie, so that headers are believed unless somebody doubts them.
     measure : callable
         Similarity of (1, 1, X, Y, Z) images, the larger the better.
     weight : (1, X, Y, Z) float, optional
@@ -141,10 +143,10 @@ def fit(
         parameters[9:] = torch.from_numpy(start)
         tried.append(_optimise(shrunk[0], parameters, about=about, steps=TRIAL, rigid=rigid, measure=measure))
     value, parameters = max(tried, key=lambda found: found[0])
-    _, best = _most_alike(pair.shrunk(TURNED_VOXELS), _turned(mass[1] - mass[0]), about=about, measure=measure)
-    turned = _most_alike(shrunk[0], [best], about=about, measure=measure)
-    if turned[0] > value:
-        value, parameters = turned
+    if turned:
+        best = _most_alike(pair.shrunk(TURNED_VOXELS), _turned(mass[1] - mass[0]), about=about, measure=measure)
+        tried.append(_optimise(shrunk[0], best, about=about, steps=TRIAL, rigid=rigid, measure=measure))
+        value, parameters = max(tried, key=lambda found: found[0])
     if not np.isfinite(value):
         raise GeometryError("the two images do not overlap, neither by their headers nor by their centres")
     for level, (_, steps) in zip(shrunk, levels, strict=True):
@@ -183,17 +185,16 @@ def _turned(shift: Array) -> list[Tensor]:
     return [torch.from_numpy(np.concatenate([np.deg2rad(turn), np.zeros(6), shift])) for turn in degrees]
 
 
-def _most_alike(pair: _Pair, starts: Sequence[Tensor], *, about: Tensor, measure: Similarity) -> tuple[float, Tensor]:
-    """The best of these parameters as they are, and its value; -inf where none overlaps."""
+def _most_alike(pair: _Pair, starts: Sequence[Tensor], *, about: Tensor, measure: Similarity) -> Tensor:
+    """The best of these parameters as they are."""
     grid, other = pair.grids
     to_moving, from_fixed = torch.from_numpy(np.linalg.inv(other.affine)), torch.from_numpy(np.array(grid.affine))
-    best = -np.inf, starts[0]
+    values = []
     with torch.no_grad():
         for start in starts:
             value = _likeness(pair, _affine_field(to_moving @ build(start, about) @ from_fixed, grid), measure)
-            if value is not None and float(value) > best[0]:
-                best = float(value), start
-    return best
+            values.append(-np.inf if value is None else float(value))
+    return starts[int(np.argmax(values))]
 
 
 def _optimise(

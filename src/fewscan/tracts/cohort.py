@@ -28,6 +28,7 @@ from fewscan.data.bundles import SEGMENTATIONS, write_bundles
 from fewscan.data.fields import write_field
 from fewscan.data.io import write_labelmap
 from fewscan.data.listing import read_json
+from fewscan.data.proof import SIMULATED
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn.checkpoint import USE, write_json
 from fewscan.space.field import Field, determinant
@@ -242,7 +243,7 @@ def write_subject(made: Subject, case: Path, *, spec: str) -> None:
         Of the cohort, so that it is made once.
     """
     grid = made.anatomy.geometry
-    inputs.write_inputs(made.inputs, case, native=grid, record={"source": "simulated"})
+    inputs.write_inputs(made.inputs, case, native=grid, record={"source": SIMULATED})
     write_bundles(made.bundles, case, native=grid)
     if "tumour" in made.truth:
         write_labelmap(made.lesion, case / LESION, native=grid)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.errors import ConfigError, DataError
+from fewscan.errors import DataError
 from fewscan.space.geometry import Array, Geometry
 
 B0 = 50.0
 """s/mm2; volumes up to here count as not diffusion-weighted, as scanners write 5 or 20 for 0."""
 LEAST_DIRECTIONS = 6  # a tensor has six numbers
 SAME_SHELL = 100.0  # s/mm2
-LETTERS = "xyz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +78,7 @@ def read_gradients(bvals: Path, bvecs: Path, *, native: Geometry, axes: Array | 
     native : Geometry
         Grid of the diffusion scan as it is in its file: FSL counts directions along its voxel axes.
     axes : (3, 3) float, optional
-        Signed permutation of the rows, from `parse_axes`, applied before anything else.
+        Signed permutation of the rows, from `orientation.parse_axes`, applied before anything else.
 
     Raises
     ------
@@ -129,66 +127,6 @@ def fsl_to_world(native: Geometry) -> Array:
     if np.linalg.det(turn) > 0:
         turn = turn * np.array([-1.0, 1.0, 1.0])
     return turn
-
-
-def parse_axes(text: str) -> Array:
-    """Signed permutation from words: ``"y,x,-z"`` takes the second row first and reverses the third.
-
-    Parameters
-    ----------
-    text : str
-        Each of x, y and z once.
-
-    Raises
-    ------
-    ConfigError
-        If it is anything else.
-
-    Examples
-    --------
-    >>> parse_axes("y,x,-z").tolist()
-    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
-    """
-    words = [word.strip().lower() for word in text.split(",")]
-    if sorted(word.lstrip("+-") for word in words) != list(LETTERS) or any(len(word) > 2 for word in words):
-        raise ConfigError(f"axes must hold x, y and z once each, such as x,-y,z, got {text!r}")
-    matrix = np.zeros((3, 3))
-    for row, word in enumerate(words):
-        matrix[row, LETTERS.index(word[-1])] = -1.0 if word.startswith("-") else 1.0
-    return matrix
-
-
-def axes_text(matrix: Array) -> str:
-    """The words of `parse_axes` for a signed permutation; of a matrix and its negative the one with fewer signs.
-
-    Directions of diffusion have no sign, so that the two mean the same.
-
-    Parameters
-    ----------
-    matrix : (3, 3) float
-        Signed permutation.
-
-    Examples
-    --------
-    >>> axes_text(-parse_axes("x,-y,z"))
-    'x,-y,z'
-    """
-    signs = matrix.sum(1)
-    if signs.sum() < 0:
-        signs, matrix = -signs, -matrix
-    letters = (LETTERS[int(np.argmax(np.abs(row)))] for row in matrix)
-    return ",".join(f"{'-' if sign < 0 else ''}{letter}" for sign, letter in zip(signs, letters, strict=True))
-
-
-def signed_permutations() -> list[Array]:
-    """All 48 ways to exchange and reverse three axes."""
-    found = []
-    for order in itertools.permutations(range(3)):
-        for signs in itertools.product((1.0, -1.0), repeat=3):
-            matrix = np.zeros((3, 3))
-            matrix[range(3), order] = signs
-            found.append(matrix)
-    return found
 
 
 def spread_directions(count: int, *, seed: int = 0, steps: int = 200) -> Array:

@@ -20,10 +20,10 @@ from fewscan.data.listing import RECORD, TENSOR_CHANNELS
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.space.geometry import Array, Geometry, check_same, ras_geometry, to_ras
+from fewscan.space.orientation import Orientation, axes_text, parse_axes, prove, refuse_wrong, said
 from fewscan.tracts import estimate
 from fewscan.tracts.estimate import PEAK_CHANNELS, SCALAR_CHANNELS
-from fewscan.tracts.gradients import B0, Gradients, axes_text, fsl_to_world, parse_axes, read_gradients
-from fewscan.tracts.orientation import Orientation, prove, refuse_wrong, said
+from fewscan.tracts.gradients import B0, Gradients, fsl_to_world, read_gradients
 
 PEAKS, TENSOR, SCALARS = (TRACT_IMAGES[kind] for kind in ("peaks", "tensor", "scalar"))
 FA, MASK = "fa.nii.gz", "mask.nii.gz"

@@ -51,6 +51,10 @@ B = Protocol(
 )
 
 
+HARD = Variation(sigma_mm=12.0, rms_mm=8.0)
+"""People who differ more, and in smaller parts, than those made otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CohortConfig:
     """What to make.

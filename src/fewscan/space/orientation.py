@@ -10,6 +10,7 @@ directions alike, such as a header with left and right exchanged, cannot be seen
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fewscan.errors import DataError
+from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Array, Geometry
-from fewscan.tracts.gradients import axes_text, parse_axes, signed_permutations
 
 STEPS_MM = (2.5, 5.0, 7.5)
 LEAST_WEIGHT = 0.25  # of a voxel that counts as fibre; on the scale of fractional anisotropy
@@ -30,7 +30,9 @@ MOST_VOXELS = 15_000  # more of them change nothing but the time
 BLOCK_MM = 20.0
 LEAST_LEAD = 3.0
 """Standard errors by which the best must lead before anything is called right or wrong."""
+LEAST_BLOCKS = 8  # fewer tell no standard error
 AS_THEY_ARE = "x,y,z"
+LETTERS = "xyz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Orientation:
     verdict : {"right", "wrong", "unsure"}
         Of the directions as they are.
     axes : str
-        How to take the axes so that they fit best, as `gradients.parse_axes` reads it.
+        How to take the axes so that they fit best, as `parse_axes` reads it.
     lead : float
         Of the best before the second where right, before the directions as they are where wrong; standard errors.
     scores : mapping of str to float
@@ -87,8 +89,8 @@ def prove(
     geometry : Geometry
         Their grid.
     frame : (3, 3) float, optional
-        From the axes that may have been exchanged to the world, such as `gradients.fsl_to_world`; the world's own when
-        left out.
+        From the axes that may have been exchanged to the world, such as `tracts.gradients.fsl_to_world`; the world's
+        own when left out.
     exclude : (X, Y, Z) bool, optional
         Tumour, to be left out.
     """
@@ -139,10 +141,25 @@ def refuse_wrong(found: Orientation, path: Path, *, turn: Array, what: str) -> N
     if found.verdict != "wrong":
         return
     fix = axes_text(turn @ parse_axes(found.axes))
-    best, now = max(found.scores.values()), found.scores[axes_text(np.eye(3))]
-    raise DataError(
-        f"{path}: directions do not fit the anatomy as they are read (fibre coherence {now:.3f}), but do when the "
-        f"{what} are taken as {fix} ({best:.3f}, ahead by {found.lead:.0f} standard errors); give --axes={fix}"
+    raise DataError(f"{path}: {misfit(found, fix=fix, what=what)}; give --axes={fix}")
+
+
+def misfit(found: Orientation, *, fix: str, what: str) -> str:
+    """What a proof that found the directions wrong has seen, in words.
+
+    Parameters
+    ----------
+    found : Orientation
+        Wrong.
+    fix : str
+        How to take the axes.
+    what : str
+        Of what: "rows" of a bvecs file or "components" of peaks.
+    """
+    best, now = max(found.scores.values()), found.scores[AS_THEY_ARE]
+    return (
+        f"directions do not fit the anatomy as they are read (fibre coherence {now:.3f}), but do when the {what} are "
+        f"taken as {fix} ({best:.3f}, ahead by {found.lead:.0f} standard errors)"
     )
 
 
@@ -167,6 +184,66 @@ def said(found: Orientation) -> str:
     )
 
 
+def parse_axes(text: str) -> Array:
+    """Signed permutation from words: ``"y,x,-z"`` takes the second row first and reverses the third.
+
+    Parameters
+    ----------
+    text : str
+        Each of x, y and z once.
+
+    Raises
+    ------
+    ConfigError
+        If it is anything else.
+
+    Examples
+    --------
+    >>> parse_axes("y,x,-z").tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
+    """
+    words = [word.strip().lower() for word in text.split(",")]
+    if sorted(word.lstrip("+-") for word in words) != list(LETTERS) or any(len(word) > 2 for word in words):
+        raise ConfigError(f"axes must hold x, y and z once each, such as x,-y,z, got {text!r}")
+    matrix = np.zeros((3, 3))
+    for row, word in enumerate(words):
+        matrix[row, LETTERS.index(word[-1])] = -1.0 if word.startswith("-") else 1.0
+    return matrix
+
+
+def axes_text(matrix: Array) -> str:
+    """The words of `parse_axes` for a signed permutation; of a matrix and its negative the one with fewer signs.
+
+    Directions of diffusion have no sign, so that the two mean the same.
+
+    Parameters
+    ----------
+    matrix : (3, 3) float
+        Signed permutation.
+
+    Examples
+    --------
+    >>> axes_text(-parse_axes("x,-y,z"))
+    'x,-y,z'
+    """
+    signs = matrix.sum(1)
+    if signs.sum() < 0:
+        signs, matrix = -signs, -matrix
+    letters = (LETTERS[int(np.argmax(np.abs(row)))] for row in matrix)
+    return ",".join(f"{'-' if sign < 0 else ''}{letter}" for sign, letter in zip(signs, letters, strict=True))
+
+
+def signed_permutations() -> list[Array]:
+    """All 48 ways to exchange and reverse three axes."""
+    found = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            matrix = np.zeros((3, 3))
+            matrix[range(3), order] = signs
+            found.append(matrix)
+    return found
+
+
 def _likeness(
     vectors: NDArray[np.float32], weight: NDArray[np.float32], places: NDArray[Any], *, geometry: Geometry, turn: Array
 ) -> Array:
@@ -183,7 +260,7 @@ def _likeness(
 
 def _lead(difference: Array) -> float:
     """Sum over spatial blocks in units of its standard error, the blocks taken as independent."""
-    if len(difference) < 2:
+    if len(difference) < LEAST_BLOCKS:
         return 0.0
     error = float(np.sqrt(len(difference) * difference.var(ddof=1)))
     return float(difference.sum() / error) if error > 0 else 0.0
