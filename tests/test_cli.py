@@ -79,7 +79,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     answers = {
         "demo": Evaluation(),
         "check": Checkup(),
-        "train": SimpleNamespace(describe=lambda: "2 labels", path=Path("model")),
+        "train": SimpleNamespace(describe=lambda: "2 labels", path=Path("model"), provenance={"method": "segment"}),
         "load": "the model",
         "predict": [done, SimpleNamespace(id="case08", seconds=0.0, volumes_ml={}, skipped=True)],
         "personalize": [done],
