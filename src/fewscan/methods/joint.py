@@ -140,7 +140,8 @@ def run(request: Request) -> Model:
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
         both = _Both(session, alone, register.build(session), _held(session), _earlier(request), stop)
         state, early = _apart(both)
-        found = both.noted("scans", lambda: _scans_help(both, state, early), otherwise={"help": False})
+        unasked: dict[str, Any] = {"help": False}
+        found = both.noted("scans", lambda: _scans_help(both, state, early), otherwise=unasked)
         if "reason" in found:
             request.say(found["reason"])
         if found["help"]:
