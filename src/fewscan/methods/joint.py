@@ -230,7 +230,8 @@ def _scans_help(both: _Both, state: State, early: float) -> dict[str, Any]:
     if found["seen"] < FITTED:
         return found | {
             "help": False,
-            "reason": f"the drawn labels are not fitted yet (Dice {found['seen']:.2f}): {alone}",
+            "reason": f"the drawn labels are not fitted yet (Dice {found['seen']:.2f}): {alone}; see whether fewscan draft "
+            "labels such scans better",
         }
     if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
         return found
