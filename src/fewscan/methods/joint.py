@@ -228,11 +228,8 @@ def _scans_help(both: _Both, state: State, early: float) -> dict[str, Any]:
     found: dict[str, Any] = {"help": True, "seen": round(_fit(both, state), 4)}
     alone = "the segmenter learns on from drawn labels alone, and no registration network is trained"
     if found["seen"] < FITTED:
-        return found | {
-            "help": False,
-            "reason": f"the drawn labels are not fitted yet (Dice {found['seen']:.2f}): {alone}; see whether fewscan draft "
-            "labels such scans better",
-        }
+        low = f"the drawn labels are not fitted yet (Dice {found['seen']:.2f})"
+        return found | {"help": False, "reason": f"{low}: {alone}; see whether fewscan draft labels such scans better"}
     if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
         return found
     found |= {"unseen": round(_fit(both, state, held=True), 4), "half_way": round(early, 4), "kept": len(both.held)}
