@@ -163,10 +163,12 @@ def test_a_run_that_is_extended_has_seen_the_scans_that_were_kept_away(tmp_path,
     settings = TINY | {"joint.apart": "0.4", "joint.rounds": "1"}
     how = {"settings": settings, "device": "cpu", "method": "joint", "observe": said.append}
     first = api.train(data, tmp_path / "m", steps=20, **how)
-    assert first.provenance["apart"] == "20n"
+    assert first.provenance["scans"]["seen"] == 0.7
+    assert not first.provenance["scans"]["help"]
     said.clear()
     again = api.train(data, tmp_path / "m", resume=True, steps=60, **how)
-    assert again.provenance["apart"] == "20n"
+    assert again.provenance["scans"]["help"]
+    assert "registrar" in again.others
     assert not [text for text in said if isinstance(text, str) and "kept from it" in text]
     assert any("labelling up to" in text for text in said if isinstance(text, str))
 

@@ -122,7 +122,9 @@ def detect(root: Path) -> Found:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the scans")
-    layouts: tuple[Callable[[Path], Found | None], ...] = (_task, _folders, _tracts, _bids, _series, _flat, _nested)
+    layouts: tuple[Callable[[Path], Found | None], ...] = (
+        _task, _folders, _subjects, _bids, _tracts, _series, _flat, _nested,
+    )  # fmt: skip
     for layout in layouts:
         found = layout(root)
         if found is not None and (found.pairs or found.test):
@@ -284,9 +286,16 @@ def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     return {case: replace(pair, label=pair.label or found.get(pair.images[0])) for case, pair in pairs.items()}
 
 
+def _subjects(root: Path) -> Found | None:
+    """`_tracts` where all cases are called as in BIDS, whose rules their masks' names would satisfy."""
+    subjects = [p for p in root.glob("sub-*") if p.is_dir()]
+    every = all((p / RECORD).is_file() or bundle_files(p) for p in subjects)
+    return _tracts(root) if subjects and every else None
+
+
 def _tracts(root: Path) -> Found | None:
     """Folders that `fewscan tracts inputs` wrote, each with a label map or masks of bundles; dataset.json says which of
-    the images. They are asked for before BIDS, since a case may be called sub-01 and its masks have BIDS-like names."""
+    the images."""
     masked = {p for p in root.iterdir() if p.is_dir() and p.name != SEGMENTATIONS and bundle_files(p)}
     folders = sorted({p for p in root.iterdir() if (p / RECORD).is_file()} | masked)
     if not folders:

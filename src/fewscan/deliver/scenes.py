@@ -19,6 +19,7 @@ from fewscan.data import io, places
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dataset import looks_like_ct
 from fewscan.data.dicom import is_series
+from fewscan.data.dicom_labels import is_label
 from fewscan.data.fields import read_field
 from fewscan.data.headers import suffix_of
 from fewscan.data.layouts import stem_of
@@ -350,7 +351,8 @@ def _masks(kept: Mapping[str, Path], geometry: Geometry, warped: Path) -> list[t
         path = kept.get(role)
         if path is None or not path.exists():
             continue
-        label = io.read_labels(path)
+        own = kept.get(role.removesuffix("_labels"))  # DICOM labels lie on the grid of their series
+        label = io.read_labels(path, source=own if own is not None and is_label(path) else None)
         data = warp_labels(_looked(label.data), label.geometry, field=header)
         found.append((name, state, Labelmap(data, geometry, label.names)))
     return found

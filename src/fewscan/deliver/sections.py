@@ -18,7 +18,7 @@ from fewscan.data.dicom_labels import is_label
 from fewscan.data.kinds import kind_of_scan
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
-from fewscan.errors import FewscanError
+from fewscan.errors import DataError, FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
 from fewscan.naming import label_names
@@ -324,6 +324,8 @@ def bundles(folder: Path, *, names: Sequence[str] = ()) -> Labelmap:
         If a mask cannot be read, or lies on another grid than the first.
     """
     files = bundle_files(folder)
+    if not files:
+        raise DataError(f"{folder}: no masks are left there; predict again, or move them back")
     _, geometry = read_bundle(next(iter(files.values())))
     return read_bundles(folder, names=dict(enumerate(names or files, start=1)), like=geometry)
 
@@ -343,7 +345,8 @@ def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
     """
     data, native = io.read_raw(path)
     kind = kind_of_scan([path], wanted="scalar")
-    return to_ras(data[0] if kind == "scalar" else raw_sizes(np.nan_to_num(data), kind)[0], native)
+    directions = len(data) == 6 if kind == "tensor" else kind == "peaks" and len(data) % 3 == 0
+    return to_ras(raw_sizes(np.nan_to_num(data), kind)[0] if directions else data[0], native)
 
 
 def lies_at(path: Path, directory: Path, *more: Path) -> Path:

@@ -77,7 +77,10 @@ def remarks(
         found.append("Unlabelled scans taught the segmenter nothing good: the one from before was kept; see Training.")
     scans = part(model or {}, "scans")
     if scans.get("help") is False and "seen" in scans:
-        found.append("Unlabelled scans were not learnt from: longer training on the drawn labels promised more.")
+        why = (
+            "longer training on the drawn labels promised more" if "unseen" in scans else "it did not fit the drawn yet"
+        )
+        found.append(f"The segmenter learnt nothing from unlabelled scans: {why}.")
     moved = part(model or {}, "transfer")
     if moved.get("kept") == "base" and part(moved, "shared").get("lost"):
         found.append("Adapting cost Dice on labels that were known before: the model before was kept; see Transfer.")

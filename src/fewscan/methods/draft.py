@@ -35,7 +35,6 @@ from fewscan.space.volume import IGNORE, Case, Volume, resample
 MOST_ATLASES = 8  # that are registered to one scan
 MOST_VOXELS = 1_000_000  # of the grid on which a training run deforms its atlases
 THUMBNAIL = (24, 24, 24)
-ACROSS = frozenset({"mi", "mind"})  # similarities of scans whose intensities mean different things
 MOST_FOLDING = 0.01  # share of folded voxels from which an atlas is dropped
 
 
@@ -176,7 +175,7 @@ def most_alike(scan: Tensor, atlases: Sequence[Tensor], *, most: int, similarity
         Of the registration; across modalities ("mi", "mind") it is what thumbnails are compared by too, else they are
         by their correlation.
     """
-    if similarity in ACROSS:
+    if similarity in pairwise.ACROSS_MODALITIES:
         fixed = features(similarity, scan)
         alike = [float(SIMILARITIES[similarity](fixed, features(similarity, atlas))) for atlas in atlases]
     else:
@@ -194,7 +193,7 @@ def fusion_of(fusion: Fusion, similarity: str) -> Fusion:
     similarity : str
         Of the registration.
     """
-    return "majority" if similarity in ACROSS else fusion
+    return "majority" if similarity in pairwise.ACROSS_MODALITIES else fusion
 
 
 def shaped(

@@ -57,6 +57,7 @@ GUARD = 0.98  # share at which training ends, so that the guard fits into the bu
 FITTED = 0.6  # least Dice on the scans it learns from with which a segmenter is ready for others
 HELD = 5  # of so many labelled scans one is kept from the segmenter while it is trained apart; of three, one, too
 BEHIND = 0.05  # expected Dice by which the segmenter must be behind the atlases for the log to say so
+DECISION = "scans"  # name of the note that says whether unlabelled scans help
 PSEUDO = "pseudo"  # where a run that goes on finds what it had between its parts
 WARPED_VALUES = 50_000_000  # of warped scans held at a time
 
@@ -66,13 +67,13 @@ Answer = TypeVar("Answer")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Both:
-    """Two networks, the segmenter's phase, limits of an earlier run, the user's wish to stop."""
+    """Two networks, the segmenter's phase, whether an earlier part has decided, the user's wish to stop."""
 
     session: Session
     alone: Phase
     registrar: Registrar
     held: frozenset[str]
-    earlier: str
+    decided: bool
     stop: threading.Event
 
     @functools.cached_property
@@ -138,10 +139,10 @@ def run(request: Request) -> Model:
     with open_session(request, unlabelled=register.pool(request)) as session, stop_on_signals() as stop:
         register.enough(session)
         alone = dataclasses.replace(segment.phase(session), steps=SEGMENTER_STEPS)
-        both = _Both(session, alone, register.build(session), _held(session), _earlier(request), stop)
+        both = _Both(session, alone, register.build(session), _held(session), _decided(request), stop)
         state, early = _apart(both)
         unasked: dict[str, Any] = {"help": False}
-        found = both.noted("scans", lambda: _scans_help(both, state, early), otherwise=unasked)
+        found = both.noted(DECISION, lambda: _scans_help(both, state, early), otherwise=unasked)
         if "reason" in found:
             request.say(found["reason"])
         if found["help"]:
@@ -155,9 +156,9 @@ def _apart(both: _Both) -> tuple[State, float]:
     seen = [case for case in both.session.labelled if case.id not in both.held]
     alone = segment.phase(both.session, cases=seen, segmenter=both.alone.train)
     first = dataclasses.replace(alone, steps=SEGMENTER_STEPS)
-    more = [both.together] if both.session.request.dry_run else []  # which tells what all of it takes
+    phases = both.shared([first]) if both.session.request.dry_run else [first]  # which tells what all of it takes
     end = config.apart * (1 - config.registrar)
-    state = both.fit([first, *more], until=end / 2)
+    state = both.fit(phases, until=end / 2)
     early = both.noted("early", lambda: _fit(both, state, held=True), otherwise=0.0) if both.held else 0.0
     return both.fit([first], until=end), early
 
@@ -165,10 +166,12 @@ def _apart(both: _Both) -> tuple[State, float]:
 def _in_turns(both: _Both, state: State, found: Mapping[str, Any]) -> Model:
     """Train the registrar by itself, then both, each with what the other knows."""
     session, config = both.session, both.session.settings.joint
-    if session.interrupted or both.stop.is_set():
+    session.interrupted |= both.stop.is_set()
+    if session.interrupted:
         return _finish(both, state, found)
+    together = both.together  # aligns the scans, which takes its time, too
     begin = both.noted("registrar", session.fraction, otherwise=config.apart)  # later in a run that is extended
-    state = both.fit([both.together], until=max(config.apart, begin + config.apart * config.registrar))
+    state = both.fit([together], until=max(config.apart, begin + config.apart * config.registrar))
     before = _kept(both, state)
     labeller = Labeller(session, both.cases, path=both.tag)
     for turn in range(config.rounds if session.unlabelled else 0):
@@ -182,14 +185,15 @@ def _in_turns(both: _Both, state: State, found: Mapping[str, Any]) -> Model:
     return _finish(both, state, found, before=before, labeller=labeller)
 
 
-def _earlier(request: Request) -> str:
-    """Limits of the run in which scans were kept from the segmenter, where this one goes on with its model."""
+def _decided(request: Request) -> bool:
+    """Whether an earlier part of this run, with whatever limits, got beyond the decision: all scans were seen since."""
     if not request.going_on:
-        return ""
-    try:
-        return str(read_description(request.out).get("apart", ""))
-    except ModelError:  # killed before there was a model
-        return ""
+        return False
+    with contextlib.suppress(ModelError):  # killed before there was a model
+        scans = read_description(request.out).get("scans", {})
+        if scans.get("help") or "seen" in scans:
+            return True
+    return any((request.out / PSEUDO).glob(f"{DECISION}.json-*"))
 
 
 def _held(session: Session) -> frozenset[str]:
@@ -230,7 +234,7 @@ def _scans_help(both: _Both, state: State, early: float) -> dict[str, Any]:
     if found["seen"] < FITTED:
         low = f"the drawn labels are not fitted yet (Dice {found['seen']:.2f})"
         return found | {"help": False, "reason": f"{low}: {alone}; see whether fewscan draft labels such scans better"}
-    if not both.held or both.earlier not in ("", both.limits):  # a run that is extended has seen them all
+    if not both.held or both.decided:
         return found
     found |= {"unseen": round(_fit(both, state, held=True), 4), "half_way": round(early, 4), "kept": len(both.held)}
     found["help"] = found["seen"] - found["unseen"] > max(0.0, found["unseen"] - early)
@@ -364,7 +368,7 @@ def _finish(
         verdict |= _compared(both, labeller, kept)
     trained = state.place_of(both.registrar) in state.first
     others = {"registrar": state.average_of(both.registrar)} if trained else {}
-    record = {"guard": verdict, "scans": dict(found), "apart": both.earlier or both.limits}
+    record = {"guard": verdict, "scans": dict(found)}
     model = session.finish(kept, others=others, record=record)
     if not session.interrupted:  # label maps of other people's scans must not travel with the model
         shutil.rmtree(session.request.out / PSEUDO, ignore_errors=True)

@@ -306,9 +306,10 @@ def write_inputs(inputs: Inputs, out: Path, *, native: Geometry, record: Mapping
     if SCALARS in inputs.images:
         write_image(inputs.images[SCALARS][0].astype(np.float32), out / FA, native=native)
     write_labelmap(inputs.mask.astype(np.uint8), out / MASK, native=native)
+    written = {*inputs.images, *([FA] if SCALARS in inputs.images else [])}
     told = {
         "format": "fewscan tract inputs 1",
-        "kind": {name: list(CHANNELS[name]) for name in inputs.images},
+        "kind": {name: list(names) for name, names in (*CHANNELS.items(), (FA, ("FA",))) if name in written},
         "frame": "RAS+ world",
         "peak_length_1": inputs.full_length,
         "spacing_mm": list(grid.spacing),
