@@ -21,6 +21,7 @@ from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
 from fewscan.data.dataset import CaseFiles, Dataset, load
 from fewscan.data.io import write_image, write_labelmap
 from fewscan.deliver.markup import without_folders
+from fewscan.deliver.records import failed as failed_of
 from fewscan.deliver.records import part
 from fewscan.errors import ConfigError, DataError, FewscanError
 from fewscan.judge.metrics import dice
@@ -106,7 +107,7 @@ def draft(
     record |= {"leave_one_out": _summary(rows, patients, failed), "seconds": time.monotonic() - work.begin}
     record["sentence"] = _sentence(record)
     write_json(record, out / RECORD)
-    lost = _failed(record) if data.unlabelled else failed
+    lost = failed_of(record["cases"]) if data.unlabelled else failed
     if lost and len(lost) == (len(data.unlabelled) or len(judged)):
         case_id, reason = next(iter(lost.items()))
         raise DataError(f"none of {len(lost)} scans could be drafted; {case_id}: {reason}")
@@ -270,13 +271,8 @@ def _summary(rows: dict[str, dict[str, float]], patients: dict[str, str], failed
     return {"n": len(means), "dice": mean, "low": low, "high": high, "cases": rows, "failed": failed}
 
 
-def _failed(record: Mapping[str, Any]) -> dict[str, str]:
-    """Scans that could not be drafted, and why."""
-    return {case: row["failed"] for case, row in record["cases"].items() if "failed" in row}
-
-
 def _sentence(record: dict[str, Any]) -> str:
-    one, lost = record["leave_one_out"], _failed(record)
+    one, lost = record["leave_one_out"], failed_of(record["cases"])
     head = f"{len(record['cases']) - len(lost)} scan(s) drafted into labels/; correct them before you train on them. "
     head += f"{len(lost)} could not be drafted: {', '.join(lost)}. " if lost else ""
     head += f"Leave one out failed on {', '.join(one['failed'])}. " if one["failed"] else ""

@@ -161,11 +161,9 @@ def _refuse_others(data: Dataset, plan: Plan) -> None:
     """Scans that a model cannot read: of another kind, or without one of its channels."""
     if data.kind != plan.kind:
         raise DataError(f"{data.root} holds {said(data.kind)}, the model takes {said(plan.kind)}; give the same")
-    wanted, there = plan.channels, data.channels
-    places = grafting.columns(wanted, there)
-    if (places is None) if data.kind == "scalar" else (len(there) != len(wanted)):
+    if grafting.columns_of(data.channels, plan, kind=data.kind) is None:
         raise DataError(
-            f"{data.root} has the channels {', '.join(there)}, the model takes {', '.join(wanted)}; "
+            f"{data.root} has the channels {', '.join(data.channels)}, the model takes {', '.join(plan.channels)}; "
             "name the channels alike"
         )
 

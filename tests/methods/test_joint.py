@@ -9,6 +9,7 @@ from phantom import SMALL, write_dataset
 from torch import nn
 
 from fewscan import api
+from fewscan.data.dataset import patient_of
 from fewscan.learn.registrar import Registrar
 from fewscan.methods import joint
 
@@ -128,7 +129,7 @@ def test_scans_kept_from_the_segmenter_tell_whether_others_can_help(tmp_path, mo
 
 
 def case(name, counts):
-    return SimpleNamespace(id=name, counts=counts)
+    return SimpleNamespace(id=name, counts=counts, whose=patient_of(name))
 
 
 def test_no_scan_is_kept_away_that_alone_holds_a_label():

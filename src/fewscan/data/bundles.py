@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data.headers import suffix_of
-from fewscan.data.io import read_labels, write_labelmap
+from fewscan.data.io import peek, read_labels, write_labelmap
 from fewscan.errors import DataError
 from fewscan.space.combinations import combine
-from fewscan.space.geometry import Geometry, check_same
+from fewscan.space.geometry import Geometry, check_same, ras_geometry
 from fewscan.space.volume import Labelmap
 
 SEGMENTATIONS, ENDINGS = "bundle_segmentations", "endings_segmentations"
@@ -99,6 +99,25 @@ def read_bundle(path: Path) -> tuple[Mask, Geometry]:
     if set(label.names) - {1}:
         raise DataError(f"{path}: a bundle is 0 or 1, it holds {sorted(label.names)[:5]}; save one mask per bundle")
     return label.data > 0, label.geometry
+
+
+def grid_of(folder: Path) -> Geometry:
+    """Grid of the masks of a case, RAS+, from the header of the first.
+
+    Parameters
+    ----------
+    folder : Path
+        Of masks.
+
+    Raises
+    ------
+    DataError
+        If there is none, or it cannot be read.
+    """
+    files = bundle_files(folder)
+    if not files:
+        raise DataError(f"{folder}: no masks are left there; predict again, or move them back")
+    return ras_geometry(peek(next(iter(files.values()))).geometry)
 
 
 def read_bundles(folder: Path, *, names: Mapping[int, str], like: Geometry) -> Labelmap:

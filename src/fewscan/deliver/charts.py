@@ -213,10 +213,15 @@ def growth(
     beside = "".join(f'<span style="bottom:{100 - float(high(m)[:-1]):.2f}%">{m:g}</span>' for m in
                      (round(m, 6) for m in up.marks))  # fmt: skip
     below_ = "".join(f'<span style="left:{across(x)}">{x:g}</span>' for x in sorted({row[0] for row in every}))
-    svg = f'<svg role="img" aria-label="{escape(labels[1])}">{"".join(parts)}</svg>'
+    return _framed("".join(parts), beside=beside, below=below_, labels=labels, what=labels[1])
+
+
+def _framed(drawn: str, *, beside: str, below: str, labels: tuple[str, str], what: str) -> str:
+    """A drawing with its marks and the names of its axes."""
+    svg = f'<svg role="img" aria-label="{escape(what)}">{drawn}</svg>'
     return (
         f'<div class="curve growth"><p class="axis-name">{escape(labels[1])}</p><div class="up">{beside}</div>{svg}'
-        f'<div class="across">{below_}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
+        f'<div class="across">{below}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
     )
 
 
@@ -245,8 +250,4 @@ def agreement(points: Sequence[tuple[str, float, float]], *, labels: tuple[str, 
         parts.append(f'<circle class="dot" cx="{axis.at(x)}" cy="{high(y)}" r="3.2">{title}</circle>')
     beside = "".join(f'<span style="bottom:{axis.at(m)}">{m:g}</span>' for m in marks)
     below = "".join(f'<span style="left:{axis.at(m)}">{m:g}</span>' for m in marks)
-    svg = f'<svg role="img" aria-label="{escape(labels[1])} against {escape(labels[0])}">{"".join(parts)}</svg>'
-    return (
-        f'<div class="curve growth"><p class="axis-name">{escape(labels[1])}</p><div class="up">{beside}</div>{svg}'
-        f'<div class="across">{below}</div><p class="axis-name across-name">{escape(labels[0])}</p></div>'
-    )
+    return _framed("".join(parts), beside=beside, below=below, labels=labels, what=f"{labels[1]} against {labels[0]}")

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import io
-from fewscan.data.bundles import bundle_files, read_bundle, read_bundles
+from fewscan.data.bundles import bundle_files, grid_of, read_bundles
 from fewscan.data.dicom_labels import is_label
 from fewscan.data.kinds import kind_of_scan
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
-from fewscan.errors import DataError, FewscanError
+from fewscan.errors import FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
 from fewscan.naming import label_names
@@ -323,11 +323,8 @@ def bundles(folder: Path, *, names: Sequence[str] = ()) -> Labelmap:
     FewscanError
         If a mask cannot be read, or lies on another grid than the first.
     """
-    files = bundle_files(folder)
-    if not files:
-        raise DataError(f"{folder}: no masks are left there; predict again, or move them back")
-    _, geometry = read_bundle(next(iter(files.values())))
-    return read_bundles(folder, names=dict(enumerate(names or files, start=1)), like=geometry)
+    grid = grid_of(folder)
+    return read_bundles(folder, names=dict(enumerate(names or bundle_files(folder), start=1)), like=grid)
 
 
 def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:

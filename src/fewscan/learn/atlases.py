@@ -31,7 +31,7 @@ from fewscan.errors import DataError, ModelError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
 from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model, sha256, write_json
-from fewscan.learn.grafting import arranged, columns
+from fewscan.learn.grafting import arranged, columns_of
 from fewscan.learn.plan import Plan
 
 FILE, RECORD = "atlases.safetensors", "atlases.json"
@@ -101,8 +101,7 @@ def _prepared(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     if not dataset.labelled:
         raise DataError(f"{dataset.root}: no labelled case, so there is no atlas; put a label map beside an image")
     there = dataset.channels
-    fits = columns(plan.channels, there) is not None if plan.kind == "scalar" else len(there) == len(plan.channels)
-    if dataset.kind != plan.kind or not fits:
+    if columns_of(there, plan, kind=dataset.kind) is None:
         raise DataError(
             f"{dataset.root}: {', '.join(there)} of {said(dataset.kind)}, the model takes {', '.join(plan.channels)} "
             f"of {said(plan.kind)}; give atlases with the same channels"

@@ -25,7 +25,7 @@ from fewscan.learn.plan import LARGEST_GRID, PATCH_VOXELS, Plan, to_index
 from fewscan.learn.request import Request
 from fewscan.learn.session import allowed_bytes, estimate_bytes, make_plan
 from fewscan.space.geometry import Shape, with_spacing
-from fewscan.space.volume import Case, Volume
+from fewscan.space.volume import Case, Kind, Volume
 
 SURVIVES = 0.85  # Dice of a label with itself after a trip to the model's voxel size and back, below which it is lost
 LARGER = 1.5  # a patch may exceed what is usual on this machine by so much: it is the model's
@@ -118,24 +118,26 @@ def columns(wanted: Sequence[str], there: Sequence[str]) -> list[int] | None:
     return found if len(found) == len(wanted) else None
 
 
-def columns_of(image: Volume, plan: Plan) -> list[int] | None:
-    """Places of a model's channels among those of a scan; components of directions belong together by order.
+def columns_of(channels: Sequence[str], plan: Plan, *, kind: Kind) -> list[int] | None:
+    """Places of a model's channels among those of scans; components of directions belong together by order.
 
     Parameters
     ----------
-    image : Volume
-        Scan.
+    channels : sequence of str
+        Of the scans.
     plan : Plan
         Of the model.
+    kind : {"scalar", "peaks", "tensor"}
+        Of the scans.
 
     Returns
     -------
     list of int or None
         None where one is missing, or the channels are of another kind.
     """
-    if plan.kind == image.kind == "scalar":
-        return columns(plan.channels, image.channels)
-    alike = (plan.kind, len(plan.channels)) == (image.kind, len(image.channels))
+    if plan.kind == kind == "scalar":
+        return columns(plan.channels, channels)
+    alike = (plan.kind, len(plan.channels)) == (kind, len(channels))
     return list(range(len(plan.channels))) if alike else None
 
 
@@ -156,7 +158,7 @@ def arranged(image: Volume, plan: Plan, *, case: str) -> Volume:
     ModelError
         If a channel of the model is missing.
     """
-    places = columns_of(image, plan)
+    places = columns_of(image.channels, plan, kind=image.kind)
     if places is None:
         raise ModelError(
             f"case {case} has the channels {', '.join(image.channels)}, the model takes {', '.join(plan.channels)}; "

@@ -33,7 +33,6 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from fewscan.data.dataset import patient_of
 from fewscan.data.io import atomic
 from fewscan.data.listing import read_json
 from fewscan.errors import DataError, ModelError
@@ -202,8 +201,8 @@ def _held(session: Session) -> frozenset[str]:
     if len(labelled) < 3 or not session.unlabelled:
         return frozenset()
     rng, held = np.random.default_rng([session.request.seed, HELD]), list[str]()
-    for patient in rng.permutation(sorted({patient_of(name) for name in labelled})):
-        away = {*held, *(name for name in labelled if patient_of(name) == patient)}
+    for patient in rng.permutation(sorted({case.whose for case in session.labelled})):
+        away = {*held, *(name for name, case in labelled.items() if case.whose == patient)}
         rest = [case for name, case in labelled.items() if name not in away]
         every = all(
             any(case.counts[k] for case in rest) or not any(labelled[name].counts[k] for name in away)

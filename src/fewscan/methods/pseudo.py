@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewscan.data.dataset import patient_of
 from fewscan.data.io import atomic
 from fewscan.learn import infer
 from fewscan.learn.batches import Prepared
@@ -155,8 +154,8 @@ class Labeller:
                     str(stored["name"]), torch.from_numpy(stored["image"]), stored["shaped"], None, case.kind
                 )
                 return Drafted((stored["label"], stored["sure"].astype(np.float32)), nearest, float(stored["harmony"]))
-        own = patient_of(case.id) if case.label is not None else ""  # left out with all scans of the patient
-        others = [w for w in self.wholes.values() if w.labelled and w.id != case.id and patient_of(w.id) != own]
+        own = case.whose if case.label is not None else ""  # left out with all scans of the patient
+        others = [w for w in self.wholes.values() if w.labelled and self.cases[w.id].whose != own]
         effort, before = self.effort if self.measured else FULL, self.spent()
         voters = draft.shaped(
             self.wholes[case.id], others, cases=self.cases, registrar=self.registrar, config=effort,

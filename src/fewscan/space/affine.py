@@ -163,6 +163,12 @@ class _Pair:
     grids: tuple[Geometry, Geometry]
     weight: Tensor | None
 
+    def laid(self, matrix: Tensor) -> Tensor:
+        """Displacement (1, 3, X, Y, Z), in voxels, of a map (4, 4) between the worlds."""
+        grid, other = self.grids
+        to_moving = torch.from_numpy(np.linalg.inv(other.affine))
+        return _affine_field(to_moving @ matrix @ torch.from_numpy(np.array(grid.affine)), grid)
+
     def shrunk(self, voxels: int) -> _Pair:
         """On grids of at most about so many voxels."""
         fixed, grid = _shrink(self.fixed, self.grids[0], voxels)
@@ -187,13 +193,9 @@ def _turned(shift: Array) -> list[Tensor]:
 
 def _most_alike(pair: _Pair, starts: Sequence[Tensor], *, about: Tensor, measure: Similarity) -> Tensor:
     """The best of these parameters as they are."""
-    grid, other = pair.grids
-    to_moving, from_fixed = torch.from_numpy(np.linalg.inv(other.affine)), torch.from_numpy(np.array(grid.affine))
-    values = []
     with torch.no_grad():
-        for start in starts:
-            value = _likeness(pair, _affine_field(to_moving @ build(start, about) @ from_fixed, grid), measure)
-            values.append(-np.inf if value is None else float(value))
+        found = [_likeness(pair, pair.laid(build(start, about)), measure) for start in starts]
+    values = [-np.inf if value is None else float(value) for value in found]
     return starts[int(np.argmax(values))]
 
 
@@ -201,12 +203,11 @@ def _optimise(
     pair: _Pair, parameters: Tensor, *, about: Tensor, steps: int, rigid: bool, measure: Similarity
 ) -> tuple[float, Tensor]:
     """One level: best value (-inf without overlap) and its parameters."""
-    grid, other = pair.grids
+    grid, _ = pair.grids
     extent = float(np.linalg.norm(np.array(grid.shape) * grid.spacing)) / 2
     unit = torch.tensor([1.0] * 9 + [extent] * 3, dtype=torch.float64)  # a rad moves the rim by the extent
     free = torch.tensor([1.0] * 3 + [0.0 if rigid else 1.0] * 6 + [1.0] * 3, dtype=torch.float64)
     change = torch.zeros(12, dtype=torch.float64, requires_grad=True)
-    to_moving, from_fixed = torch.from_numpy(np.linalg.inv(other.affine)), torch.from_numpy(np.array(grid.affine))
     optimiser = torch.optim.Adam([change], lr=1.0, betas=(0.9, 0.99))
     top = 1.5 * float(np.mean(grid.spacing)) / extent
     best = -np.inf, parameters
@@ -214,7 +215,7 @@ def _optimise(
         for group in optimiser.param_groups:
             group["lr"] = top * (1 - step / steps)
         now = parameters + change * unit * free
-        value = _likeness(pair, _affine_field(to_moving @ build(now, about) @ from_fixed, grid), measure)
+        value = _likeness(pair, pair.laid(build(now, about)), measure)
         if value is None:
             break
         if float(value.detach()) > best[0]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, Mask, bundle_files, read_bundle
+from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, Mask, bundle_files, grid_of, read_bundle
 from fewscan.data.io import atomic
 from fewscan.data.layouts import TRACT_IMAGES
 from fewscan.errors import ConfigError, DataError
@@ -284,13 +284,12 @@ def _read_on(file: Path, geometry: Geometry) -> Mask:
 
 
 def _case_score(case: str, bundles: Mapping[str, BundleScore], predicted: Path, reference: Path) -> CaseScore:
-    geometry = read_bundle(next(iter(bundle_files(reference).values())))[1]
     beside = reference.parent if reference.name == SEGMENTATIONS else reference
     images = (beside / name for name in TRACT_IMAGES.values())  # for pictures
     return CaseScore(
         id=case, labels={name: found.score for name, found in bundles.items()}, prediction=predicted,
         reference=reference, image=next((file for file in images if file.is_file()), None),
-        tolerance_mm=metrics.default_tolerance_mm(geometry.spacing),
+        tolerance_mm=metrics.default_tolerance_mm(grid_of(reference).spacing),
     )  # fmt: skip
 
 
