@@ -180,7 +180,7 @@ def _lesions(lesion: Mapping[str, Any]) -> str:
         "furthest, if all of the lesion's volume pushed tissue away; what grows into tissue instead pushes less."
     )
     second = markup.table(columns, rows, caption=caption)
-    return first + second
+    return f'<div class="wrapped">{first}{second}</div>'
 
 
 def _finite(found: Mapping[str, Any]) -> dict[str, float]:
