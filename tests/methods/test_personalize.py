@@ -14,9 +14,10 @@ from fewscan.learn.alignment import grid_of
 from fewscan.learn.atlases import atlases_of
 from fewscan.learn.batches import labelled_as
 from fewscan.learn.hardware import pick
-from fewscan.methods import personalize
+from fewscan.methods import personalize, shaping
 from fewscan.methods.evidence import mean_dice
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
+from fewscan.methods.shaping import Shaper
 from fewscan.methods.voting import shares
 
 QUICK = PersonalizeConfig(views=1, rounds=1, steps=8)
@@ -74,7 +75,7 @@ def test_an_empty_first_mask_is_left_alone(trained):
     blank = replace(other, image=np.zeros_like(np.array(other.image)))
     maker = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))
     empty = torch.eye(3)[0].view(3, 1, 1, 1).expand(3, *blank.image.shape[1:])
-    maker._views = lambda image: (empty, empty, 1.0)
+    maker._views = lambda image, network: (empty, empty, 1.0)
     found = maker(blank, mode="always")
     assert (found.kept, found.evidence) == ("before", {})
     assert "empty" in found.reason
@@ -114,7 +115,7 @@ def test_all_scans_of_a_patient_are_left_out_together(trained, monkeypatch):
         voted.append({atlas.patient for atlas, _ in aligned.atlases})
         return []
 
-    monkeypatch.setattr(Personalizer, "_shaped", shaped)
+    monkeypatch.setattr(Shaper, "shaped", shaped)
     assert maker.known.likeness == ()
     everyone = {a.id for a in atlases}
     left_out = [everyone - seen for seen in voted]
@@ -132,17 +133,17 @@ def test_of_many_atlases_only_those_that_look_like_the_scan_are_fitted(trained, 
         for i in range(8)
     ]
     fitted = []
-    real = personalize.affine.fit
+    real = shaping.affine.fit
 
     def fit(fixed, moving, **how):
         fitted.append(moving)
         return real(fixed, moving, **how)
 
-    monkeypatch.setattr(personalize, "MOST_FITTED", 3)
-    monkeypatch.setattr(personalize.affine, "fit", fit)
+    monkeypatch.setattr(shaping, "MOST_FITTED", 3)
+    monkeypatch.setattr(shaping.affine, "fit", fit)
     maker = Personalizer(model, [*strangers, *atlases], config=replace(QUICK, atlases=3), hardware=pick("cpu"))
     guide = torch.from_numpy(np.array(other.guide))
-    found = maker._aligned(guide, grid_of(other, model.plan.spacing))
+    found = maker.shaper.aligned(guide, grid_of(other, model.plan.spacing))
     assert len(fitted) == 3
     assert {atlas.id for atlas, _ in found.atlases} == {atlas.id for atlas in atlases}
 
@@ -156,7 +157,7 @@ def test_a_mask_supervises_the_deformation(trained):
     overlap = {}
     for weight in (0.0, 4.0):
         maker = Personalizer(model, atlases, config=replace(QUICK, anatomy=weight), hardware=pick("cpu"))
-        voters = maker._shaped(maker._aligned(flat, grid_of(other, model.plan.spacing)), mask=mask)
+        voters = maker.shaper.shaped(maker.shaper.aligned(flat, grid_of(other, model.plan.spacing)), mask=mask)
         overlap[weight] = mean_dice(shares(flat, voters, classes=3).argmax(0), mask.argmax(0))
     assert overlap[4.0] > overlap[0.0] + 0.02
 
@@ -203,9 +204,9 @@ def test_what_is_found_out_once_is_on_no_scans_budget(trained, monkeypatch):
     real = Personalizer.known.fget
     monkeypatch.setattr(Personalizer, "known", property(lambda self: now.__setitem__(0, now[0] + 100) or real(self)))
     rounds = []
-    shaped = Personalizer._shaped
+    shaped = Shaper.shaped
     monkeypatch.setattr(
-        Personalizer, "_shaped", lambda self, *a, **k: rounds.append(k["mask"] is None) or shaped(self, *a, **k)
+        Shaper, "shaped", lambda self, *a, **k: rounds.append(k["mask"] is None) or shaped(self, *a, **k)
     )
     maker(other, mode="always", seconds=60)
     assert rounds.count(False) == 2

@@ -98,6 +98,21 @@ def objection(evidence: Mapping[str, float]) -> str:
     return ""
 
 
+def setback(evidence: Mapping[str, float]) -> str:
+    """What speaks for the answer of before, once that of after is there; empty where nothing does.
+
+    Parameters
+    ----------
+    evidence : mapping of str to float
+        ``consistency`` and, where a network was refined, ``consistency_after``.
+    """
+    before = evidence["consistency"]
+    after = evidence.get("consistency_after", before)
+    if after < before - WORSE["consistency"]:
+        return f"the refined copy is less steady: {after:.3f} over disturbed views of the scan, {before:.3f} before"
+    return ""
+
+
 def consistency(case: Prepared, session: Session, *, predictor: infer.Predictor) -> float:
     """Dice between the answers to a scan and to a copy of it with other contrast, shading and noise.
 

@@ -3,7 +3,7 @@
 Chen, Liu, Li, Han, Xing: "Inference-specific learning for improved medical image segmentation", Medical Physics 52(7),
 2025, doi 10.1002/mp.17883. Only the abstract was readable, so this is a re-implementation of its three stages, not of
 its code: a first mask; the training scans deformed to the scan at hand, supervised by that mask; a copy of the
-segmenter refined on them; with a moving average of the mask throughout.
+segmenter refined on them; with a moving average of the mask throughout, renewed once while the copy is refined.
 
 What is ours: the first mask is the mean over disturbed views of the scan; all atlases are deformed at once; the
 answer is what atlases and segmenters say together, by what each is worth (log odds of being right, as in
@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,27 +30,19 @@ from fewscan.learn.alignment import grid_of
 from fewscan.learn.answers import after_none, certain, chosen, confident, labelled
 from fewscan.learn.batches import Prepared, labelled_as
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.engine import Limits, fit
+from fewscan.learn.config import TrainConfig
+from fewscan.learn.engine import Limits, Phase, fit
 from fewscan.learn.hardware import Hardware
-from fewscan.learn.registrar import Registrar, register_images
+from fewscan.learn.networks import layers
 from fewscan.learn.state import State
 from fewscan.learn.views import belief, views
-from fewscan.methods import draft, segment, voting
-from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, uncalibrated
+from fewscan.methods import segment, voting
+from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, setback, uncalibrated
 from fewscan.methods.pseudo import ALONE, Rating, index_of
-from fewscan.space import affine, directions
-from fewscan.space import field as fields
-from fewscan.space.deformable import DeformConfig, deform
-from fewscan.space.geometry import Array, Geometry, with_at_most
-from fewscan.space.similarity import lncc, ncc
-from fewscan.space.volume import resample
+from fewscan.methods.shaping import Shaper
+from fewscan.space import directions
+from fewscan.space.similarity import lncc
 
-MOST_VOXELS = 1_000_000  # of the grid on which atlases are deformed
-MOST_MASKS = 8  # labels that supervise the deformation, the largest ones: each costs as much as an image channel
-AFFINE_LEVELS = ((8_000, 60),)
-WARMED = DeformConfig(shrink=(2,), steps=(30,))  # from a registration network's answer
-COLD = DeformConfig(shrink=(4, 2), steps=(60, 40))
-MOST_FITTED = 12  # atlases that are affinely fitted to a scan; of more, thumbnails tell those most like it
 TRIED = 5  # steps of the refinement after which it is known how long one takes
 FITTING = "atlases and scan fit each other"
 
@@ -73,11 +64,14 @@ class PersonalizeConfig:
     memory : float
         Share of the mask that a round keeps.
     anatomy : float
-        Weight of the mask against the image in the deformation; 0 aligns by intensity alone.
+        Weight of the mask against the image in the deformation; 0 aligns by intensity alone. Atlases that are pulled
+        hard onto the mask repeat its faults, and their vote adds nothing.
     steps : int
         Of refinement; 0 leaves it out.
     lr : float
         Its learning rate.
+    layers : {"all", "decoder", "last", "norms"}
+        What it changes of the network.
 
     Raises
     ------
@@ -89,11 +83,14 @@ class PersonalizeConfig:
     views: int = 3
     rounds: int = 2
     memory: float = 0.5
-    anatomy: float = 1.0
+    anatomy: float = 0.2
     steps: int = 40
     lr: float = 5e-4
+    layers: str = "all"
 
     def __post_init__(self) -> None:
+        if self.layers not in ("all", "decoder", "last", "norms"):
+            raise ConfigError(f"refinement changes all, decoder, last or norms of the network, not {self.layers!r}")
         if self.atlases < 1 or self.rounds < 1 or self.views < 0 or self.steps < 0:
             raise ConfigError("personalisation needs at least one atlas and one round, and no negative number")
         if not 0 <= self.memory < 1 or self.anatomy < 0 or self.lr <= 0:
@@ -128,17 +125,6 @@ class Personalized:
         return self.after if self.kept == "after" else self.before
 
 
-class _Aligned(NamedTuple):
-    """Atlases affinely on a scan: its own grid, the one to deform on, both images there, and where to start."""
-
-    own: Geometry
-    grid: Geometry
-    fixed: Tensor
-    moving: Tensor
-    atlases: Sequence[tuple[Prepared, Array]]
-    start: Tensor | None
-
-
 class Personalizer:
     """A model and its atlases, ready for one scan after another.
 
@@ -162,13 +148,9 @@ class Personalizer:
     ) -> None:  # fmt: skip
         self.model, self.plan, self.config, self.hardware = model, model.plan, config, hardware
         self.atlases, self.say = list(atlases), say
+        self.shaper = Shaper(model, atlases, most=config.atlases, anatomy=config.anatomy, hardware=hardware)
         self.segmenter = model.segmenter.to(hardware.device).eval()
         self._known: Known | None = None
-
-    @functools.cached_property
-    def _thumbnails(self) -> list[Tensor]:
-        """Of all atlases."""
-        return [draft.thumbnail(torch.from_numpy(np.array(atlas.guide))) for atlas in self.atlases]
 
     @property
     def known(self) -> Known:
@@ -179,7 +161,7 @@ class Personalizer:
             for i, case in enumerate(left_out, start=1):
                 self.say(f"what the atlases are worth: {i} of {len(left_out)}, left out with all scans of the patient")
                 guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
-                voters = self._shaped(self._aligned(guide, own, leave=case.whose), mask=None)
+                voters = self.shaper.shaped(self.shaper.aligned(guide, own, leave=case.whose), mask=None)
                 if voters:
                     vote = voting.shares(guide, voters, classes=self.plan.classes)
                     asked = voting.asked_for(voters, classes=self.plan.classes)
@@ -217,16 +199,16 @@ class Personalizer:
         """
         known, begin = self.known, time.monotonic()  # what is found out once is on no scan's budget
         image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
-        before, first, steady = self._views(image)
+        before, first, steady = self._views(image, self.segmenter)
         if not labelled(before, self.plan).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         if mode == "auto" and (refused := uncalibrated(known)):
             return Personalized(before, before, "before", refused, {"consistency": steady})
         guide = directions.guide(image, self.plan.kind)
-        mask, voters, aligned = first, list[voting.Voter](), self._aligned(guide, own)
+        mask, voters, aligned = first, list[voting.Voter](), self.shaper.aligned(guide, own)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
-            voters = self._shaped(aligned, mask=mask) or voters
+            voters = self.shaper.shaped(aligned, mask=mask) or voters
             if not voters:
                 return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
             vote, agreement = self._vote(guide, voters, first)
@@ -246,9 +228,18 @@ class Personalizer:
         after = mask
         tick(0.5)
         if self.config.steps:
-            network = self._refined(case, voters, mask, until=None if seconds is None else begin + seconds)
-            after = self._fused(vote, (first + self._answer(image, network)) / 2, share)
+
+            def together(answer: Tensor) -> Tensor:
+                return self._fused(vote, (first + answer) / 2, share)
+
+            until = None if seconds is None else begin + seconds
+            network = self._refined(case, voters, mask, together=together, until=until)
+            _, answer, evidence["consistency_after"] = self._views(image, network)
+            after = together(answer)
         evidence["changed"] = 1 - self._dice(before, after)
+        refused = refused or setback(evidence)
+        if refused and mode == "auto":
+            return Personalized(before, before, "before", refused, evidence)
         return Personalized(before, after, "after", refused or FITTING, evidence)
 
     # ------------------------------------------------------------------------------------------------- first mask
@@ -257,9 +248,9 @@ class Personalizer:
         """Class probabilities."""
         return belief(image, self.plan, predictor=infer.network_predictor(segmenter, self.hardware))
 
-    def _views(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _views(self, image: Tensor, segmenter: nn.Module) -> tuple[Tensor, Tensor, float]:
         """Answer to the scan, mean over it and its disturbed copies, and the Dice of each of those with the mean."""
-        predictor = infer.network_predictor(self.segmenter, self.hardware)
+        predictor = infer.network_predictor(segmenter, self.hardware)
         found = views(image, self.plan, predictor=predictor, count=self.config.views)
         mean = torch.stack(found).mean(0)
         steady = [self._dice(one, mean) for one in found[1:]]
@@ -275,69 +266,6 @@ class Personalizer:
         return after_none(both[1:]) if self.plan.overlapping else both
 
     # ---------------------------------------------------------------------------------------------------- atlases
-
-    def _aligned(self, guide: Tensor, own: Geometry, *, leave: str | None = None) -> _Aligned:
-        """The atlases most like a scan, without a patient's, affinely onto it; and where a network lets them start."""
-        grid = with_at_most(own, MOST_VOXELS)
-        fixed = resample(guide, grid.shape)
-        found = []
-        for atlas in self._candidates(guide, leave=leave):
-            other = grid_of(atlas, self.plan.spacing)
-            whole = torch.from_numpy(np.array(atlas.guide))
-            matrix = affine.fit(guide[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
-            moving = affine.onto(whole, other, grid=grid, matrix=matrix)
-            found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
-        best = sorted(found, key=lambda row: -row[0])[: self.config.atlases]
-        moving = torch.stack([row[3] for row in best])
-        atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
-        return _Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving))
-
-    def _candidates(self, guide: Tensor, *, leave: str | None) -> list[Prepared]:
-        """Atlases to fit to a scan: all of them, or where they are many those with the thumbnails most like its own."""
-        pool = [i for i, atlas in enumerate(self.atlases) if atlas.whose != leave]
-        most = max(MOST_FITTED, self.config.atlases)
-        if len(pool) > most:
-            small = draft.most_alike(draft.thumbnail(guide), [self._thumbnails[i] for i in pool], most=most)
-            pool = [pool[i] for i in small]
-        return [self.atlases[i] for i in pool]
-
-    def _shaped(self, aligned: _Aligned, *, mask: Tensor | None) -> list[voting.Voter]:
-        """The atlases in the shape of the scan; those that fold are left out."""
-        own, grid, fixed, moving, atlases, start = aligned
-        masks = None
-        if mask is not None and self.config.anatomy > 0:
-            masks = self._masks(mask, atlases, grid=grid)
-        config = dataclasses.replace(COLD if start is None else WARMED, anatomy=self.config.anatomy)
-        device = self.hardware.device
-        u = deform(
-            fixed.to(device).expand(len(atlases), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
-            start=start, masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
-        ).cpu()  # fmt: skip
-        return [
-            draft.voter(atlas, u[i : i + 1], matrix=matrix, grids=(own, grid_of(atlas, self.plan.spacing)))
-            for i, (atlas, matrix) in enumerate(atlases)
-            if fields.folding(u[i : i + 1]) <= draft.MOST_FOLDING
-        ]
-
-    def _start(self, fixed: Tensor, moving: Tensor) -> Tensor | None:
-        """The registration network's answer, where the model has one."""
-        registrar = self.model.others.get("registrar")
-        if registrar is None:
-            return None
-        network = cast(Registrar, registrar.to(self.hardware.device).eval())
-        return torch.cat([register_images(network, fixed, moving=one) for one in moving]).to(self.hardware.device)
-
-    def _masks(
-        self, mask: Tensor, atlases: Sequence[tuple[Prepared, Array]], *, grid: Geometry
-    ) -> tuple[Tensor, Tensor]:
-        """Soft maps of the largest structures, of the scan and of each affinely aligned atlas."""
-        classes = mask[1:].sum((1, 2, 3)).argsort(descending=True)[:MOST_MASKS] + 1
-        still = resample(mask[classes], grid.shape).expand(len(atlases), -1, -1, -1, -1)
-        moving = [
-            affine.onto(certain(atlas)[classes], grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix)
-            for atlas, matrix in atlases
-        ]
-        return still.contiguous(), torch.stack(moving)
 
     def _likeness(self, guide: Tensor, voters: Sequence[voting.Voter], mask: Tensor) -> float:
         """Mean local correlation of the scan and its deformed atlases, around the structures."""
@@ -359,25 +287,44 @@ class Personalizer:
     # ------------------------------------------------------------------------------------------------- refinement
 
     def _refined(
-        self, case: Prepared, voters: Sequence[voting.Voter], mask: Tensor, *, until: float | None
+        self,
+        case: Prepared,
+        voters: Sequence[voting.Voter],
+        mask: Tensor,
+        *,
+        together: Callable[[Tensor], Tensor],
+        until: float | None,
     ) -> nn.Module:
-        """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure."""
-        cases = self._lessons(case, voters, mask)
-        network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
+        """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure.
+
+        Half-way, what the copy answers by then is taken into the moving average that the scan is labelled by.
+        """
+        image, network = torch.from_numpy(np.array(case.image)), copy.deepcopy(self.segmenter).train()
+        network.requires_grad_(True)
         train = dataclasses.replace(self.model.settings.train, lr=self.config.lr, warmup_steps=5, average=0.9)
-        settings = dataclasses.replace(self.model.settings, train=train)
-        phase = segment.supervised(
-            cases, network, plan=self.plan, settings=settings, hardware=self.hardware, name="personalize"
-        )
         state, steps, begin = State([network], train), self.config.steps, time.monotonic()
-        for share in (min(1.0, TRIED / steps), 1.0):
+        phase = self._phase(network, self._lessons(case, voters, mask), train)
+        for share in (min(0.5, TRIED / steps), 0.5, 1.0):
             state = fit([phase], state, limits=Limits(steps=steps, until=share), config=train, seed=0)
             if state.interrupted:  # what is half refined is no answer to write; scans finished before stay
                 raise KeyboardInterrupt
             if until is not None:  # as many as there is time for, those that showed how long one takes included
                 left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
                 steps = min(steps, state.step + max(1, int(left)))
+            if share == 0.5 and state.step < steps:
+                newer = together(self._answer(image, state.average_of(network).eval()))
+                mask = self.config.memory * mask + (1 - self.config.memory) * newer
+                phase = self._phase(network, self._lessons(case, voters, mask), train)
         return state.average_of(network).eval()
+
+    def _phase(self, network: nn.Module, lessons: Sequence[Prepared], train: TrainConfig) -> Phase:
+        """Of the engine: lessons for the part of the network that refinement may change."""
+        settings = dataclasses.replace(self.model.settings, train=train)
+        phase = segment.supervised(
+            lessons, network, plan=self.plan, settings=settings, hardware=self.hardware, name="personalize"
+        )
+        which = None if self.config.layers == "all" else layers(network, self.config.layers)
+        return dataclasses.replace(phase, learns=which)
 
     def _lessons(self, case: Prepared, voters: Sequence[voting.Voter], mask: Tensor) -> list[Prepared]:
         """The deformed atlases and, as often, the scan with what is sure of its mask."""

@@ -1,0 +1,154 @@
+"""Labelled scans in the shape of another: the most like it, affinely fitted, then deformed together under its mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewscan.learn.alignment import grid_of
+from fewscan.learn.answers import certain
+from fewscan.learn.batches import Prepared
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.hardware import Hardware
+from fewscan.learn.registrar import Registrar, register_images
+from fewscan.methods import draft, voting
+from fewscan.space import affine
+from fewscan.space import field as fields
+from fewscan.space.deformable import DeformConfig, deform
+from fewscan.space.geometry import Array, Geometry, with_at_most
+from fewscan.space.similarity import ncc
+from fewscan.space.volume import resample
+
+MOST_VOXELS = 1_000_000  # of the grid on which atlases are deformed
+MOST_MASKS = 8  # labels that supervise the deformation, the largest ones: each costs as much as an image channel
+AFFINE_LEVELS = ((8_000, 60),)
+WARMED = DeformConfig(shrink=(2,), steps=(30,))  # from a registration network's answer
+COLD = DeformConfig(shrink=(4, 2, 1), steps=(60, 40, 25))
+MOST_FITTED = 12  # atlases that are affinely fitted to a scan; of more, thumbnails tell those most like it
+
+
+class Aligned(NamedTuple):
+    """Atlases affinely on a scan: its own grid, the one to deform on, both images there, and where to start."""
+
+    own: Geometry
+    grid: Geometry
+    fixed: Tensor
+    moving: Tensor
+    atlases: Sequence[tuple[Prepared, Array]]
+    start: Tensor | None
+
+
+class Shaper:
+    """Atlases, ready to be deformed to one scan after another.
+
+    Parameters
+    ----------
+    model : Model
+        Its plan, and where it has one its registration network to start from.
+    atlases : sequence of Prepared
+        Labelled scans on the model's grid.
+    most : int
+        At most so many are deformed, those most like the scan.
+    anatomy : float
+        Weight of the scan's mask against the image; 0 aligns by intensity alone.
+    hardware : Hardware
+        Where.
+    """
+
+    def __init__(
+        self, model: Model, atlases: Sequence[Prepared], *, most: int, anatomy: float, hardware: Hardware
+    ) -> None:
+        self.model, self.plan, self.atlases, self.hardware = model, model.plan, list(atlases), hardware
+        self.most, self.anatomy = most, anatomy
+
+    @functools.cached_property
+    def _thumbnails(self) -> list[Tensor]:
+        """Of all atlases."""
+        return [draft.thumbnail(torch.from_numpy(np.array(atlas.guide))) for atlas in self.atlases]
+
+    def aligned(self, guide: Tensor, own: Geometry, *, leave: str | None = None) -> Aligned:
+        """The atlases most like a scan affinely onto it, and where a network lets them start.
+
+        Parameters
+        ----------
+        guide : (C, X, Y, Z) float
+            The scan, as similarities look at it.
+        own : Geometry
+            Its grid.
+        leave : str, optional
+            Patient whose scans are left out.
+        """
+        grid = with_at_most(own, MOST_VOXELS)
+        fixed = resample(guide, grid.shape)
+        found = []
+        for atlas in self._candidates(guide, leave=leave):
+            other = grid_of(atlas, self.plan.spacing)
+            whole = torch.from_numpy(np.array(atlas.guide))
+            matrix = affine.fit(guide[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
+            moving = affine.onto(whole, other, grid=grid, matrix=matrix)
+            found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
+        best = sorted(found, key=lambda row: -row[0])[: self.most]
+        moving = torch.stack([row[3] for row in best])
+        atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
+        return Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving))
+
+    def _candidates(self, guide: Tensor, *, leave: str | None) -> list[Prepared]:
+        """Atlases to fit to a scan: all of them, or where they are many those with the thumbnails most like its own."""
+        pool = [i for i, atlas in enumerate(self.atlases) if atlas.whose != leave]
+        most = max(MOST_FITTED, self.most)
+        if len(pool) > most:
+            small = draft.most_alike(draft.thumbnail(guide), [self._thumbnails[i] for i in pool], most=most)
+            pool = [pool[i] for i in small]
+        return [self.atlases[i] for i in pool]
+
+    def shaped(self, aligned: Aligned, *, mask: Tensor | None) -> list[voting.Voter]:
+        """The atlases in the shape of the scan; those that fold are left out.
+
+        Parameters
+        ----------
+        aligned : Aligned
+            Atlases and scan.
+        mask : (K, X, Y, Z) float, optional
+            Class probabilities of the scan that pull at the atlases' labels; the images alone when None.
+        """
+        own, grid, fixed, moving, atlases, start = aligned
+        masks = None
+        if mask is not None and self.anatomy > 0:
+            masks = self._masks(mask, atlases, grid=grid)
+        config = dataclasses.replace(COLD if start is None else WARMED, anatomy=self.anatomy)
+        device = self.hardware.device
+        u = deform(
+            fixed.to(device).expand(len(atlases), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
+            start=start, masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
+        ).cpu()  # fmt: skip
+        return [
+            draft.voter(atlas, u[i : i + 1], matrix=matrix, grids=(own, grid_of(atlas, self.plan.spacing)))
+            for i, (atlas, matrix) in enumerate(atlases)
+            if fields.folding(u[i : i + 1]) <= draft.MOST_FOLDING
+        ]
+
+    def _start(self, fixed: Tensor, moving: Tensor) -> Tensor | None:
+        """The registration network's answer, where the model has one."""
+        registrar = self.model.others.get("registrar")
+        if registrar is None:
+            return None
+        network = cast(Registrar, registrar.to(self.hardware.device).eval())
+        return torch.cat([register_images(network, fixed, moving=one) for one in moving]).to(self.hardware.device)
+
+    def _masks(
+        self, mask: Tensor, atlases: Sequence[tuple[Prepared, Array]], *, grid: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """Soft maps of the largest structures, of the scan and of each affinely aligned atlas."""
+        classes = mask[1:].sum((1, 2, 3)).argsort(descending=True)[:MOST_MASKS] + 1
+        still = resample(mask[classes], grid.shape).expand(len(atlases), -1, -1, -1, -1)
+        moving = [
+            affine.onto(certain(atlas)[classes], grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix)
+            for atlas, matrix in atlases
+        ]
+        return still.contiguous(), torch.stack(moving)
