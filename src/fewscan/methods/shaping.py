@@ -34,7 +34,21 @@ MOST_FITTED = 12  # atlases that are affinely fitted to a scan; of more, thumbna
 
 
 class Aligned(NamedTuple):
-    """Atlases affinely on a scan: its own grid, the one to deform on, both images there, and where to start."""
+    """Atlases affinely on a scan.
+
+    Parameters
+    ----------
+    own, grid : Geometry
+        Of the scan, and the one to deform on.
+    fixed : (C, X, Y, Z) float
+        The scan on the latter.
+    moving : (N, C, X, Y, Z) float
+        The atlases there.
+    atlases : sequence of (Prepared, (4, 4) array)
+        Each with its affine map.
+    start : (N, 3, X, Y, Z) float, optional
+        A registration network's answer.
+    """
 
     own: Geometry
     grid: Geometry
