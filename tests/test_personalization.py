@@ -123,7 +123,7 @@ def test_ctrl_c_while_a_copy_is_refined_writes_nothing_of_that_scan(project, tmp
         asked_for.append(phase)
 
         def batches(rng):
-            if len(asked_for) == 2:  # the second scan
+            if len(asked_for) == 3:  # the second scan: lessons are made twice for each
                 signal.raise_signal(signal.SIGINT)
             return phase.batches(rng)
 

@@ -14,6 +14,7 @@ from fewscan.learn.alignment import grid_of
 from fewscan.learn.atlases import atlases_of
 from fewscan.learn.batches import labelled_as
 from fewscan.learn.hardware import pick
+from fewscan.learn.networks import layers
 from fewscan.methods import personalize, shaping
 from fewscan.methods.evidence import mean_dice
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
@@ -199,7 +200,7 @@ def test_an_atlas_votes_on_what_was_drawn_in_it_only(trained):
 
 def test_what_is_found_out_once_is_on_no_scans_budget(trained, monkeypatch):
     model, atlases, other = trained
-    maker, now = Personalizer(model, atlases, config=replace(QUICK, rounds=2, steps=0), hardware=pick("cpu")), [0.0]
+    maker, now = Personalizer(model, atlases, config=replace(QUICK, rounds=3, steps=0), hardware=pick("cpu")), [0.0]
     monkeypatch.setattr(personalize.time, "monotonic", lambda: now[0])
     real = Personalizer.known.fget
     monkeypatch.setattr(Personalizer, "known", property(lambda self: now.__setitem__(0, now[0] + 100) or real(self)))
@@ -212,7 +213,85 @@ def test_what_is_found_out_once_is_on_no_scans_budget(trained, monkeypatch):
     assert rounds.count(False) == 2
 
 
-@pytest.mark.parametrize("wrong", [{"atlases": 0}, {"rounds": 0}, {"memory": 1.0}, {"lr": 0.0}, {"steps": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": "head"}, {"atlases": 0}, {"rounds": 0}, {"memory": 1.0}, {"lr": 0.0}, {"steps": -1}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError):
         PersonalizeConfig(**wrong)
+
+
+def lesioned(other):
+    """A ball that no atlas has, across a structure and what lies around it."""
+    image, label = np.array(other.image), np.array(other.label)
+    centre = np.argwhere(label == 1).mean(0) + 3
+    inside = sum((g - c) ** 2 for g, c in zip(np.indices(label.shape), centre, strict=True)) < 4**2
+    return replace(other, image=np.where(inside, image.max() * 1.3, image).astype(np.float32))
+
+
+def inverted(other):
+    return replace(other, image=(np.array(other.image).max() - np.array(other.image)).astype(np.float32))
+
+
+def elsewhere(other):
+    """Another field of view: what is there lies on its head, half of it out of sight."""
+    image = np.array(other.image)[:, ::-1, :, ::-1].copy()
+    image[:, : image.shape[1] // 2] = image.min()
+    return replace(other, image=image)
+
+
+@pytest.mark.parametrize("change", [lesioned, inverted, elsewhere])
+def test_auto_leaves_what_atlases_cannot_know_no_worse(trained, change):
+    model, atlases, other = trained
+    found = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))(change(other), mode="auto")
+    assert found.reason
+    lost = dice(found.before, other) - dice(found.probs, other)
+    assert lost < 0.02, (found.kept, found.reason, found.evidence)
+
+
+def test_a_refined_copy_that_is_less_steady_is_refused(trained, monkeypatch):
+    model, atlases, other = trained
+    maker, real = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu")), Personalizer._views
+
+    def shaky(self, image, network):
+        first, mean, steady = real(self, image, network)
+        return first, mean, steady if network is self.segmenter else steady - 0.1
+
+    monkeypatch.setattr(Personalizer, "_views", shaky)
+    found = maker(other, mode="auto")
+    assert (found.kept, torch.equal(found.probs, found.before)) == ("before", True)
+    assert "less steady" in found.reason
+    assert maker(other, mode="always").kept == "after"
+
+
+def test_refinement_changes_the_part_it_is_told_to(trained, monkeypatch):
+    model, atlases, other = trained
+    taught = []
+    real = Personalizer._refined
+
+    def spy(self, *args, **options):
+        taught.append(real(self, *args, **options))
+        return taught[-1]
+
+    monkeypatch.setattr(Personalizer, "_refined", spy)
+    config = replace(QUICK, layers="norms")
+    Personalizer(model, atlases, config=config, hardware=pick("cpu"))(other, mode="always")
+    before = dict(model.segmenter.named_parameters())
+    moved = {name for name, value in taught[0].named_parameters() if not torch.equal(value, before[name])}
+    assert moved
+    assert moved <= layers(model.segmenter, "norms")
+
+
+def test_the_mask_is_renewed_while_the_copy_is_refined(trained, monkeypatch):
+    model, atlases, other = trained
+    labelled = []
+    real = Personalizer._lessons
+    monkeypatch.setattr(
+        Personalizer,
+        "_lessons",
+        lambda self, case, voters, mask: labelled.append(mask) or real(self, case, voters, mask),
+    )
+    Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))(other, mode="always")
+    first, second = labelled
+    assert float((first - second).abs().max()) > 0
+    torch.testing.assert_close(second.sum(0), torch.ones(second.shape[1:]), atol=1e-3, rtol=0)

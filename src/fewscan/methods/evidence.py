@@ -20,7 +20,7 @@ from fewscan.learn.session import Session
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which a later segmenter must not be worse
 FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
 SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
-ALIKE = 0.6  # least Dice between the first mask and the vote of the atlases for them to be believed
+ALIKE = 0.75  # of what the atlases' vote is worth: least Dice between it and the first mask for both to be believed
 LEAST_SEEN = 0.5  # share of the structures that atlases must reach
 
 
@@ -84,7 +84,7 @@ def objection(evidence: Mapping[str, float]) -> str:
     Parameters
     ----------
     evidence : mapping of str to float
-        ``reached``, ``likeness``, ``likeness_floor`` and ``agreement``.
+        ``reached``, ``likeness``, ``likeness_floor``, ``agreement`` and ``atlases_worth``.
     """
     if evidence["reached"] < LEAST_SEEN:
         return f"the atlases reach {evidence['reached']:.0%} of the structures only: another field of view?"
@@ -93,8 +93,11 @@ def objection(evidence: Mapping[str, float]) -> str:
             f"the deformed atlases fit the scan by {evidence['likeness']:.3f}, at least "
             f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast or body part?"
         )
-    if evidence["agreement"] < ALIKE:
-        return f"atlases and first mask agree by a Dice of {evidence['agreement']:.2f} only: one of them is wrong"
+    if evidence["agreement"] < ALIKE * evidence["atlases_worth"]:
+        return (
+            f"atlases and first mask agree by a Dice of {evidence['agreement']:.2f} only, where the atlases are worth "
+            f"{evidence['atlases_worth']:.2f}: one of them is wrong"
+        )
     return ""
 
 

@@ -18,7 +18,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ from fewscan.methods import segment, voting
 from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, setback, uncalibrated
 from fewscan.methods.pseudo import ALONE, Rating, index_of
 from fewscan.methods.shaping import Shaper
-from fewscan.space import directions
 from fewscan.space.similarity import lncc
 
 TRIED = 5  # steps of the refinement after which it is known how long one takes
@@ -60,7 +59,7 @@ class PersonalizeConfig:
     views : int
         Disturbed copies of the scan that the first mask is averaged over.
     rounds : int
-        Of deformation.
+        Of deformation, the first by the images alone.
     memory : float
         Share of the mask that a round keeps.
     anatomy : float
@@ -123,6 +122,15 @@ class Personalized:
     def probs(self) -> Tensor:
         """Those that were kept."""
         return self.after if self.kept == "after" else self.before
+
+
+class _Said(NamedTuple):
+    """What deformed atlases say of a scan: they themselves, their vote, its and the segmenter's weight, the mask."""
+
+    voters: Sequence[voting.Voter]
+    vote: Tensor
+    share: tuple[float, float]
+    mask: Tensor
 
 
 class Personalizer:
@@ -198,44 +206,23 @@ class Personalizer:
             If a signal asks to stop: a scan that is half refined has no answer.
         """
         known, begin = self.known, time.monotonic()  # what is found out once is on no scan's budget
-        image, own = torch.from_numpy(np.array(case.image)), grid_of(case, self.plan.spacing)
+        image = torch.from_numpy(np.array(case.image))
         before, first, steady = self._views(image, self.segmenter)
         if not labelled(before, self.plan).any():
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         if mode == "auto" and (refused := uncalibrated(known)):
             return Personalized(before, before, "before", refused, {"consistency": steady})
-        guide = directions.guide(image, self.plan.kind)
-        mask, voters, aligned = first, list[voting.Voter](), self.shaper.aligned(guide, own)
-        for turn in range(self.config.rounds):
-            tick(0.1 + 0.4 * turn / self.config.rounds)
-            voters = self.shaper.shaped(aligned, mask=mask) or voters
-            if not voters:
-                return Personalized(before, before, "before", "every atlas folds on this scan", {"consistency": steady})
-            vote, agreement = self._vote(guide, voters, first)
-            reliable = min(agreement / max(known.worth, 1e-3), 0.95)
-            share = Rating(known.worth, reliable, agreement, assumed=not known.likeness).weights
-            mask = self.config.memory * mask + (1 - self.config.memory) * self._fused(vote, first, share)
-            if seconds is not None and time.monotonic() - begin > 0.4 * seconds:
-                break
-        evidence = {
-            "consistency": steady, "agreement": agreement, "atlases_worth": known.worth, "likeness_floor": known.floor,
-            "likeness": self._likeness(guide, voters, mask),
-            "reached": voting.reached(voters, labelled(mask, self.plan)),
-        }  # fmt: skip
-        refused = self._refusal(evidence)
-        if refused and mode == "auto":
+        until = None if seconds is None else begin + seconds
+        found, evidence, refused = self._atlases_say(case, first, mode=mode, seconds=seconds, tick=tick)
+        evidence["consistency"] = steady
+        if found is None:
             return Personalized(before, before, "before", refused, evidence)
-        after = mask
         tick(0.5)
+        after = found.mask
         if self.config.steps:
-
-            def together(answer: Tensor) -> Tensor:
-                return self._fused(vote, (first + answer) / 2, share)
-
-            until = None if seconds is None else begin + seconds
-            network = self._refined(case, voters, mask, together=together, until=until)
+            network = self._refined(case, found, first, until=until)
             _, answer, evidence["consistency_after"] = self._views(image, network)
-            after = together(answer)
+            after = self._fused(found, (first + answer) / 2)
         evidence["changed"] = 1 - self._dice(before, after)
         refused = refused or setback(evidence)
         if refused and mode == "auto":
@@ -260,16 +247,56 @@ class Personalizer:
         """Of two answers."""
         return mean_dice(chosen(one, self.plan), chosen(other, self.plan))
 
-    def _fused(self, vote: Tensor, answer: Tensor, share: tuple[float, float]) -> Tensor:
+    def _fused(self, found: _Said, answer: Tensor) -> Tensor:
         """What atlases and segmenters say together."""
-        both = share[0] * vote + share[1] * answer
+        both = found.share[0] * found.vote + found.share[1] * answer
         return after_none(both[1:]) if self.plan.overlapping else both
+
+    def _averaged(self, mask: Tensor, newer: Tensor) -> Tensor:
+        """The moving average of the scan's mask."""
+        return self.config.memory * mask + (1 - self.config.memory) * newer
 
     # ---------------------------------------------------------------------------------------------------- atlases
 
+    def _atlases_say(
+        self, case: Prepared, first: Tensor, *, mode: Mode, seconds: float | None, tick: Callable[[float], None]
+    ) -> tuple[_Said | None, dict[str, float], str]:
+        """Rounds of deformation and vote; nothing where that is refused; the evidence, and what speaks against it.
+
+        The first round goes by the images alone, as when the atlases' worth was found out: only so is their vote a
+        second opinion, and the evidence comparable. Later ones are supervised by the mask.
+        """
+        guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
+        known, begin, refused = self.known, time.monotonic(), ""
+        evidence = {"atlases_worth": known.worth, "likeness_floor": known.floor}
+        aligned = self.shaper.aligned(guide, own)
+        found = _Said([], first, (0.0, 1.0), first)
+        for turn in range(self.config.rounds):
+            tick(0.1 + 0.4 * turn / self.config.rounds)
+            voters = self.shaper.shaped(aligned, mask=found.mask if turn else None) or found.voters
+            if not voters:
+                return None, evidence, "every atlas folds on this scan"
+            vote, agreement = self._vote(guide, voters, first)
+            reliable = min(agreement / max(known.worth, 1e-3), 0.95)
+            share = Rating(known.worth, reliable, agreement, assumed=not known.likeness).weights
+            newer = found._replace(voters=voters, vote=vote, share=share)
+            found = newer._replace(mask=self._averaged(found.mask, self._fused(newer, first)))
+            if turn == 0:
+                evidence |= {
+                    "agreement": agreement, "likeness": self._likeness(guide, voters, found.mask),
+                    "reached": voting.reached(voters, labelled(found.mask, self.plan)),
+                }  # fmt: skip
+                refused = uncalibrated(known) or objection(evidence)
+                if refused and mode == "auto":
+                    return None, evidence, refused
+            if seconds is not None and time.monotonic() - begin > 0.4 * seconds:
+                break
+        return found, evidence, refused
+
     def _likeness(self, guide: Tensor, voters: Sequence[voting.Voter], mask: Tensor) -> float:
         """Mean local correlation of the scan and its deformed atlases, around the structures."""
-        near = torch.nn.functional.max_pool3d((1 - mask[0])[None, None], 5, stride=1, padding=2)
+        inside = labelled(mask, self.plan).float()[None, None]
+        near = torch.nn.functional.max_pool3d(inside, 5, stride=1, padding=2)
         found = [float(lncc(guide[None, :1], voter.guide[None, :1], weight=near)) for voter in voters]
         return float(np.mean(found))
 
@@ -280,31 +307,19 @@ class Personalizer:
         taken = 0 * first[:1] if self.plan.overlapping else (first * ~asked).sum(0, keepdim=True)
         return torch.where(asked, vote * (1 - taken), first), self._dice(first * asked, vote)
 
-    def _refusal(self, evidence: Mapping[str, float]) -> str:
-        """Why the first mask is kept; empty where nothing speaks for that."""
-        return uncalibrated(self.known) or objection(evidence)
-
     # ------------------------------------------------------------------------------------------------- refinement
 
-    def _refined(
-        self,
-        case: Prepared,
-        voters: Sequence[voting.Voter],
-        mask: Tensor,
-        *,
-        together: Callable[[Tensor], Tensor],
-        until: float | None,
-    ) -> nn.Module:
+    def _refined(self, case: Prepared, found: _Said, first: Tensor, *, until: float | None) -> nn.Module:
         """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure.
 
         Half-way, what the copy answers by then is taken into the moving average that the scan is labelled by.
         """
-        image, network = torch.from_numpy(np.array(case.image)), copy.deepcopy(self.segmenter).train()
-        network.requires_grad_(True)
+        image, mask = torch.from_numpy(np.array(case.image)), found.mask
+        network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
         train = dataclasses.replace(self.model.settings.train, lr=self.config.lr, warmup_steps=5, average=0.9)
         state, steps, begin = State([network], train), self.config.steps, time.monotonic()
-        phase = self._phase(network, self._lessons(case, voters, mask), train)
-        for share in (min(0.5, TRIED / steps), 0.5, 1.0):
+        phase = self._phase(network, self._lessons(case, found.voters, mask), train)
+        for share in sorted({min(0.5, TRIED / steps), 0.5, 1.0}):
             state = fit([phase], state, limits=Limits(steps=steps, until=share), config=train, seed=0)
             if state.interrupted:  # what is half refined is no answer to write; scans finished before stay
                 raise KeyboardInterrupt
@@ -312,9 +327,9 @@ class Personalizer:
                 left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
                 steps = min(steps, state.step + max(1, int(left)))
             if share == 0.5 and state.step < steps:
-                newer = together(self._answer(image, state.average_of(network).eval()))
-                mask = self.config.memory * mask + (1 - self.config.memory) * newer
-                phase = self._phase(network, self._lessons(case, voters, mask), train)
+                answer = self._answer(image, state.average_of(network).eval())
+                mask = self._averaged(mask, self._fused(found, (first + answer) / 2))
+                phase = self._phase(network, self._lessons(case, found.voters, mask), train)
         return state.average_of(network).eval()
 
     def _phase(self, network: nn.Module, lessons: Sequence[Prepared], train: TrainConfig) -> Phase:
