@@ -55,7 +55,7 @@ def test_scans_are_segmented_on_their_own_grid_and_the_verdict_is_kept(project, 
 
 
 def test_what_the_guard_refuses_is_what_predict_answers(project, tmp_path, monkeypatch):
-    monkeypatch.setattr(personalization.Personalizer, "_refusal", lambda self, evidence: "not today")
+    monkeypatch.setattr(methods.personalize, "objection", lambda evidence: "not today")
     done = asked(project, tmp_path / "auto", atlases=project[0] / "data")
     plain = api.predict(project[2], project[0] / "data" / "images" / "case_03.nii.gz", tmp_path / "plain", device="cpu")
     assert done[0].personalized["kept"] == "before"
