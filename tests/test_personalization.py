@@ -1,6 +1,8 @@
 """Personalised prediction of files, and the atlases that a model may keep."""
 
 import json
+import re
+import shutil
 import signal
 from dataclasses import replace
 
@@ -8,14 +10,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import safetensors.numpy
-from phantom import SMALL, write_dataset
+import torch
+from phantom import SMALL, phantom, write_dataset
 
-from fewscan import api, personalization
+from fewscan import api, exporting, personalization
 from fewscan.data import dataset as datasets
+from fewscan.data.io import write_labelmap
+from fewscan.deliver.report import read_run
+from fewscan.deliver.scenes import scenes
 from fewscan.errors import ConfigError, DataError, ModelError
 from fewscan.learn import atlases, checkpoint, engine
+from fewscan.learn.batches import Prepared
 from fewscan.methods import personalize as methods
 from fewscan.methods.personalize import PersonalizeConfig
+from fewscan.space.volume import one_hot
 
 QUICK = PersonalizeConfig(views=1, rounds=1, steps=4, atlases=2)
 
@@ -51,7 +59,102 @@ def test_scans_are_segmented_on_their_own_grid_and_the_verdict_is_kept(project, 
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]
     assert record["personalized"]["kept"] == "after"
     assert 0 < record["personalized"]["evidence"]["agreement"] <= 1
-    assert any("personalised" in str(line) for line in said)
+    assert record["before"]["path"] == "before/case_03.nii.gz"
+    assert nib.load(done[0].before.path).shape == image.shape
+    told = next(str(line) for line in said if "1 of 1: case_03" in str(line))
+    assert re.search(r"; personalised: (no voxel|\d+\.\d % of the labelled voxels) changed, [a-z]", told)
+
+
+@pytest.fixture
+def given(project, monkeypatch):
+    """Answers that are known: a cube that grows by a slice, and a rod that goes; what is kept can be set."""
+    own, other = np.zeros((2, 20, 24, 18), int)
+    own[4:8, 4:8, 4:8], other[4:9, 4:8, 4:8] = 1, 1
+    own[12:14, 4:8, 4:8] = 2
+    said = {"kept": "after", "reason": methods.FITTING}
+
+    def answer(self, case, **options):
+        shares = [one_hot(torch.from_numpy(labels)[None], 3)[0] for labels in (own, other)]
+        return methods.Personalized(*shares, evidence={}, **said)
+
+    monkeypatch.setattr(personalization.Personalizer, "__call__", answer)
+    return own, other, said
+
+
+def test_the_answer_of_before_lies_beside_the_one_that_was_kept(project, given, tmp_path):
+    own, other, _ = given
+    said = []
+    [done] = asked(project, tmp_path / "out", atlases=project[0] / "data", observe=said.append)
+    assert np.array_equal(np.asanyarray(nib.load(done.path).dataobj), other)
+    assert np.array_equal(np.asanyarray(nib.load(done.before.path).dataobj), own)
+    assert done.volumes_ml == {"ball": 0.08, "rod": 0.0}
+    assert done.before.volumes_ml == {"ball": 0.064, "rod": 0.032}
+    assert done.before.dice == pytest.approx({"ball": 2 * 64 / (64 + 80), "rod": 0.0})
+    assert done.before.voxels_changed == (16 + 32) / (80 + 32)
+    row = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]
+    assert (row["path"], row["before"]["path"]) == ("case_03.nii.gz", "before/case_03.nii.gz")
+    assert str(tmp_path) not in json.dumps(row)
+    assert "; personalised: 42.9 % of the labelled voxels changed, atlases and scan fit each other" in said[-1]
+
+
+def test_what_was_asked_for_against_the_evidence_is_called_so(project, given, tmp_path):
+    given[2]["reason"] = "nothing was calibrated; ask for --personalize always"
+    [done] = asked(project, tmp_path / "out", atlases=project[0] / "data", mode="always")
+    assert done.personalized["reason"] == "as asked, although nothing was calibrated"
+
+
+def test_nobody_takes_answers_of_before_for_predictions(project, given, tmp_path):
+    root, out, labels = project[0], tmp_path / "out", tmp_path / "labels"
+    scans = [root / "data" / "images" / f"case_0{i}.nii.gz" for i in (2, 3)]
+    api.personalize(project[2], scans, out, atlases=root / "data", config=QUICK, device="cpu")
+    labels.mkdir()
+    for i in (2, 3):
+        _, label, grid = phantom(i)
+        write_labelmap(label, labels / f"case_0{i}.nii.gz", native=grid)
+    found, own = api.evaluate(out, labels), api.evaluate(out / "before", labels)
+    assert [case.id for case in found.cases] == [case.id for case in own.cases] == ["case_02", "case_03"]
+    assert found.names == own.names == ("ball", "rod")
+    assert not any(found.unmatched.values())
+    assert found.cases[0].labels["rod"].status == "missed"
+    assert own.cases[0].labels["rod"].status == "scored"
+    assert exporting.export(out, tmp_path / "bids", kind="bids")["cases"] == 2
+    assert {case.id for case in datasets.find(out).cases} == {"case_02", "case_03"}
+    assert len(scenes(read_run(out))) == 2
+    assert set(api.mesh(out / "before" / "case_03.nii.gz", tmp_path / "mesh", purpose="view")["parts"]) == {
+        "ball",
+        "rod",
+    }
+    done = api.personalize(
+        project[2], scans, out, atlases=root / "data", config=QUICK, device="cpu", skip_existing=True
+    )  # fmt: skip
+    assert [p.skipped for p in done] == [True, True]
+    assert sorted(p.name for p in (out / "before").iterdir()) == ["case_02.nii.gz", "case_03.nii.gz"]
+
+
+def test_an_answer_of_before_goes_with_the_one_that_took_its_place(project, given, tmp_path):
+    out, scan = tmp_path / "out", project[0] / "data" / "images" / "case_03.nii.gz"
+    asked(project, out, atlases=project[0] / "data")
+    asked(project, out, atlases=project[0] / "data")  # replaces its own
+    api.predict(project[2], scan, out, device="cpu")
+    assert not (out / "before" / "case_03.nii.gz").exists()
+    assert "before" not in json.loads((out / "predictions.json").read_text())["predictions"][0]
+    asked(project, out, atlases=project[0] / "data")
+    given[2]["kept"] = "before"
+    asked(project, out, atlases=project[0] / "data")
+    assert not (out / "before" / "case_03.nii.gz").exists()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_of_somebody_else_is_not_overwritten_by_an_answer_of_before(project, given, tmp_path, skip):
+    other = tmp_path / "out" / "before" / "case_03.nii.gz"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    with pytest.raises(ConfigError, match=r"before.case_03\.nii\.gz exists and is not of fewscan"):
+        asked(project, tmp_path / "out", atlases=project[0] / "data", skip_existing=skip)
+    assert other.read_text() == "mine"
+    moved = shutil.copy(project[0] / "data" / "images" / "case_03.nii.gz", other)
+    with pytest.raises(ConfigError, match="where the scans are"):
+        api.predict(project[2], moved, tmp_path / "out", device="cpu")
 
 
 def test_what_the_guard_refuses_is_what_predict_answers(project, tmp_path, monkeypatch):
@@ -61,6 +164,8 @@ def test_what_the_guard_refuses_is_what_predict_answers(project, tmp_path, monke
     assert done[0].personalized["kept"] == "before"
     assert done[0].personalized["reason"] == "not today"
     assert done[0].path.read_bytes() == plain[0].path.read_bytes()
+    assert done[0].before is None
+    assert not (tmp_path / "auto" / "before").exists()
 
 
 def test_a_scan_too_large_to_hold_is_predicted_as_it_is(project, tmp_path, monkeypatch):
@@ -111,6 +216,35 @@ def test_the_archive_knows_which_scans_are_of_one_patient_but_not_whose(project,
     safetensors.numpy.save_file({k: v for k, v in tensors.items() if "patient" not in k}, file)
     checkpoint.write_json({"cases": 3, "sha256": checkpoint.sha256(file)}, tmp_path / atlases.RECORD)
     assert [k.whose for k in atlases.load_atlases(copy)] == ["atlas 1", "atlas 2", "atlas 3"]
+
+
+def held(name, *labels, patient=""):
+    """A case on no grid, of which it is known how many voxels each label has."""
+    counts = tuple(10 * (k == 0 or k in labels) for k in range(4))
+    blank = np.zeros((1, 2, 2, 2), np.float32)
+    return Prepared(name, blank, np.zeros((2, 2, 2), np.int16), (), counts, np.ones(4, np.bool_), patient=patient)
+
+
+def test_of_many_scans_a_few_are_kept_patients_in_turn_and_no_label_lost():
+    frames = [held(f"a{i}", 1, 2, patient="a") for i in range(9)]
+    fuller = [held("b", 1, patient="b"), held("c", 1, 2, 3, patient="c")]
+    assert [c.id for c in atlases.in_turn([*frames, *fuller], most=2)] == ["a0", "c"]
+    assert [c.id for c in atlases.in_turn([*frames, *fuller], most=4)] == ["a0", "a1", "b", "c"]
+    assert atlases.in_turn(fuller, most=20) == fuller
+    many = [held(str(i), 1, 2) for i in range(30)] + [held("rare", 3)]
+    kept = atlases.in_turn(many, most=20)
+    assert len(kept) == 20
+    assert kept[-1].id == "rare"
+
+
+def test_how_much_of_the_archive_is_kept_is_said(project, monkeypatch):
+    root, found, _ = project
+    monkeypatch.setattr(personalization, "MOST_KEPT", 2)
+    seen, said = datasets.select(found, labelled=[c.id for c in found.labelled], unlabelled=[]), []
+    model = api.train(seen, root / "few", steps=2, settings=SMALL, device="cpu", keep_atlases=True, observe=said.append)
+    size = (root / "few" / atlases.FILE).stat().st_size
+    assert said[-1] == f"atlases: 2 of 3 labelled scans lie beside the model now, {size / 1e6:.1f} MB"
+    assert len(atlases.load_atlases(model)) == 2
 
 
 def test_ctrl_c_while_a_copy_is_refined_writes_nothing_of_that_scan(project, tmp_path, monkeypatch):

@@ -239,7 +239,8 @@ def train(
     dry_run : bool
         Stop after the plan: nothing is trained or written.
     keep_atlases : bool
-        Leave the labelled scans beside the model, for `personalize`: whoever gets the model gets them too.
+        Leave labelled scans, at most `learn.atlases.MOST_KEPT`, beside the model, for `personalize`: whoever gets the
+        model gets them too.
     observe : callable, optional
         Gets messages and a `learn.engine.Status` from time to time.
 
@@ -277,7 +278,7 @@ def train(
         return with_verbs(model)
     model = training.run(request, METHODS[method])
     if keep_atlases:
-        keep(model, found)
+        keep(model, found, say=request.say)
     return with_verbs(model)
 
 

@@ -114,7 +114,8 @@ def train(
     settings: Settings = None,
     method: Method = "auto",
     keep_atlases: Annotated[
-        bool, typer.Option("--keep-atlases", help="Leave the labelled scans beside the model, to personalise with.")
+        bool,
+        typer.Option("--keep-atlases", help="Leave up to 20 labelled scans beside the model, to personalise with."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:

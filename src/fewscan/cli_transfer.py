@@ -49,7 +49,7 @@ def transfer(
         Path | None, typer.Option(help="Scans of the old population: measure what is forgotten.", metavar="DATA")
     ] = None,
     keep_atlases: Annotated[
-        bool, typer.Option("--keep-atlases", help="Leave the labelled scans beside MODEL2, to personalise with.")
+        bool, typer.Option("--keep-atlases", help="Leave up to 20 labelled scans beside MODEL2, to personalise with.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
     device: Device = "auto",

@@ -15,6 +15,8 @@ from fewscan.learn.checkpoint import load_model
 
 PREDICTIONS = "predictions.json"
 """Record that `predict` leaves beside its label maps."""
+BEFORE = "before"
+"""Folder in that of the record: the model's own answers, where personalised ones took their places."""
 
 
 def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, str] | None, int | None]:
@@ -76,9 +78,23 @@ def record_of(thing: Path) -> dict[str, Any]:
     thing : Path
         Label map.
     """
+    folder, name = thing.absolute().parent, thing.name
+    if folder.name == BEFORE and not (folder / PREDICTIONS).is_file():
+        folder, name = folder.parent, f"{BEFORE}/{name}"
     try:
-        record = json.loads((thing.parent / PREDICTIONS).read_text(encoding="utf-8"))
-        mine = [row for row in record["predictions"] if row["path"] == thing.name]
+        record = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
+        mine = [row for row in record["predictions"] if name in (row["path"], row.get(BEFORE, {}).get("path"))]
         return dict(record) if mine else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def predictions_in(run: Path) -> Path | None:
+    """Folder that holds the predictions of a run and their record; None where there is none.
+
+    Parameters
+    ----------
+    run : Path
+        Folder of the run, or of the predictions themselves.
+    """
+    return next((folder for folder in (run / "predictions", run) if (folder / PREDICTIONS).is_file()), None)

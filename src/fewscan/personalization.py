@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn import infer
-from fewscan.learn.atlases import atlases_of, load_atlases, save_atlases, shared_atlases
+from fewscan.learn.atlases import MOST_KEPT, atlases_of, in_turn, load_atlases, save_atlases, shared_atlases
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
 from fewscan.learn.request import Observer
-from fewscan.methods.personalize import Mode, PersonalizeConfig, Personalized, Personalizer
+from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
 from fewscan.prediction import Answer, Inputs, Prediction, Tick, predict_by
 from fewscan.space.volume import Volume
 
@@ -41,6 +41,8 @@ def personalize(
     observe: Observer | None = None,
 ) -> list[Prediction]:
     """Segment scans as `predict` does, each by a copy of the model that was personalised to it (Chen et al. 2025).
+
+    Where the personalised answer is kept, the model's own goes to ``OUT/before/``, in the same layout.
 
     Parameters
     ----------
@@ -98,15 +100,16 @@ def personalize(
                 found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
             told = {"personalized": _record(found)}
             if found.kept == "before":  # exactly what predict answers
-                return infer.segment(model, volume, predictor=predictor, probabilities=probabilities), told
+                return Answer(infer.segment(model, volume, predictor=predictor, probabilities=probabilities), told)
             shape = volume.geometry.shape
-            return infer.labels_from(found.probs, model.plan, shape=shape, probabilities=probabilities), told
+            after = infer.labels_from(found.probs, model.plan, shape=shape, probabilities=probabilities)
+            return Answer(after, told, infer.labels_from(found.before, model.plan, shape=shape))
 
         return predict_by(work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
 
 
-def keep_atlases(model: Model, dataset: Dataset) -> Path:
-    """Put the labelled scans of a data set beside a model, for `personalize` to deform.
+def keep_atlases(model: Model, dataset: Dataset, *, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Put labelled scans of a data set beside a model, at most `MOST_KEPT`, for `personalize` to deform.
 
     They are scans of people, on the model's grid and without their names: whoever gets the model gets them too.
 
@@ -116,6 +119,8 @@ def keep_atlases(model: Model, dataset: Dataset) -> Path:
         In a folder.
     dataset : Dataset
         What it was trained on, or carried over to; labels that only one of the two knows are left out.
+    say : callable
+        Gets a line on how many were put there, and how large they are.
 
     Raises
     ------
@@ -125,7 +130,12 @@ def keep_atlases(model: Model, dataset: Dataset) -> Path:
     if model.path is None:
         raise ConfigError("the model is not in a folder yet; train it with an output folder")
     with tempfile.TemporaryDirectory() as scratch:
-        return save_atlases(shared_atlases(dataset, model.plan, folder=Path(scratch)), model.path)
+        every = shared_atlases(dataset, model.plan, folder=Path(scratch))
+        kept = in_turn(every, most=MOST_KEPT)
+        file = save_atlases(kept, model.path)
+    size = file.stat().st_size / 1e6
+    say(f"atlases: {len(kept)} of {len(every)} labelled scans lie beside the model now, {size:.1f} MB")
+    return file
 
 
 def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) -> list[Prepared]:
@@ -144,8 +154,11 @@ def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) 
 
 def _record(found: Personalized) -> Mapping[str, Any]:
     """For the record of predictions."""
+    reason = found.reason
+    if found.kept == "after" and reason != FITTING:  # and without the remedy: what it tells to ask for was asked for
+        reason = f"as asked, although {reason.partition(';')[0]}"
     return {
         "kept": found.kept,
-        "reason": found.reason,
+        "reason": reason,
         "evidence": {key: round(value, 4) for key, value in found.evidence.items()},
     }

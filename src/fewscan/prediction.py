@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from fewscan.data import kinds, places, proof
 from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
+from fewscan.deliver.records import personalised
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.confidence import Calibration, read_calibration
 from fewscan.judge.doubt import Doubt, doubt
@@ -26,12 +28,52 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
+from fewscan.naming import BEFORE
 from fewscan.naming import PREDICTIONS as RECORD
 from fewscan.space.volume import Volume
 
 Tick = Callable[[float], None]
-Answer = tuple[Segmented, Mapping[str, Any]]
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
+
+
+class Answer(NamedTuple):
+    """What is to be kept of a scan.
+
+    Parameters
+    ----------
+    found : Segmented
+        Its labels.
+    told : mapping of str to any
+        Fields of its `Prediction`.
+    before : Segmented, optional
+        The model's own answer, where that in ``found`` is another.
+    """
+
+    found: Segmented
+    told: Mapping[str, Any]
+    before: Segmented | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """The model's own answer to a scan, where a personalised one took its place.
+
+    Parameters
+    ----------
+    path : Path
+        The label map written, or the folder of masks where labels overlap.
+    volumes_ml : mapping of str to float
+        Volume of each label.
+    dice : mapping of str to float
+        Between both answers, of each label that either holds.
+    voxels_changed : float
+        Share of the voxels that are labelled in either answer whose labels are not the same.
+    """
+
+    path: Path
+    volumes_ml: Mapping[str, float]
+    dice: Mapping[str, float]
+    voxels_changed: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +94,10 @@ class Prediction:
         Whether the file was there already.
     personalized : mapping, optional
         What the guard of personalisation kept, why, and its evidence.
+    before : Before, optional
+        What the model itself answers, where the personalised answer was kept.
     expected : mapping, optional
-        Expected Dice of each label with its range and level, and the slices to look at first.
+        Expected Dice of each label with its range, what that is to hold, and the slices to look at first.
     warning : str, optional
         What was found wrong with the scan that does not keep it from being segmented.
     """
@@ -64,6 +108,7 @@ class Prediction:
     volumes_ml: Mapping[str, float]
     skipped: bool = False
     personalized: Mapping[str, Any] | None = None
+    before: Before | None = None
     expected: Mapping[str, Any] | None = None
     warning: str | None = None
 
@@ -124,9 +169,10 @@ def predict(
         answer = infer.segment(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
         )
-        return answer, {} if known is None else {
-            "expected": _expected(known, doubt(volume, model.plan, predictor=predictor), model)
-        }
+        told = {}
+        if known is not None:
+            told["expected"] = _expected(known, doubt(volume, model.plan, predictor=predictor), model)
+        return Answer(answer, told)
 
     return predict_by(whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
 
@@ -181,18 +227,22 @@ def predict_by(
         if skip_existing and target.exists():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(model, scan, target, work=lambda volume: work(volume, tick), observe=observe)
+        own, name = _own(target, folder), target.relative_to(folder).as_posix()
+        answer = _predict_one(model, scan, (target, own), work=lambda volume: work(volume, tick), observe=observe)
         done.append(answer)
-        row = {key: value for key, value in asdict(answer).items() if value is not None}
-        name = target.relative_to(folder).as_posix()
-        records[name] = row | {"path": name}
+        if answer.before is None and BEFORE in records.get(name, {}):  # of an answer that is there no longer
+            shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
+        row = {key: value for key, value in asdict(answer).items() if value is not None} | {"path": name}
+        if answer.before is not None:
+            row[BEFORE] |= {"path": own.relative_to(folder).as_posix()}
+        records[name] = row
         weights = model.provenance.get("sha256", {})
         record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
         checkpoint.write_json(record, folder / RECORD)
         kept |= {scan.id: {"image": scan.images[0]}}
         places.remember(folder / RECORD, kept)
         if observe is not None:
-            observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(answer)}")
+            observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
     return done
 
 
@@ -217,11 +267,9 @@ def _expected(known: Calibration, found: Doubt | None, model: Model) -> dict[str
     return {"labels": labels, "error": round(known.error, 3), "patients": known.patients, **found.to_json()}
 
 
-def _said(answer: Prediction) -> str:
-    if answer.personalized is None:
-        return ""
-    kept, reason = answer.personalized["kept"], answer.personalized["reason"]
-    return f"; {'personalised' if kept == 'after' else 'not personalised'}: {reason}"
+def _said(row: Mapping[str, Any]) -> str:
+    """The verdict on a personalised scan."""
+    return f"; {told}" if (told := personalised(row)) else ""
 
 
 def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
@@ -237,31 +285,46 @@ def _target(folder: Path, scan: inputs.Scan, model: Model) -> Path:
     return folder / scan.id / SEGMENTATIONS if model.plan.overlapping else folder / f"{scan.id}.nii.gz"
 
 
+def _own(target: Path, folder: Path) -> Path:
+    """Where the model's own answer is written, where another takes its place."""
+    return folder / BEFORE / target.relative_to(folder)
+
+
 def _claim(folder: Path, scans: Sequence[inputs.Scan], *, model: Model, skip_existing: bool) -> dict[str, Any]:
     """Earlier predictions in the folder; refuses where a file that is not one of them would be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the predictions")
     try:
         stored = json.loads((folder / RECORD).read_text())["predictions"]
-        records = {str(record["path"]): record for record in stored}
+        records = {str(record["path"]): dict(record) for record in stored}
     except (OSError, ValueError, KeyError, TypeError):
         records = {}
     for scan in scans:
         target = _target(folder, scan, model)
-        if {folder.resolve(), target.parent.resolve()} & {image.parent.resolve() for image in scan.images}:
+        own, record = _own(target, folder), records.get(target.relative_to(folder).as_posix())
+        written = {path.resolve() for path in (folder, target.parent, own.parent)}
+        if written & {image.parent.resolve() for image in scan.images}:
             raise ConfigError(f"{folder} is where the scans are, and their files would be overwritten; give another -o")
-        if target.exists() and target.relative_to(folder).as_posix() not in records and not skip_existing:
+        if target.exists() and record is None and not skip_existing:
             raise ConfigError(
                 f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
             )
+        kept = skip_existing and target.exists()
+        if own.exists() and BEFORE not in (record or {}) and not kept:
+            raise ConfigError(f"{own} exists and is not of fewscan; give another -o, or move it away")
     return records
 
 
 def _predict_one(
-    model: Model, scan: inputs.Scan, target: Path, *, work: Callable[[Volume], Answer], observe: Observer | None
+    model: Model,
+    scan: inputs.Scan,
+    targets: tuple[Path, Path],
+    *,
+    work: Callable[[Volume], Answer],
+    observe: Observer | None,
 ) -> Prediction:
-    """Read, segment, write."""
-    begin = time.monotonic()
+    """Read, segment, write; to the second target the model's own answer where it is not the one that is kept."""
+    begin, (target, own) = time.monotonic(), targets
     kind = kinds.kind_of_scan(scan.images, wanted=model.plan.kind)
     if kind != model.plan.kind:
         raise DataError(
@@ -272,21 +335,45 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    answer, told = work(volume)
-    if model.plan.overlapping:
-        masks = dict(zip(model.names.values(), answer.label, strict=True))
-        replace_bundles(masks, target.parent, native=volume.native)
-        counts = {value: int(mask.sum()) for value, mask in zip(model.names, answer.label, strict=True)}
-    else:
-        write_labelmap(answer.label, target, native=volume.native)
-        counts = _counts(answer.label, model)
+    answer, told, first = work(volume)
+    volumes = _write(answer, target, model, like=volume)
     if answer.probs is not None:
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
         write_image(answer.probs, path, native=volume.native)
-    volumes = {name: float(counts[value]) * volume.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
+    before = None
+    if first is not None:
+        dice, changed = _between(answer, first, model)
+        held = _write(first, own, model, like=volume)
+        before = Before(path=own, volumes_ml=held, dice=dice, voxels_changed=changed)
     return Prediction(
-        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, warning=warning, **told
-    )
+        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, before=before, warning=warning,
+        **told,
+    )  # fmt: skip
+
+
+def _write(answer: Segmented, target: Path, model: Model, *, like: Volume) -> dict[str, float]:
+    """Write labels on the scan's own grid; the volume of each in mL."""
+    if model.plan.overlapping:
+        masks = dict(zip(model.names.values(), answer.label, strict=True))
+        replace_bundles(masks, target.parent, native=like.native)
+    else:
+        write_labelmap(answer.label, target, native=like.native)
+    counts = _counts(answer.label, model)
+    return {name: float(counts[value]) * like.geometry.voxel_mm3 / 1000 for value, name in model.names.items()}
+
+
+def _between(one: Segmented, other: Segmented, model: Model) -> tuple[dict[str, float], float]:
+    """Dice between two answers of each label that either holds, and the share of labelled voxels that differ."""
+    if model.plan.overlapping:
+        both = one.label & other.label
+        unlike, held = (one.label != other.label).any(0), (one.label | other.label).any(0)
+    else:
+        unlike, held = one.label != other.label, (one.label > 0) | (other.label > 0)
+        both = np.where(unlike, 0, one.label)
+    shared, first, second = (_counts(label, model) for label in (both, one.label, other.label))
+    total = {value: first[value] + second[value] for value in model.names}
+    dice = {name: 2 * shared[value] / total[value] for value, name in model.names.items() if total[value]}
+    return dice, float(unlike.sum()) / max(1, int(held.sum()))
 
 
 def _misfit(volume: Volume, images: Sequence[Path]) -> str | None:
@@ -297,6 +384,8 @@ def _misfit(volume: Volume, images: Sequence[Path]) -> str | None:
 
 def _counts(label: NDArray[Any], model: Model) -> dict[int, int]:
     """Voxels of each label."""
+    if model.plan.overlapping:
+        return {value: int(mask.sum()) for value, mask in zip(model.names, label, strict=True)}
     found = np.zeros(max(model.names, default=0) + 1, np.int64)
     for slab in label:  # one at a time: counting takes eight bytes a voxel
         found += np.bincount(slab.reshape(-1), minlength=len(found))

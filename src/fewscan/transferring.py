@@ -69,7 +69,8 @@ def transfer(
     settings : mapping of str to str, optional
         Dotted names and values that replace the model's.
     keep_atlases : bool
-        Leave the labelled scans beside the new model, for `personalize`: whoever gets the model gets them too.
+        Leave labelled scans, at most `learn.atlases.MOST_KEPT`, beside the new model, for `personalize`: whoever gets
+        the model gets them too.
     observe : callable, optional
         Gets messages and a `learn.engine.Status` from time to time.
 
@@ -101,7 +102,7 @@ def transfer(
     adapted = training.run(request, partial(method.run, source=old))
     gives, holds = adapted.plan.overlapping, request.dataset.overlapping
     if keep_atlases and gives == holds:
-        keep(adapted, request.dataset)
+        keep(adapted, request.dataset, say=request.say)
     elif keep_atlases:
         request.say(f"no atlases were left: the model that was kept gives {laid(gives)}, the data hold {laid(holds)}")
     return api.with_verbs(adapted)

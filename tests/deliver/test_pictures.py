@@ -60,6 +60,19 @@ def test_the_cut_goes_through_the_structure_and_not_through_its_hollow():
     assert corner_points(drawn(label)[0].svg, "reference").size
 
 
+def test_a_cut_is_shown_where_there_is_most_of_what_is_looked_for():
+    label = np.zeros((12, 12, 20), int)
+    label[2:10, 2:10, 3:18] = 1
+    grown = label.copy()
+    grown[10:12, 2:10, 15] = 1  # far from the middle, which is cut 10
+    geometry = Geometry(label.shape, np.eye(4))
+    one, other = (Labelmap(part.astype(np.uint16), geometry, {1: "ball"}) for part in (label, grown))
+    plain, there = (three_planes(one, other, most_of=voxels)[0].svg for voxels in (None, label != grown))
+    assert np.ptp(corner_points(plain, "prediction"), axis=0).tolist() == [8, 8]
+    assert np.ptp(corner_points(there, "prediction"), axis=0).tolist() == [10, 8]
+    assert three_planes(one, one, most_of=label != label) == three_planes(one, one)
+
+
 def test_ignored_voxels_and_empty_maps_draw_nothing():
     label = np.full((6, 6, 6), IGNORE)
     for plane in drawn(label, np.zeros_like(label)):

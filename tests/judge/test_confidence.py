@@ -1,14 +1,16 @@
 """Expected Dice from signs of doubt."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fewscan.errors import DataError
-from fewscan.judge.confidence import Judged, calibrate, calibration_from
+from fewscan.judge.confidence import Judged, calibrate, calibration_from, held_at_least, promise
 
 
 def made(patients, *, seed=0, noise=0.1, labels=("liver", "spleen")):
@@ -112,6 +114,42 @@ def test_a_model_of_another_task_is_refused_by_name():
 def test_no_level_is_promised_that_so_few_patients_cannot_give(patients, level):
     found = calibrate(made(patients))
     assert [width.level for width in (found.widest, *found.widths.values())] == pytest.approx([level] * 3)
+
+
+@pytest.mark.parametrize("patients", [3, 5, 9, 12, 30])
+def test_what_a_range_holds_at_least_is_what_the_fewest_of_its_draws_hold(patients):
+    rng = np.random.default_rng(patients)
+    rank = min(math.ceil(0.9 * (patients + 1)), patients)
+    draws = np.sort(rng.random((20000, patients)), axis=1)[:, rank - 1]  # of uniform gaps it holds just its own size
+    found = held_at_least(rank, patients=patients)
+    assert found == pytest.approx(stats.beta.ppf(0.05, rank, patients + 1 - rank))
+    assert np.quantile(draws, 0.05) == pytest.approx(found, abs=0.01)
+    assert draws.mean() == pytest.approx(rank / (patients + 1), abs=0.01)
+    assert calibrate(made(patients)).widths["liver"].at_least == found
+
+
+def test_what_it_holds_at_least_is_said_of_every_label():
+    found = calibrate(made(5))
+    assert found.expect("liver", None).at_least == pytest.approx(0.05 ** (1 / 5))
+    assert promise(found.widest.level, found.widest.at_least) == (
+        "83% on average, and at least 55% in 19 of 20 cross-validations"
+    )
+    assert promise(0.9, float("nan")) == "90% on average"  # a record of before
+
+
+@pytest.mark.parametrize("patients", [3, 8, 9, 12, 40])
+def test_an_older_calibration_is_read_and_promises_no_more_than_a_new_one(patients):
+    found = calibrate(made(patients))
+    older = json.loads(json.dumps(found.to_json()))
+    older["widest"] = older["widest"][:2]
+    older["widths"] = {label: width[:2] for label, width in older["widths"].items()}
+    read = calibration_from(older)
+    assert [w.half for w in read.widths.values()] == [w.half for w in found.widths.values()]
+    assert 0.3 < read.widest.at_least <= found.widest.at_least
+    if patients <= 9:
+        assert read == found
+    with pytest.raises(DataError, match="cross-validate again"):
+        calibration_from(older | {"widest": [0.1, 1.0]})
 
 
 def test_more_doubt_never_means_a_better_answer():

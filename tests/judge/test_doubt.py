@@ -1,5 +1,6 @@
 """Signs of doubt, and the way from a cross-validation to an expected Dice."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from phantom import SMALL, write_dataset
+from rich.console import Console
 
 import fewscan
 from fewscan import api, prediction, runs
@@ -19,6 +21,7 @@ from fewscan.judge import doubt as doubts
 from fewscan.judge.confidence import read_calibration
 from fewscan.judge.doubt import doubt, signs_of
 from fewscan.space.geometry import Geometry
+from fewscan.tables import expected
 
 
 def answer(size, *, shift=0, sharp=0.95):
@@ -104,7 +107,7 @@ def test_a_cross_validation_tells_what_dice_to_expect(trained, tmp_path):
     known = json.loads((root / "folds" / "calibration.json").read_text())
     assert known["patients"] == 4
     assert known["widths"].keys() == {"ball", "rod"}
-    assert [level for _, level in known["widths"].values()] == pytest.approx([0.8, 0.8])
+    assert [width[1:] for width in known["widths"].values()] == [pytest.approx([0.8, 0.05**0.25])] * 2
     assert len(known["held_out"]) == 8
     assert 0 <= known["error"] < 0.3
     scan = root / "data" / "images" / "case_03.nii.gz"
@@ -112,11 +115,18 @@ def test_a_cross_validation_tells_what_dice_to_expect(trained, tmp_path):
     rows = done[0].expected["labels"]
     assert set(rows) == {"ball", "rod"}
     assert all(0 <= row["low"] <= row["dice"] <= row["high"] <= 1 for row in rows.values())
+    assert all((row["level"], row["at_least"]) == (0.8, 0.473) for row in rows.values())
     assert len(done[0].expected["slices"]) > 0
+    screen = Console(width=200, record=True, file=io.StringIO())
+    screen.print(expected([("new", done[0].expected)]))
+    told = " ".join(screen.export_text().split())
+    assert "(80%, 47%)" in told
+    assert "holds on average, and the least that it holds in 19 of 20 cross-validations" in told
     (tmp_path / "run").mkdir()
     (tmp_path / "out").rename(tmp_path / "run" / "predictions")
     page = api.report(tmp_path / "run", tmp_path / "r.html").read_text()
     assert "Expected Dice, worst first" in page
+    assert "to hold 80% on average, and at least 47% in 19 of 20 cross-validations" in page
 
 
 def test_the_report_of_a_cross_validation_shows_expected_against_measured_dice(trained, tmp_path):
@@ -127,7 +137,7 @@ def test_the_report_of_a_cross_validation_shows_expected_against_measured_dice(t
     label, expected, measured = known.held_out[0]
     assert f"<title>{label}: {expected:.3f} expected, {measured:.3f} measured</title>" in page
     assert f"differ by {known.error:.3f} on average over 4 patients" in page
-    assert "ranges of 80% at most" in page
+    assert "hold 80% on average, and at least 47% in 19 of 20 cross-validations. So few patients allow no more." in page
     shutil.copy(folds / "evaluation.json", tmp_path)
     (tmp_path / "calibration.json").write_text('{"signs": [], "half": 0.1}')  # as it was written before
     assert "cross-validate again" in api.report(tmp_path, tmp_path / "old.html").read_text()

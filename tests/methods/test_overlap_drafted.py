@@ -33,6 +33,7 @@ from fewscan.methods.personalize import PersonalizeConfig, Personalizer
 from fewscan.methods.voting import Voter
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.volume import IGNORE, Volume
+from fewscan.tracts.bundles import case_folders
 
 SOON = RegisterConfig(deform=DeformConfig(shrink=(2, 1), steps=(25, 10)))
 QUICK = PersonalizeConfig(views=1, rounds=1, steps=6, atlases=2)
@@ -224,6 +225,17 @@ def test_a_shifted_scan_keeps_both_bundles_and_the_model_stays_equal(
     assert done.personalized["kept"] == "after"
     assert done.path == tmp_path / "out" / "new" / SEGMENTATIONS
     found = masks_in(done.path)
+    assert done.before is not None
+    assert done.before.path == tmp_path / "out" / "before" / "new" / SEGMENTATIONS
+    own = masks_in(done.before.path)
+    assert done.before.dice == pytest.approx({name: dice(found[name], own[name]) for name in own})
+    unlike = np.any([found[name] != own[name] for name in own], axis=0).sum()
+    assert done.before.voxels_changed == unlike / np.any([*found.values(), *own.values()], axis=0).sum() > 0
+    assert list(case_folders(tmp_path / "out")) == ["new"]
+    page = api.report(tmp_path / "out", tmp_path / "report.html").read_text()
+    assert 'class="overlays compared"' in page
+    assert "No picture" not in page
+    assert "of the labelled voxels changed" in page
     assert min(dice(found[name], truth[name]) for name in truth) > 0.6
     assert (found["CST"] & found["CC"])[truth["CST"] & truth["CC"]].mean() > 0.6
     assert {p.name: p.read_bytes() for p in model.path.iterdir() if p.is_file()} == files

@@ -7,7 +7,7 @@ from html import escape
 from fewscan.deliver import charts
 from fewscan.deliver.sections import Run
 from fewscan.errors import DataError
-from fewscan.judge.confidence import FILE, WANTED, read_calibration
+from fewscan.judge.confidence import FILE, WANTED, promise, read_calibration
 
 
 def calibration(run: Run) -> str:
@@ -25,10 +25,12 @@ def calibration(run: Run) -> str:
     except DataError as error:
         return f'<p class="hint">{escape(FILE)}: {escape(str(error))}</p>'
     chart = charts.agreement(known.held_out, labels=("expected Dice", "measured Dice"))
-    level = min((width.level for width in known.widths.values()), default=known.widest.level)
-    few = "" if level >= WANTED else f" So few patients allow ranges of {level:.0%} at most."
+    widths = list(known.widths.values()) or [known.widest]
+    level, at_least = (min(found) for found in zip(*((width.level, width.at_least) for width in widths), strict=True))
+    few = " So few patients allow no more." if level < WANTED else ""
+    held = f" Of such patients the range of a label is to hold {promise(level, at_least)}.{few}"
     return (
         f'<div>{chart}<p class="hint">A dot is a label of a scan that was left out with all scans of its patient, both '
         "when the model was trained and when expectations were learnt; on the line both agree. They differ by "
-        f"{known.error:.3f} on average over {known.patients} patients.{few}</p></div>"
+        f"{known.error:.3f} on average over {known.patients} patients.{held}</p></div>"
     )

@@ -14,6 +14,7 @@ SEGMENT = r"[^\s/\\:;](?:(?:(?!\.\w+[\s,)]|\sand/or\b)[^/\\:;\n])*[^\s/\\:;'\"])
 FOLDERS = re.compile(rf"(?<![\w./])/(?:{SEGMENT}/)+|(?<!\w)(?:[A-Za-z]:[\\/]|\\\\)(?:{SEGMENT}[\\/])*")
 """The folders of an absolute path: POSIX, Windows drive or share."""
 ABSENT = "–"  # noqa: RUF001
+LAST = -1e9  # sorts below any difference that is shown
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,17 @@ def cell(value: float, digits: int = 2, *, percent: bool = False, bar: bool = Fa
     """
     known = math.isfinite(value)
     return Cell(number(value, digits, percent=percent), value if known else -1.0, value if bar and known else None)
+
+
+def signed(value: float) -> Cell:
+    """A table cell for a difference, with what has no value last.
+
+    Parameters
+    ----------
+    value : float
+        NaN shows a dash.
+    """
+    return Cell(f"{round(value, 2) + 0.0:+.2f}", value) if math.isfinite(value) else Cell(ABSENT, LAST)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str) -> str:

@@ -73,8 +73,14 @@ class _View:
         return cut[self.columns, self.rows].T[::-1, ::-1]
 
 
-def three_planes(reference: Labelmap, prediction: Labelmap, *, image: NDArray[Any] | None = None) -> list[Plane]:
-    """Draw the cuts through the centre of the labelled structures.
+def three_planes(
+    reference: Labelmap,
+    prediction: Labelmap,
+    *,
+    image: NDArray[Any] | None = None,
+    most_of: NDArray[np.bool_] | None = None,
+) -> list[Plane]:
+    """Draw the cuts through the centre of the labelled structures, or those that show most of something.
 
     Parameters
     ----------
@@ -82,6 +88,8 @@ def three_planes(reference: Labelmap, prediction: Labelmap, *, image: NDArray[An
         On one grid; labels may overlap.
     image : (X, Y, Z) number, optional
         Intensities on the same grid; None draws outlines alone.
+    most_of : (X, Y, Z) bool, optional
+        Voxels of which each cut is to show as many as one can.
 
     Examples
     --------
@@ -101,7 +109,10 @@ def three_planes(reference: Labelmap, prediction: Labelmap, *, image: NDArray[An
     kinds = "plane" if count <= FEW else "plane many"
     drawn = []
     for name, axis, left, top in PLANES:
-        index = _middle(drawn_there if drawn_there.any() else any_label, axis)
+        if most_of is not None and most_of.any():
+            index = int(_area(most_of, axis).argmax())
+        else:
+            index = _middle(drawn_there if drawn_there.any() else any_label, axis)
         a, b = (other for other in range(3) if other != axis)
         view = _view((box[a], box[b]), (any_label.shape[a], any_label.shape[b]), (spacing[a], spacing[b]), side)
         parts = [] if image is None or levels is None else [_grey(view.crop(image.take(index, axis)), levels, view)]
@@ -198,11 +209,17 @@ def curve_png(history_path: Path, out: Path) -> None:
 
 def _middle(labels: NDArray[Any], axis: int) -> int:
     """Cut nearest to the centre of mass; the fullest one where the centre is hollow."""
-    area = (labels > 0).sum(axis=tuple(a for a in range(3) if a != axis))
+    area = _area(labels, axis)
     if not area.any():
         return int(area.size // 2)
     centre = round(float((np.arange(area.size) * area).sum() / area.sum()))
     return centre if area[centre] else int(area.argmax())
+
+
+def _area(labels: NDArray[Any], axis: int) -> NDArray[np.int64]:
+    """Labelled voxels of each cut."""
+    found: NDArray[np.int64] = (labels > 0).sum(axis=tuple(a for a in range(3) if a != axis))
+    return found
 
 
 def _view(box: tuple[slice, slice], counts: tuple[int, int], size: tuple[float, float], side: float) -> _View:

@@ -1,4 +1,4 @@
-"""The part of the report on predicted scans: volumes, what personalisation kept, what Dice to expect."""
+"""The part of the report on predicted scans: volumes, what personalisation kept and changed, what Dice to expect."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from html import escape
 from typing import Any
 
 from fewscan.deliver import markup
+from fewscan.deliver.before_after import changes
 from fewscan.deliver.markup import Cell, cell, number
+from fewscan.deliver.records import figure, part, personalised
 from fewscan.deliver.sections import Run
+from fewscan.judge.confidence import promise
+
+EVIDENCE = {
+    "agreement": "agreement",
+    "likeness": "likeness",
+    "likeness_floor": "usual likeness at least",
+    "reached": "reached",
+    "consistency": "consistency",
+}
+"""Figures behind a verdict, and what they are called in it."""
 
 
 def predictions(run: Run) -> str:
-    """Volumes and time of each predicted scan.
+    """Volumes and time of each predicted scan, what personalisation made of it, and what Dice to expect.
 
     Parameters
     ----------
@@ -48,7 +60,8 @@ def predictions(run: Run) -> str:
         if p.get("warning")
     )
     reasons = f'<ul class="findings">{told}</ul>' if told else ""
-    return markup.table(columns, rows, caption="Predicted volumes") + reasons + expectations(run.predictions)
+    told = markup.table(columns, rows, caption="Predicted volumes") + reasons
+    return told + changes(run) + expectations(run.predictions)
 
 
 def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
@@ -59,7 +72,7 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     predicted : sequence of mapping
         Rows of ``predictions.json``.
     """
-    rows, levels = [], list[float]()
+    rows, held = [], list[tuple[float, float]]()
     for p in predicted:
         found = p.get("expected")
         if not isinstance(found, Mapping) or not isinstance(found.get("labels"), Mapping):
@@ -67,7 +80,8 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
         slices = ", ".join(str(z) for z in found.get("slices", ())) or "-"
         for name, row in found["labels"].items():
             if isinstance(row, Mapping):
-                levels.append(float(row.get("level", math.nan)))
+                if math.isfinite(level := figure(row, "level")):
+                    held.append((level, figure(row, "at_least")))
                 between = f"{number(row.get('low'))} to {number(row.get('high'))}"
                 if row.get("found") is False:
                     between = "not found; 0 if it is there"
@@ -76,10 +90,12 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
-    told = (
-        f"Expected Dice, worst first; each range is to hold {min(levels):.0%} or more of patients like those of the "
-        "cross-validation, which is what these showed and no guarantee. Slices count upwards from the lowest axial one."
-    )
+    told = "Expected Dice, worst first. Slices count upwards from the lowest axial one."
+    if held:
+        told += (
+            f" Of patients like those of the cross-validation each range is to hold {promise(*min(held))}, which is "
+            "what these showed and no guarantee."
+        )
     return markup.table(["Case", "label", "expected Dice", "range", "look first at slices"], ordered, caption=told)
 
 
@@ -91,14 +107,9 @@ def personalized(prediction: Mapping[str, Any]) -> str:
     prediction : mapping
         A row of ``predictions.json``.
     """
-    verdict = prediction.get("personalized")
-    if not isinstance(verdict, Mapping):
-        return ""
-    evidence = verdict.get("evidence")
-    told = evidence if isinstance(evidence, Mapping) else {}
-    figures = ", ".join(f"{key} {number(told.get(key))}" for key in ("agreement", "likeness", "changed") if key in told)
-    kept = "personalised" if kept_after(prediction) else "not personalised"
-    return f"{kept}: {verdict.get('reason', '')}" + (f" ({figures})" if figures else "")
+    found = part(part(prediction, "personalized"), "evidence")
+    figures = ", ".join(f"{name} {number(figure(found, key))}" for key, name in EVIDENCE.items() if key in found)
+    return personalised(prediction) + (f" ({figures})" if figures else "")
 
 
 def kept_after(prediction: Mapping[str, Any]) -> bool:
@@ -109,5 +120,4 @@ def kept_after(prediction: Mapping[str, Any]) -> bool:
     prediction : mapping
         A row of ``predictions.json``.
     """
-    verdict = prediction.get("personalized")
-    return isinstance(verdict, Mapping) and verdict.get("kept") == "after"
+    return part(prediction, "personalized").get("kept") == "after"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from fewscan.data.bundles import SEGMENTATIONS
 from fewscan.deliver.markup import ABSENT, number
 
 
@@ -105,3 +107,64 @@ def mean(row: Mapping[str, Any]) -> float:
     """
     known = [value for key in row if math.isfinite(value := figure(row, key))]
     return sum(known) / len(known) if known else math.nan
+
+
+def plain_name(name: str) -> bool:
+    """Whether a record names a file in its own folder.
+
+    Parameters
+    ----------
+    name : str
+        As recorded.
+
+    Examples
+    --------
+    >>> plain_name("case_1.nii.gz"), plain_name("../case_1.nii.gz"), plain_name("..")
+    (True, False, False)
+    """
+    return bool(name) and Path(name).name == name and name != ".." and "\\" not in name
+
+
+def place_of(prediction: Mapping[str, Any]) -> Path | None:
+    """Where the file of a prediction lies, or its folder of masks, in that of its record; None where it is not there.
+
+    Parameters
+    ----------
+    prediction : mapping
+        A row of ``predictions.json``.
+
+    Examples
+    --------
+    >>> place_of({"path": "case_1.nii.gz"}) == Path("case_1.nii.gz"), place_of({"path": "/elsewhere/case_1.nii.gz"})
+    (True, None)
+    """
+    place = Path(str(prediction.get("path", "")))
+    inside = place.parent if place.name == SEGMENTATIONS else place
+    return place if plain_name(str(inside)) else None
+
+
+def personalised(prediction: Mapping[str, Any]) -> str:
+    """What personalisation changed or why not, on one line; empty where it was not asked.
+
+    Parameters
+    ----------
+    prediction : mapping
+        A row of ``predictions.json``.
+
+    Examples
+    --------
+    >>> row = {"personalized": {"kept": "after", "reason": "atlases and scan fit each other"}}
+    >>> personalised(row | {"before": {"voxels_changed": 0.031}})
+    'personalised: 3.1 % of the labelled voxels changed, atlases and scan fit each other'
+    """
+    verdict = part(prediction, "personalized")
+    if not verdict:
+        return ""
+    reason = str(verdict.get("reason", ""))
+    if verdict.get("kept") != "after":
+        return f"not personalised: {reason}"
+    share = figure(part(prediction, "before"), "voxels_changed")
+    if not math.isfinite(share):  # older records do not say
+        return f"personalised: {reason}"
+    much = "no voxel" if share == 0 else f"{number(share, 1, percent=True)} of the labelled voxels"
+    return f"personalised: {much} changed, {reason}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.deliver import markup, warps
-from fewscan.deliver.markup import Cell, cell, number
+from fewscan.deliver.markup import Cell, cell, number, signed
 from fewscan.deliver.pictures import PLANES
 from fewscan.deliver.records import figure, folding, part, parts
 from fewscan.deliver.sections import Run, tile
@@ -228,15 +228,11 @@ def _structures(record: Mapping[str, Any]) -> str:
     rows = []
     for name, row in sorted(labels.items(), key=lambda item: figure(item[1], "after")):
         before, after = (figure(row, key) for key in ("before", "after"))
-        rows.append([Cell(name), cell(before, bar=True), cell(after, bar=True), _signed(after - before)])
+        rows.append([Cell(name), cell(before, bar=True), cell(after, bar=True), signed(after - before)])
     if not rows:
         return ""
     columns = ["Structure", "Dice before", "Dice registered", "change"]
     return markup.table(columns, rows, caption="Overlap of each structure, weakest first. Click a heading to sort.")
-
-
-def _signed(value: float) -> Cell:
-    return Cell(f"{value:+.2f}", value) if math.isfinite(value) else Cell(markup.ABSENT, -2.0)
 
 
 def _facts(record: Mapping[str, Any]) -> str:

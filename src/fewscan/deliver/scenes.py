@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import io, places
-from fewscan.data.bundles import SEGMENTATIONS, bundle_files
+from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import looks_like_ct
 from fewscan.data.dicom import is_series
 from fewscan.data.dicom_labels import is_label
@@ -26,12 +26,13 @@ from fewscan.data.layouts import stem_of
 from fewscan.deliver import sections, warps
 from fewscan.deliver.markup import number, without_folders
 from fewscan.deliver.mesh_files import Item, read_glb
-from fewscan.deliver.records import failed, figure, parts
+from fewscan.deliver.records import failed, figure, part, parts, place_of, plain_name
 from fewscan.deliver.sections import Run
 from fewscan.errors import FewscanError
 from fewscan.judge.evaluate import files_by_name
 from fewscan.judge.results import CaseScore
-from fewscan.naming import PREDICTIONS, label_names
+from fewscan.naming import BEFORE as OWN
+from fewscan.naming import PREDICTIONS, label_names, predictions_in
 from fewscan.space.combinations import on_top
 from fewscan.space.field import from_matrix, warp_array, warp_labels
 from fewscan.space.geometry import Geometry, check_same
@@ -147,17 +148,16 @@ def scenes(run: Run, images: Sequence[Path] = ()) -> list[Scene]:
         title = f"{case.id} · Dice {number(case.mean('dice'))}"
         found.append(Scene(title=title, load=partial(_judged, case, run.directory, named)))
     judged = {case.id for case in cases}
-    folder = next((f for f in (run.directory / "predictions", run.directory) if (f / PREDICTIONS).is_file()), None)
+    folder = predictions_in(run.directory)
     for row in (run.predictions or ()) if folder else ():
-        name = str(row.get("id", ""))
-        place = Path(str(row.get("path", "")))
-        inside = place.parent if place.name == SEGMENTATIONS else place
-        if folder is not None and name not in judged and _plain(str(inside)):
-            load = partial(_predicted, folder / str(row["path"]), folder / PREDICTIONS, name, named)
+        name, place = str(row.get("id", "")), place_of(row)
+        if folder is not None and name not in judged and place is not None:
+            own = folder / OWN / place if part(row, OWN) else None
+            load = partial(_predicted, folder / place, own, folder / PREDICTIONS, name, named)
             found.append(Scene(title=f"{name} · predicted", load=load))
     every = parts(run.draft or {}, "cases")
     drafted = {name: case for name, case in every.items() if name not in failed(every)}
-    for name in sorted((name for name in drafted if _plain(name)), key=lambda name: figure(drafted[name], "sure")):
+    for name in sorted((name for name in drafted if plain_name(name)), key=lambda name: figure(drafted[name], "sure")):
         sure = number(figure(drafted[name], "sure"), 0, percent=True)
         found.append(Scene(title=f"{name} · drafted, {sure} sure", load=partial(_drafted, run.directory, name, named)))
     if run.certificate is not None and (run.directory / GLB).is_file():
@@ -174,11 +174,6 @@ def said(error: FewscanError) -> str:
         From `Scene.load`.
     """
     return without_folders(str(error))
-
-
-def _plain(name: str) -> bool:
-    """Whether a record names a file in its own folder."""
-    return bool(name) and Path(name).name == name and "\\" not in name
 
 
 def _looked(data: NDArray[Any]) -> NDArray[Any]:
@@ -262,11 +257,17 @@ def _judged(case: CaseScore, directory: Path, named: Mapping[str, Path]) -> Cont
     return Content(geometry=reference.geometry, layers=layers, names=names, remarks=remarks)
 
 
-def _predicted(path: Path, record: Path, name: str, named: Mapping[str, Path]) -> Content:
+def _predicted(path: Path, own: Path | None, record: Path, name: str, named: Mapping[str, Path]) -> Content:
+    """A predicted scan; of a personalised one also the model's own answer."""
     label, names, told = _read(path)
     place = _place(name, places.recall(record).get(name, {}).get("image"), named)
     scan, remarks = _scan(place, label.geometry, name)
     layers = [*scan, Layer(name="prediction", kind="labels", data=label.data), *_beside(path)]
+    if own is not None and own.exists():
+        before, more, _ = _read(own)
+        check_same(before.geometry, label.geometry, what=f"{own} and {path}")
+        layers.append(Layer(name="before", kind="labels", data=before.data, shown=False))
+        names |= more
     return Content(geometry=label.geometry, layers=layers, names=names, remarks=[*told, *remarks])
 
 

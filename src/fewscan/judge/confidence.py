@@ -4,8 +4,9 @@ Signs of doubt, such as how steady an answer is under small disturbances, go alo
 cross-validation tells. The logit of Dice is regressed on the logits of the signs, with an offset for each label that is
 drawn to the common one (ridge). The range of a label is a quantile, over patients, of how far its Dice was from what
 all other patients let expect: leave-one-out residuals, as in the jackknife (Barber et al. 2021, arXiv 1905.02928). With
-n patients no level above n / (n + 1) can be had, and the level that is had is said. It is what the patients at hand
-show, not a guarantee.
+n patients no level above n / (n + 1) can be had, and the level that is had is said. It holds on average over draws of
+the patients; what the range of one draw holds at least is said too, see `held_at_least`. Both are what the patients at
+hand show, not a guarantee.
 
 A label that was not found counts as full doubt where the regression learns, and Dice 0 is expected of it: that is the
 Dice of an empty mask wherever the label is there.
@@ -21,12 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from fewscan.data.listing import read_json
 from fewscan.errors import DataError
 
 FILE = "calibration.json"
 WANTED = 0.9  # level of a range where there are patients enough
+RARE = 0.05  # one draw of patients in twenty: in it a range holds less than it is said to hold at least
 LEAST = 3  # patients below which nothing is learnt
 SHRINK, OFFSET = 1.0, 2.0  # ridge of slopes and of the labels' offsets
 EDGE = 0.005  # how near to 0 and 1 Dice and signs are taken to be at most
@@ -64,13 +67,16 @@ class Expected:
     dice, low, high : float
         Expected Dice and its range.
     level : float
-        Share of patients whose Dice such a range is to hold, if they are like those it was learnt from.
+        Share of patients whose Dice such ranges are to hold on average, if they are like those these were learnt from.
+    at_least : float
+        Share that a single one is to hold, but for one draw of twenty of the patients that it was learnt from.
     """
 
     dice: float
     low: float
     high: float
     level: float
+    at_least: float
 
 
 class Width(NamedTuple):
@@ -80,12 +86,13 @@ class Width(NamedTuple):
     ----------
     half : float
         Half the width, Dice.
-    level : float
-        Of the range.
+    level, at_least : float
+        Of the range, as `Expected` has them.
     """
 
     half: float
     level: float
+    at_least: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +150,9 @@ class Calibration:
         DataError
             If a sign is missing.
         """
-        dice, (half, level) = self._dice(label, signs), self.widths.get(label, self.widest)
-        return Expected(dice=dice, low=max(0.0, dice - half), high=min(1.0, dice + half), level=level)
+        dice, (half, level, at_least) = self._dice(label, signs), self.widths.get(label, self.widest)
+        low, high = max(0.0, dice - half), min(1.0, dice + half)
+        return Expected(dice=dice, low=low, high=high, level=level, at_least=at_least)
 
     def _dice(self, label: str, signs: Signs | None) -> float:
         if signs is None:
@@ -201,12 +209,59 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
         known = dict(content)
         for name in ("signs", "middle", "slopes", "labels"):
             known[name] = tuple(known[name])
-        known["widths"] = {str(label): Width(*width) for label, width in known["widths"].items()}
-        known["widest"] = Width(*known["widest"])
+        known["widths"] = {str(label): _stored(*width) for label, width in known["widths"].items()}
+        known["widest"] = _stored(*known["widest"])
         known["held_out"] = tuple((str(label), float(a), float(b)) for label, a, b in known["held_out"])
         return Calibration(**known)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError(f"not a calibration of fewscan ({error}); cross-validate again") from None
+
+
+def _stored(half: float, level: float, at_least: float | None = None) -> Width:
+    """As it is in a file; older ones lack the last figure, and get that of the fewest patients that give the level."""
+    if at_least is None:
+        patients = round(level / (1 - level))
+        at_least = held_at_least(patients, patients=patients) if patients else 0.0
+    return Width(half, level, at_least)
+
+
+def held_at_least(rank: int, *, patients: int) -> float:
+    """Share of future patients that a range holds, but for one draw of twenty of those that it was learnt from.
+
+    What the k-th smallest of n residuals holds of further ones differs from draw to draw as Beta(k, n + 1 - k) does,
+    whatever their distribution, so long as they are exchangeable (Angelopoulos and Bates 2021, arXiv 2107.07511); this
+    is its 5 % quantile, its mean is k / (n + 1). Leave-one-out residuals come near that: each is of a fit of its own.
+
+    Parameters
+    ----------
+    rank : int
+        Of the residual that is half the range's width, among those of all patients; 1 is the smallest.
+    patients : int
+        How many there are.
+
+    Examples
+    --------
+    >>> [round(held_at_least(n, patients=n), 2) for n in (3, 5, 9)]
+    [0.37, 0.55, 0.72]
+    """
+    return float(betaincinv(rank, patients + 1 - rank, RARE))
+
+
+def promise(level: float, at_least: float) -> str:
+    """How many patients a range is to hold, for people.
+
+    Parameters
+    ----------
+    level, at_least : float
+        As `Expected` has them; without the second, which older records lack, nothing is said of it.
+
+    Examples
+    --------
+    >>> promise(5 / 6, held_at_least(5, patients=5))
+    '83% on average, and at least 55% in 19 of 20 cross-validations'
+    """
+    surely = "" if math.isnan(at_least) else f", and at least {at_least:.0%} in 19 of 20 cross-validations"
+    return f"{level:.0%} on average{surely}"
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -263,7 +318,7 @@ def calibrate(rows: Sequence[Judged], *, labels: Iterable[str] = ()) -> Calibrat
     own = {patient: float(np.mean([gap for _, whose, gap in gaps if whose == patient])) for patient in patients}
     return replace(
         _fit(rows, names), widths={label: width for label, width in widths.items() if width is not None},
-        widest=_width(gaps) or Width(1.0, 0.0), error=float(np.mean(list(own.values()))), patients=len(patients),
+        widest=_width(gaps) or Width(1.0, 0.0, 0.0), error=float(np.mean(list(own.values()))), patients=len(patients),
         labels=tuple(sorted({*seen, *labels})),
         held_out=tuple((row.label, dice, row.dice) for found in left_out.values() for row, dice in found),
     )  # fmt: skip
@@ -280,8 +335,9 @@ def _width(gaps: Sequence[tuple[str, str, float]]) -> Width | None:
     n, ordered = len(largest), sorted(largest.values())
     if n < LEAST:
         return None
-    rank = math.ceil((n + 1) * WANTED)
-    return Width(float(ordered[min(rank, n) - 1]), WANTED if rank <= n else n / (n + 1))
+    wanted = math.ceil((n + 1) * WANTED)
+    rank = min(wanted, n)
+    return Width(float(ordered[rank - 1]), WANTED if wanted <= n else n / (n + 1), held_at_least(rank, patients=n))
 
 
 def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
@@ -299,7 +355,7 @@ def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
     offsets = {label: common + float(found[len(names) + i]) for i, label in enumerate(labels)}
     return Calibration(
         signs=names, middle=tuple(middle.tolist()), slopes=tuple(slopes.tolist()), level_of=offsets, common=common,
-        widths={}, widest=Width(1.0, 0.0), error=math.nan, patients=0, labels=(), held_out=(),
+        widths={}, widest=Width(1.0, 0.0, 0.0), error=math.nan, patients=0, labels=(), held_out=(),
     )  # fmt: skip
 
 

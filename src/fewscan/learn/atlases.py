@@ -8,13 +8,14 @@
                              scans of one patient share
       atlases.json           SHA-256 of that file and how many scans it holds
 
-They are scans of people. Without ``--keep-atlases`` of `train` or `transfer` a model holds none, and names of cases and
-patients are not stored.
+They are scans of people. Without ``--keep-atlases`` of `train` or `transfer` a model holds none, with it at most
+`MOST_KEPT`, and names of cases and patients are not stored.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from fewscan.learn.grafting import arranged, columns_of
 from fewscan.learn.plan import Plan
 
 FILE, RECORD = "atlases.safetensors", "atlases.json"
+MOST_KEPT = 20  # scans beside a model: few of them are ever fitted to a scan, and each is one more person's
 
 
 def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
@@ -119,6 +121,29 @@ def _prepared(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
         if atlas.label is not None and any(atlas.counts[1:]):
             found.append(atlas)
     return found
+
+
+def in_turn(cases: Sequence[Prepared], *, most: int) -> list[Prepared]:
+    """A few cases of many: a scan of every patient before a second one of any, the fullest labelled first.
+
+    A label counts the less, the more of the cases chosen already hold it, so that one drawn in few scans is not lost.
+
+    Parameters
+    ----------
+    cases : sequence of Prepared
+        Labelled; those that are chosen keep their order.
+    most : int
+        How many to choose.
+    """
+    chosen, turns, seen = set[int](), Counter[str](), Counter[int]()
+    held = [[k for k, voxels in enumerate(case.counts) if k and voxels] for case in cases]
+    for _ in range(min(most, len(cases))):
+        left = [i for i in range(len(cases)) if i not in chosen]
+        best = max(left, key=lambda i: (-turns[cases[i].whose], sum(1 / (1 + seen[k]) for k in held[i])))
+        chosen.add(best)
+        turns[cases[best].whose] += 1
+        seen.update(held[best])
+    return [cases[i] for i in sorted(chosen)]
 
 
 def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
