@@ -158,7 +158,7 @@ def test_a_file_of_somebody_else_is_not_overwritten_by_an_answer_of_before(proje
 
 
 def test_what_the_guard_refuses_is_what_predict_answers(project, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods.personalize, "objection", lambda evidence: "not today")
+    monkeypatch.setattr(methods, "objection", lambda evidence: "not today")
     done = asked(project, tmp_path / "auto", atlases=project[0] / "data")
     plain = api.predict(project[2], project[0] / "data" / "images" / "case_03.nii.gz", tmp_path / "plain", device="cpu")
     assert done[0].personalized["kept"] == "before"
