@@ -68,7 +68,7 @@ SYSTEMS: dict[str, PersonalizeConfig | None] = {
     "norms": PersonalizeConfig(layers="norms"),
     "entropy": None,
 }
-ABLATED = (("chaos_t2", 0), ("acdc", 0))
+ABLATED = (("chaos_t2", 0), ("scanner", 0))
 HARM = 0.005
 TENT_STEPS, TENT_RATE = 40, 1e-3
 PARTS = ("personalization.py", "judge/metrics.py")
