@@ -2,26 +2,31 @@
 
 import gc
 import json
+import math
 import weakref
 
+import fibres
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (its customary name)
+from crossing import write_crossings
 from phantom import phantom, write_dataset
+from scipy import ndimage
 from series import NAMES
 
 from fewscan import api, drafting, registration
 from fewscan.data import dataset as datasets
-from fewscan.data import places
+from fewscan.data import kinds, places
 from fewscan.data.fields import read_field
-from fewscan.data.io import read_image, read_labels, write_image, write_labelmap
+from fewscan.data.io import read_image, read_labels, read_raw, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.exporting import export
 from fewscan.methods.draft import Draft, nearest
 from fewscan.methods.pairwise import RegisterConfig
+from fewscan.space import directions
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.field import warp_labels
-from fewscan.space.geometry import Geometry
+from fewscan.space.geometry import Geometry, to_ras
 
 QUICK = RegisterConfig(deform=DeformConfig(shrink=(2, 1), steps=(15, 5)))
 
@@ -125,6 +130,65 @@ def test_a_file_of_several_volumes_is_refused_with_a_way_to_get_one_map(pair, tm
     write_image(np.stack([image] * 9), tmp_path / "peaks.nii.gz", native=grid)
     with pytest.raises(DataError, match=r"peaks\.nii\.gz: holds 9 volumes, but register takes one .*DIR/fa\.nii\.gz"):
         api.register(pair["fixed"], tmp_path / "peaks.nii.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["peaks", "tensor"])
+def test_directions_are_brought_along_turned(kind, tmp_path):
+    c, s = math.cos(0.4), math.sin(0.4)
+    turn, middle = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]), (np.array(fibres.SHAPE) - 1) / 2
+    tilted = np.eye(4)
+    tilted[:3, :3], tilted[:3, 3] = turn, middle - turn @ middle
+    data, label = fibres.clumps(1, kind=kind)
+    if kind == "tensor":
+        full = np.einsum("ik,klxyz,jl->ijxyz", turn, data[np.array(directions.PLACE)], turn)
+        turned = np.stack([full[i, j] for i, j in directions.ORDER])
+    else:
+        turned = np.einsum("ij,njxyz->nixyz", turn, data.reshape(3, 3, *fibres.SHAPE)).reshape(data.shape)
+    paths = [tmp_path / "data" / f"{name}.nii.gz" for name in ("fixed", "moving")]
+    for path, values, affine in zip(paths, (data, turned), (np.eye(4), tilted), strict=True):
+        write_image(values.astype(np.float32), path, native=Geometry(fibres.SHAPE, affine))
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"channel_kind": kind}))
+    config = RegisterConfig(transform="rigid")
+    report = api.register(*paths, tmp_path / "out", config=config, device="cpu")
+    np.testing.assert_allclose(np.array(report["matrix"])[:3, :3], turn, atol=0.03)  # the same anatomy, tilted
+    warped, native = read_raw(tmp_path / "out" / "warped.nii.gz")
+    assert kinds.kind_of_file(tmp_path / "out" / "warped.nii.gz", channels=len(warped)) == kind
+    inside = ndimage.binary_erosion(label > 0, iterations=2)
+    strongest = [principal(values, kind)[inside] for values in (data, to_ras(warped, native)[0], turned)]
+    still, brought, unturned = (np.abs((way * strongest[0]).sum(-1)) for way in strongest)
+    assert np.median(still) == pytest.approx(1, abs=1e-5)
+    assert np.degrees(np.arccos(np.median(brought))) < 5  # noise is averaged, too
+    assert np.degrees(np.arccos(np.median(unturned))) > 12
+    page = api.report(tmp_path / "out", tmp_path / "report.html").read_text()
+    assert "moving scan, registered" in page
+
+
+def principal(values, kind):
+    """Unit direction of the first peak, or of the largest diffusion, (X, Y, Z, 3)."""
+    if kind == "tensor":
+        return np.linalg.eigh(np.moveaxis(values, 0, -1)[..., np.array(directions.PLACE)])[1][..., 2]
+    first = np.moveaxis(values[:3], 0, -1)
+    return first / np.maximum(np.linalg.norm(first, axis=-1, keepdims=True), 1e-9)
+
+
+def test_what_cannot_be_registered_together_is_said(pair, untrained, tmp_path):
+    root = fibres.write_fibres(tmp_path / "peaks")
+    peaks = root / "images" / "case_00.nii.gz"
+    with pytest.raises(
+        DataError, match=r"fixed\.nii\.gz: holds intensities in 1 .*case_00\.nii\.gz peaks of fibres in 9 .*fa"
+    ):
+        api.register(peaks, pair["fixed"], tmp_path / "out")
+    with pytest.raises(
+        ConfigError, match=r"case_00\.nii\.gz: holds peaks of fibres, and a network .*leave out --model"
+    ):
+        api.register(peaks, root / "images" / "case_01.nii.gz", tmp_path / "out", model=untrained)
+    masks = write_crossings(tmp_path / "bundles", labelled=1) / "case_0" / "bundle_segmentations"
+    for folder in (masks, masks.parent):
+        with pytest.raises(
+            DataError, match=r"masks that may overlap; register brings one along .*bundle_segmentations/CC\.nii"
+        ):
+            api.register(pair["fixed"], pair["moving"], tmp_path / "out", moving_labels=folder)
     assert not (tmp_path / "out").exists()
 
 

@@ -146,6 +146,25 @@ def test_a_curve_is_trained_judged_kept_and_read_back(trained, tmp_path):
     assert 'class="curve growth"' in page
 
 
+def test_a_transferred_model_has_the_curve_of_the_method_it_began_with(trained, tmp_path, monkeypatch):
+    root, ways = write_dataset(tmp_path / "data", labelled=2, unlabelled=1), []
+    monkeypatch.setattr(forecasting, "by_training", lambda data, out, *, how: ways.append(how.method) or [])
+    record = {"from": {"method": "joint"}}
+    for made, overlapping, method in (
+        ({"method": "joint"}, False, "joint"),
+        ({"method": "transfer", "transfer": record}, False, "joint"),
+        ({"method": "transfer", "transfer": record}, True, "segment"),  # joint knows one label a voxel only
+        ({"method": "transfer", "transfer": {"from": {"method": "segment"}}}, False, "segment"),
+        ({"method": "transfer", "transfer": {"from": {"method": "transfer"}}}, False, "joint"),  # as train would
+    ):
+        data = replace(api.open(root), overlapping=overlapping)
+        model = replace(trained[1], provenance=trained[1].provenance | made)
+        found = suggest(model, data, curve=True, out=tmp_path / "next", device="cpu")
+        assert ways.pop() == method
+        begun = f"The curve's models are trained by {method} from nothing: "
+        assert found.remarks()[-1].startswith(begun) == ("transfer" in made)
+
+
 def test_folds_give_a_curve_only_where_they_have_sizes_enough(trained, tmp_path):
     root = write_dataset(tmp_path / "data", labelled=4, unlabelled=1)
     options = {"steps": 3, "settings": SMALL, "device": "cpu"}

@@ -256,7 +256,7 @@ def train(
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
     if method == "auto":
-        method = "joint" if found.unlabelled and not found.overlapping else "segment"
+        method = method_for(found)
         if (resume or extend is not None) and (Path(out) / "state.safetensors").is_file():
             method = str(checkpoint.stored_identity(Path(out)).get("method", method))
             if method not in METHODS:
@@ -280,6 +280,17 @@ def train(
     if keep_atlases:
         keep(model, found, say=request.say)
     return with_verbs(model)
+
+
+def method_for(data: Dataset) -> str:
+    """What auto means for the training of a new model.
+
+    Parameters
+    ----------
+    data : Dataset
+        Joint needs unlabelled cases and one label a voxel.
+    """
+    return "joint" if data.unlabelled and not data.overlapping else "segment"
 
 
 def seconds(value: float | str | None) -> float | None:

@@ -377,9 +377,9 @@ def _between(one: Segmented, other: Segmented, model: Model) -> tuple[dict[str, 
 
 
 def _misfit(volume: Volume, images: Sequence[Path]) -> str | None:
-    """What speaks against directions that nobody has proven; None where nothing does."""
+    """What speaks, or may speak, against directions that nobody has proven; None where nothing does."""
     found = proof.examine(volume.data, volume.geometry, images=images, kind=volume.kind)
-    return next((f"{f.message}; {f.remedy}" for f in found if f.severity == "error"), None)
+    return next((f"{f.message}; {f.remedy}" for f in found if f.severity != "note"), None)
 
 
 def _counts(label: NDArray[Any], model: Model) -> dict[int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import dicom_labels, places
+from fewscan.data.bundles import bundle_files
 from fewscan.data.fields import write_field
 from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
+from fewscan.data.kinds import kind_of_file
+from fewscan.data.listing import KEY, REGISTERED, TENSOR_CHANNELS, peak_channels
 from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
+from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.checkpoint import USE, Model, versions, write_json
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
@@ -29,7 +34,7 @@ from fewscan.space.field import from_matrix, warp_labels, warp_nearest
 from fewscan.space.geometry import Geometry
 from fewscan.space.volume import Labelmap, Volume
 
-RECORD = "registration.json"
+RECORD = REGISTERED
 FILES = ("warped.nii.gz", "warped_labels.nii.gz", "field.nii.gz", "field_itk.nii.gz")
 PICTURES = "pictures"
 
@@ -54,7 +59,8 @@ def register(
     Parameters
     ----------
     fixed, moving : path
-        Scans; DICOM folders too.
+        Scans; DICOM folders too. Or peaks or tensors that are declared as such: their lengths or traces are registered,
+        and what is written has its directions turned along.
     out : path
         Folder to write: those of `FILES` that are asked for, `RECORD`, and a folder `PICTURES`.
     moving_labels : path, optional
@@ -90,7 +96,9 @@ def register(
         raise ConfigError(
             f"a network's answer is deformable, {config.transform} was asked for; leave out one of the two"
         )
+    _refuse_overlap((moving_labels, fixed_labels, fixed_mask, fixed_lesion))
     still, other = _scan(Path(fixed)), _scan(Path(moving))
+    _refuse_odd_pair(Path(fixed), Path(moving), (still, other), model)
     carried = None if moving_labels is None else read_labels(Path(moving_labels), source=Path(moving))
     reference = None if fixed_labels is None else _reference(Path(fixed_labels), fixed, carried, moving_labels)
     looked = _looked(fixed_mask, fixed_lesion, still.geometry, scan=Path(fixed))
@@ -116,11 +124,11 @@ def register(
     if itk:
         write_field(found.field, folder / FILES[3], convention="itk", native=still.native)
     scene = warps.Scene(
-        fixed=still, moving=other, field=found.field, matrix=found.matrix, labels=carried, warped_labels=warped,
-        reference=reference,
+        fixed=to_look_at(still), moving=to_look_at(other), field=found.field, matrix=found.matrix, labels=carried,
+        warped_labels=warped, reference=reference,
     )  # fmt: skip
     report["pictures"] = [f"{PICTURES}/{name}" for name in warps.write_pictures(scene, folder / PICTURES)]
-    report["use"] = USE
+    report |= {"use": USE} | ({} if other.kind == "scalar" else {"kind": {FILES[0]: list(other.channels)}})
     write_json(report, folder / RECORD)
     given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}
     places.remember(folder / RECORD, {"pair": {role: Path(path) for role, path in given.items() if path is not None}})
@@ -181,13 +189,45 @@ def _claim(folder: Path, inputs: list[Path]) -> tuple[Path, list[Path]]:
 
 
 def _scan(path: Path) -> Volume:
-    """One map; what holds several is refused with a way to get one."""
-    if path.is_file() and (volumes := peek(path).channels) > 1:
+    """One map, or directions that are said to be some; what holds other volumes is refused with a way to get one."""
+    volumes = peek(path).channels if path.is_file() else 1
+    kind = kind_of_file(path, channels=volumes)
+    if kind != "scalar":
+        names = TENSOR_CHANNELS if kind == "tensor" else peak_channels(volumes // 3)
+        return replace(read_image(path, channels=names), kind=kind)
+    if volumes > 1:
         raise DataError(
-            f"{path}: holds {volumes} volumes, but register takes one 3D map and turns no directions: give FA instead, "
-            "which `fewscan tracts inputs DWI --bvals BVALS --bvecs BVECS -o DIR` writes as DIR/fa.nii.gz"
+            f"{path}: holds {volumes} volumes, but register takes one 3D map, or peaks or a tensor that a record, or "
+            f"{KEY} in dataset.json, declares: declare them, or give FA instead, which `fewscan tracts inputs DWI "
+            "--bvals BVALS --bvecs BVECS -o DIR` writes as DIR/fa.nii.gz"
         )
     return read_image(path)
+
+
+def _refuse_odd_pair(fixed: Path, moving: Path, scans: tuple[Volume, Volume], model: Model | None) -> None:
+    """Scans that cannot be compared, or a network that has not learnt to."""
+    still, other = scans
+    if still.kind != other.kind or len(still.data) != len(other.data):
+        raise DataError(
+            f"{moving}: holds {_held(other)}, {fixed} {_held(still)}; give two of a kind, such as the fa.nii.gz that "
+            "`fewscan tracts inputs` writes of both"
+        )
+    if model is not None and still.kind != "scalar":
+        raise ConfigError(
+            f"{fixed}: holds {said(still.kind)}, and a network gives a start for intensities only; leave out --model"
+        )
+
+
+def _held(scan: Volume) -> str:
+    return f"{said(scan.kind)} in {len(scan.data)} channel(s)"
+
+
+def _refuse_overlap(paths: Iterable[Path | str | None]) -> None:
+    """Folders of masks: each mask is a label map of its own."""
+    for path in paths:
+        if path is not None and (masks := bundle_files(Path(path))):
+            one = next(iter(masks.values()))
+            raise DataError(f"{path}: holds masks that may overlap; register brings one along at a time, such as {one}")
 
 
 def _reference(path: Path, scan: Path | str, carried: Labelmap | None, moving_labels: Path | str | None) -> Labelmap:
@@ -224,9 +264,9 @@ def _check_reach(warped: NDArray[np.uint16], carried: Labelmap, path: Path) -> N
 
 
 def _like(data: NDArray[np.float32], image: Volume) -> NDArray[Any]:
-    """Back to the scan's own whole numbers, if it has any."""
+    """Back to the scan's own whole numbers, if it has any; components of directions are none."""
     kind = image.data.dtype
-    if np.issubdtype(kind, np.integer):
+    if image.kind == "scalar" and np.issubdtype(kind, np.integer):
         data = np.clip(np.rint(data), np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
     return data[0] if len(data) == 1 else data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, grafting, infer
+from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
@@ -32,7 +33,7 @@ from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.plan import Plan
 from fewscan.learn.request import Observer
 from fewscan.methods import pairwise
-from fewscan.methods.transfer import score
+from fewscan.methods.transfer import score, score_answer
 from fewscan.space import directions, field
 from fewscan.space.volume import IGNORE, Case, Volume
 
@@ -126,12 +127,14 @@ def shift(
     work = _Card(loaded, old, new, masks, pick(device), seed, observe, time.monotonic())
     seen = [_looks(work, data, at) for data, at in ((old, 0.0), (new, 0.2))]
     found = judging.systematic(*seen, seed=seed)
-    lesion = _lesions(work) if masks else {}
+    scores = dict[str, dict[str, float]]()
+    lesion = _lesions(work, scores) if masks else {}
     deformed = bool(lesion) and _more(lesion["measures"]["excess"])
     normalised = all(scaling.kind == "scan" for scaling in loaded.plan.scaling)
     review = [case for case, row in lesion.get("cases", {}).items() if row["why"]]
     patients = [len({one.patient for one in part}) for part in seen]
-    told, dice = judging.tellable(*patients), {"source": _dice(work, old, 0.8), "target": _dice(work, new, 0.9)}
+    told = judging.tellable(*patients)
+    dice = {"source": _dice(work, old, 0.8), "target": _dice(work, new, 0.9, known=scores)}
     lost = dice["source"]["mean"] - dice["target"]["mean"]
     if dice["source"]["trained"] and lost <= 2 * judging.LOST:  # scans it has learnt from flatter it
         lost = math.nan
@@ -200,29 +203,36 @@ def _looks(work: _Card, data: Dataset, at: float) -> list[looks.Look]:
     return found
 
 
-def _dice(work: _Card, data: Dataset, at: float) -> dict[str, Any]:
-    """The model's Dice on scans of a population; those it was trained on are left out while there are others."""
+def _dice(
+    work: _Card, data: Dataset, at: float, *, known: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, Any]:
+    """The model's Dice on scans of a population; those it was trained on are left out while there are others.
+
+    Of cases predicted before, the Dice of each label may be known.
+    """
     trained = {str(name) for name in work.model.provenance.get("labelled", ())}
     if data.root.resolve() != work.source.root.resolve():
         trained = set()  # another population may number its cases alike
     unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
     rows = {}
     sample = work.sample([c for c in data.labelled if c.id in unseen] or data.labelled, MOST_JUDGED)
-    known = {plain_name(name) for name in work.model.names.values()}
-    if not known & {plain_name(name) for name in data.names.values()}:
+    named = {plain_name(name) for name in work.model.names.values()}
+    if not named & {plain_name(name) for name in data.names.values()}:
         return {"mean": math.nan, "cases": {}, "trained": False}
     for i, files in enumerate(sample):
         work.tell(at + 0.1 * i / len(sample), files.id)
-        scores = score(work.model, datasets.load(files, data), hardware=work.hardware)
-        shared = [value for name, value in scores.items() if plain_name(name) in known]
+        scores = (known or {}).get(files.id)
+        if scores is None:
+            scores = score(work.model, datasets.load(files, data), hardware=work.hardware)
+        shared = [value for name, value in scores.items() if plain_name(name) in named]
         rows[files.id] = float(np.mean(shared)) if shared else math.nan
     values = [v for v in rows.values() if math.isfinite(v)]
     return {"mean": float(np.mean(values)) if values else math.nan, "cases": rows, "trained": not unseen}
 
 
-def _lesions(work: _Card) -> dict[str, Any]:
+def _lesions(work: _Card, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Of each case with a lesion, distances and Dice near and far; of some, deformation around it against the same
-    places in healthy scans."""
+    places in healthy scans. What was predicted is scored, too, where it is labelled."""
     registered = _around(work)
     rows: dict[str, dict[str, Any]] = {}
     held = [case for case in work.target.cases if case.id in work.lesions]
@@ -230,8 +240,12 @@ def _lesions(work: _Card) -> dict[str, Any]:
         work.tell(0.6 + 0.2 * i / len(held), f"{files.id}, structures around the lesion")
         case = _load(work, files, work.target)
         lesion = work.mask(case)
-        if lesion is not None:
-            rows[case.id] = registered.rows.get(case.id, {}) | _structures(work, case, lesion)
+        if lesion is None:
+            continue
+        answer = infer.segment(work.model, case.image, predictor=infer.torch_predictor(work.model, work.hardware))
+        rows[case.id] = registered.rows.get(case.id, {}) | _structures(work.model, case, lesion, answer=answer)
+        if case.label is not None:
+            scores[case.id] = score_answer(answer, case, model=work.model)
     if not rows:
         raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
     measures = {key: _measure(registered, key, seed=work.seed) for key in ("excess", "displacement_mm", "turned_deg")}
@@ -350,13 +364,12 @@ def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: S
     return changed | {"displacement_mm": moved, "turned_deg": angle}
 
 
-def _structures(work: _Card, case: Case, lesion: NDArray[np.bool_]) -> dict[str, Any]:
+def _structures(model: checkpoint.Model, case: Case, lesion: NDArray[np.bool_], *, answer: Segmented) -> dict[str, Any]:
     """Of each structure, drawn or predicted, distance and expected push; Dice near and far where it was drawn.
 
     Where nobody looked, at a structure or at a voxel, the prediction stands.
     """
-    model, away = work.model, looks.distance_mm(lesion, case.image.geometry.spacing)
-    answer = infer.segment(model, case.image, predictor=infer.torch_predictor(model, work.hardware))
+    away = looks.distance_mm(lesion, case.image.geometry.spacing)
     looked, drawn = _drawn(case)
     effect = lesions.mass_effect_mm(lesion, case.image.geometry.spacing)
     distances, pushed, pairs = {}, {}, []

@@ -37,6 +37,7 @@ from fewscan.space.volume import Volume
 
 FILE = "suggest.json"
 LABELLED = 0.3  # of a budget, at most, for looking at the labelled scans
+TRANSFERRED = "The curve's models are trained by {} from nothing: what this one brought from elsewhere is not in them."
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ class Suggestions:
         Where it was asked for.
     seconds : float
         That it took.
+    caveat : str
+        What to know of the curve's trainings; empty where there is nothing.
     """
 
     ranked: tuple[Suggestion, ...]
@@ -67,6 +70,7 @@ class Suggestions:
     labelled: int
     curve: LearningCurve | None
     seconds: float
+    caveat: str = ""
 
     def remarks(self) -> list[str]:
         """What else to know, a sentence each."""
@@ -77,7 +81,8 @@ class Suggestions:
             found.append(f"{len(self.skipped)} scan(s) could not be used: {', '.join(self.skipped)}.")
         if self.late:
             found.append(f"The budget left no time for {self.late} scan(s), drawn by the seed.")
-        return found if self.curve is None else [*found, self.curve.sentence]
+        found += [] if self.curve is None else [self.curve.sentence]
+        return [*found, self.caveat] if self.caveat else found
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries without a folder of this machine; NaN becomes None."""
@@ -216,17 +221,19 @@ def suggest(
         )
     work = _Work(loaded, found, seed, observe, started, math.inf if limit is None else limit)
     ranked, skipped, late = _ranked(work, cases, device=device) if cases else ([], {}, 0)
-    seen = forecasting.from_folds([Path(path) for path in folds])
+    seen, caveat = forecasting.from_folds([Path(path) for path in folds]), ""
     if curve and out is not None:
         how = Training(
-            method=_method(loaded), budget=limit, steps=steps, seed=seed, device=device,
+            method=_method(loaded, found), budget=limit, steps=steps, seed=seed, device=device,
             settings=settings, observe=observe,
         )  # fmt: skip
+        if "transfer" in loaded.provenance:
+            caveat = TRANSFERRED.format(how.method)
         seen = forecasting.by_training(found, Path(out), how=how)
     drawn = learning_curve(seen, now=len(found.labelled), seed=seed) if curve or folds else None
     answer = Suggestions(
         ranked=tuple(ranked), skipped=skipped, late=late, labelled=len(found.labelled), curve=drawn,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started, caveat=caveat,
     )  # fmt: skip
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -257,10 +264,13 @@ def _unlabelled(
     return cases
 
 
-def _method(model: checkpoint.Model) -> str:
-    """The one that trained the model, for trainings like its own; what transfer makes is trained anew."""
-    method = str(model.provenance.get("method"))
-    return method if method in api.METHODS else "auto"
+def _method(model: checkpoint.Model, data: Dataset) -> str:
+    """The one that trained the model, or the one that it was transferred from, for trainings like its own."""
+    before = model.provenance.get("transfer", {}).get("from", {}).get("method")
+    known = [name for name in (model.provenance.get("method"), before) if name in api.METHODS]
+    if not known or (known[0] == "joint" and data.overlapping):
+        return api.method_for(data)
+    return str(known[0])
 
 
 def _ranked(work: _Work, cases: Sequence[CaseFiles], *, device: str) -> tuple[list[Suggestion], dict[str, str], int]:

@@ -13,9 +13,11 @@ import pytest
 from pydicom.uid import HEVCMP51, JPEG2000Lossless, RLELossless
 from series import as_one_file, oblique, write_series
 
-from fewscan.data.dicom import describe_series, is_series, read_series
+from fewscan.data.dicom import describe_series, is_series, on_disk, read_series
 from fewscan.data.io import read_image
+from fewscan.deliver import scenes
 from fewscan.errors import DataError
+from fewscan.learn.inputs import find_scans
 from fewscan.space.geometry import Geometry, from_ras, ras_geometry, to_ras
 
 
@@ -207,3 +209,13 @@ def test_one_of_several_series_is_chosen_by_its_number(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no single series has the number 7"):
         read_series(tmp_path / "mixed@7")
     assert not is_series(tmp_path / "nothing@4")
+    assert on_disk(tmp_path / "mixed@4") == on_disk(tmp_path / "mixed") == tmp_path / "mixed"
+    assert not on_disk(tmp_path / "nothing@4").exists()
+    (tmp_path / "a").touch()
+    assert on_disk(tmp_path / "a@4.nii.gz") == tmp_path / "a@4.nii.gz"  # a file has no series to choose from
+    assert find_scans([tmp_path / "mixed@4"], channels=["image"])[0].images == (tmp_path / "mixed@4",)
+    with pytest.raises(DataError, match="nothing@4 does not exist"):
+        find_scans([tmp_path / "nothing@4"], channels=["image"])
+    layers, missing = scenes._scan(tmp_path / "mixed@4", alone.geometry, "the scan")
+    assert missing == []
+    np.testing.assert_array_equal(layers[0].data, alone.data[0])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fibres import write_fibres
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from fewscan import api, training
 from fewscan.data import dataset, doctor, proof
@@ -21,11 +22,14 @@ from fewscan.errors import DataError
 from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings
 from fewscan.learn.plan import Plan
+from fewscan.space import orientation
 from fewscan.space.geometry import Geometry
 from fewscan.space.orientation import axes_text, parse_axes, signed_permutations
 
 SHAPE = (28, 32, 26)
 GRID = Geometry(SHAPE, np.diag([3.0, 3.0, 3.0, 1.0]))
+SMALL = Geometry((20, 22, 18), np.diag([2.5, 2.5, 2.5, 1.0]))
+DOUBTED = (36, 107, 265)  # seeds for which `meaningless` looks wrong by three standard errors and more
 NAMES = {"peaks": peak_channels(3), "tensor": TENSOR_CHANNELS}
 
 Floats = NDArray[np.float32]
@@ -59,6 +63,16 @@ def channels(kind: str, way: NDArray[np.float64]) -> Floats:
         return np.concatenate([small[:3], vectors * sign, small[3:] * 0.1]).astype(np.float32)
     full = np.eye(3)[:, :, None, None, None] * 0.4 * ball + np.einsum("ixyz,jxyz->ijxyz", vectors, vectors)
     return np.stack([full[i, j] for i in range(3) for j in range(i, 3)]).astype(np.float32)
+
+
+def meaningless(seed: int) -> Floats:
+    """Smooth directions in a place of any shape: they run along nothing, and no axes are better than others."""
+    rng = np.random.default_rng(seed)
+    vectors = np.stack([ndimage.gaussian_filter(rng.normal(size=SMALL.shape), 2.5) for _ in range(3)])
+    place = ndimage.gaussian_filter(rng.normal(size=SMALL.shape), 2.5)
+    vectors *= (place > np.quantile(place, 0.5)) / np.linalg.norm(vectors, axis=0)
+    around = 0.1 * rng.normal(size=vectors.shape)  # what grey matter has
+    return np.concatenate([np.where(vectors != 0, vectors, around), np.zeros((6, *SMALL.shape))]).astype(np.float32)
 
 
 def write(root: Path, kind: str, axes: str, *, record: dict[str, object] | None = None) -> Path:
@@ -99,6 +113,39 @@ def test_check_calls_wrong_axes_an_error_and_train_refuses_them(tmp_path: Path, 
     with pytest.raises(DataError, match=rf"{kind}\.nii\.gz: directions do not fit the anatomy.*y,-x,z"):
         training.usable(dataset.find(root))
     assert not findings(write(tmp_path / "right", kind, "x,y,z"))
+
+
+@pytest.mark.parametrize(
+    ("lead", "blocks", "kept", "verdict"),
+    [
+        (2.9, 300, True, "unsure"),
+        (3.1, 8, True, "right"),
+        (2.9, 300, False, "unsure"),
+        (3.1, 8, False, "unsure"),  # of 23 others the best leads so far in every few scans
+        (8.0, 8, False, "unsure"),
+        (9.5, 8, False, "wrong"),
+        (4.0, 30, False, "unsure"),
+        (5.0, 30, False, "wrong"),
+        (0.0, 1, False, "unsure"),
+    ],
+)
+def test_the_less_fibre_there_is_the_more_it_takes_to_call_directions_wrong(
+    lead: float, blocks: int, kept: bool, verdict: str
+) -> None:
+    assert orientation._verdict(lead, blocks=blocks, kept=kept, others=23) == verdict
+
+
+def test_directions_that_tell_nothing_are_doubted_at_most(tmp_path: Path) -> None:
+    found = {seed: proof.prove(meaningless(seed), SMALL, kind="peaks") for seed in DOUBTED}
+    assert all(one.doubted and one.lead >= orientation.LEAST_LEAD for one in found.values())
+    write_image(meaningless(DOUBTED[0]), tmp_path / "images" / "a.nii.gz", native=SMALL)
+    write_labelmap(np.ones(SMALL.shape, np.uint8), tmp_path / "labels" / "a.nii.gz", native=SMALL)
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_kind": "peaks", "labels": {"all": 1}}))
+    checkup = training.usable(dataset.find(tmp_path))  # nothing keeps them from training
+    [one] = [f for f in checkup.findings if f.code.startswith("directions")]
+    assert (one.code, one.severity) == ("directions-doubtful", "warning")
+    assert "which so little fibre may show by chance" in one.message
+    assert f"if they do not fit: fewscan tracts inputs a.nii.gz --axes={found[DOUBTED[0]].axes}" in one.remedy
 
 
 def test_nan_where_there_is_no_peak_changes_nothing() -> None:

@@ -11,12 +11,14 @@ from phantom import phantom, write_dataset
 from torch import nn
 
 from fewscan import api, shifting
-from fewscan.data.dataset import load
+from fewscan.data import dataset as datasets
 from fewscan.data.io import write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks, shift
 from fewscan.judge.shift import Distance, Systematic
+from fewscan.learn import infer
 from fewscan.learn.hardware import pick
+from fewscan.methods.transfer import score
 from fewscan.shifting import shift as make_card
 from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
 
@@ -50,7 +52,7 @@ def test_nothing_is_named_where_nothing_was_done(scans, normaliser):
 
 
 def test_two_patients_show_nothing_however_far_apart(scans, normaliser):
-    images = [load(case, scans).image for case in scans.cases[:4]]
+    images = [datasets.load(case, scans).image for case in scans.cases[:4]]
     first = [looks.look(image, normaliser, case=str(i)) for i, image in enumerate(images[:2])]
     rng = np.random.default_rng(0)
     second = [
@@ -60,9 +62,9 @@ def test_two_patients_show_nothing_however_far_apart(scans, normaliser):
 
 
 def test_many_scans_of_one_patient_count_as_one(scans, normaliser):
-    image = load(scans.cases[0], scans).image
+    image = datasets.load(scans.cases[0], scans).image
     rng = np.random.default_rng(0)
-    others = [load(case, scans).image for case in scans.cases[1:7]]
+    others = [datasets.load(case, scans).image for case in scans.cases[1:7]]
     source = [looks.look(i, normaliser, case=f"s{n}") for n, i in enumerate(others)]
     target = [
         looks.look(bench.inject(image, "blur", rng=rng), normaliser, case=f"t{n}", patient="one") for n in range(8)
@@ -72,7 +74,7 @@ def test_many_scans_of_one_patient_count_as_one(scans, normaliser):
 
 def test_features_tell_noisy_scans_from_others(scans, untrained):
     rng = np.random.default_rng(0)
-    images = [load(case, scans).image for case in scans.cases[:12]]
+    images = [datasets.load(case, scans).image for case in scans.cases[:12]]
     source = [looks.look(i, untrained, case=f"s{n}") for n, i in enumerate(images[:6])]
     target = [looks.look(bench.inject(i, "noise", rng=rng), untrained, case=f"t{n}") for n, i in enumerate(images[6:])]
     found = shift.systematic(source, target).distances
@@ -122,7 +124,7 @@ def test_each_piece_pushes_what_is_nearest_to_it():
 
 def test_three_and_three_patients_cannot_show_what_three_and_four_can(scans, normaliser):
     rng = np.random.default_rng(0)
-    images = [load(case, scans).image for case in scans.cases[:7]]
+    images = [datasets.load(case, scans).image for case in scans.cases[:7]]
     source = [looks.look(i, normaliser, case=f"s{n}") for n, i in enumerate(images[:3])]
     target = [
         looks.look(bench.inject(i, "spacing", rng=rng), normaliser, case=f"t{n}") for n, i in enumerate(images[3:])
@@ -165,27 +167,26 @@ def card_of(model, source, target=None):
     return shifting._Card(model, source, target or source, {}, pick("cpu"), 0, None, 0.0)
 
 
-def test_what_nobody_looked_for_is_the_predictions(untrained, tmp_path, monkeypatch):
+def test_what_nobody_looked_for_is_the_predictions(untrained):
     grid = phantom(0)[2]
     ball, rod, lesion = (np.zeros(grid.shape, bool) for _ in range(3))
     ball[2:6, 2:10, 2:6], rod[2:6, 14:18, 2:6], lesion[14:18, 14:18, 2:6] = True, True, True
     answers = {1: ball, 5: rod}
     answer = SimpleNamespace(mask=lambda value, plan: answers[value])
-    monkeypatch.setattr(shifting.infer, "segment", lambda *args, **how: answer)
     label = np.where(ball, 1, 0).astype(np.uint16)
     label[:, 8:] = IGNORE  # half of the ball, and all of the rod, where nobody looked
     image = Volume(phantom(0)[0][None], grid, grid)
     truth = Labelmap(label, grid, {1: "ball", 2: "rod"})
     case = Case("case_00", image, truth, drawn=frozenset({1}))
-    found = shifting._structures(card_of(untrained, None), case, lesion)
+    found = shifting._structures(untrained, case, lesion, answer=answer)
     assert (found["dice_near"], found["dice_far"]) == (1.0, 1.0)
     assert found["distance_mm"]["rod"] == pytest.approx(9.0)
     assert found["distance_mm"]["ball"] == pytest.approx(np.hypot(9.0, 5.0))  # of the part that nobody looked at
     assert found["pushed_mm"]["rod"] > 0
-    asked = shifting._structures(card_of(untrained, None), replace(case, drawn=None), lesion)
+    asked = shifting._structures(untrained, replace(case, drawn=None), lesion, answer=answer)
     assert asked["dice_far"] == 1.0  # the rod lies where nobody looked
     missed = Case("case_00", image, Labelmap(np.where(ball, 1, 0).astype(np.uint16), grid, truth.names))
-    assert shifting._structures(card_of(untrained, None), missed, lesion)["dice_near"] == 0.5
+    assert shifting._structures(untrained, missed, lesion, answer=answer)["dice_near"] == 0.5
 
 
 def test_channels_belong_together_by_name(untrained, tmp_path):
@@ -221,7 +222,14 @@ def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monke
     lesion[14:18, 4:8, 6:10] = 1
     for case in ("case_00", "case_02", "case_03"):
         write_labelmap(lesion, tmp_path / "masks" / f"{case}.nii.gz", native=geometry)
+    predicted, segment = [], infer.segment
+    monkeypatch.setattr(infer, "segment", lambda m, image, **how: predicted.append(image) or segment(m, image, **how))
     record = make_card(model, data, target, tmp_path / "card.html", lesions=tmp_path / "masks")
+    assert len(predicted) == 4 + 4  # a case with a lesion and labels is predicted once for both
+    fresh = api.open(target)
+    whole = {c.id: score(model, datasets.load(c, fresh), hardware=pick("cpu")) for c in fresh.labelled}
+    means = {case: np.mean(list(scores.values())) for case, scores in whole.items()}
+    assert record["dice"]["target"]["cases"] == pytest.approx(means, abs=1e-6)
     assert json.loads((tmp_path / "card.json").read_text()) == json.loads(json.dumps(record))
     assert record["systematic"]["named"][0] == "voxel size"
     rows = record["lesion"]["cases"]

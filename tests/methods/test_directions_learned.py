@@ -25,6 +25,7 @@ from fewscan.judge.shift import FLOORS
 from fewscan.learn import infer
 from fewscan.learn.answers import Segmented
 from fewscan.learn.atlases import atlases_of
+from fewscan.learn.channels import to_look_at
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import pick
 from fewscan.learn.intensity import normalise
@@ -229,8 +230,8 @@ def test_what_cannot_turn_directions_refuses_them(peaks: tuple[Path, Model], tmp
     for kind in ("onnx", "monai"):
         with pytest.raises(ModelError, match="takes directions, which no other program turns into its input"):
             export(str(model.path), tmp_path / kind, kind=kind)
-    with pytest.raises(DataError, match="holds directions, which registration cannot turn yet"):
-        pairwise.register(scan(0), scan(1))
+    with pytest.raises(DataError, match=r"fixed scan holds peaks of fibres, the moving one intensities; give two"):
+        pairwise.register(scan(0), to_look_at(scan(1)))
     with pytest.raises(DataError, match="hold directions, which cannot be normalised one by one"):
         normalise(scan(0).data, model.plan.scaling)
 

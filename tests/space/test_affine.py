@@ -12,6 +12,7 @@ from blobs import blobs, grid, unit, world
 from fewscan.errors import GeometryError
 from fewscan.space import affine, similarity
 from fewscan.space.geometry import Array, Geometry
+from fewscan.space.orientation import rotations
 
 FIXED = grid((26, 28, 24), (2.0, 2.0, 2.0))
 MOVING = grid((36, 32, 18), (1.5, 1.8, 2.8), tilt=0.1)
@@ -50,6 +51,19 @@ def test_a_known_map_is_recovered_within_half_a_voxel(rigid: bool, other: Geomet
     if rigid:
         np.testing.assert_allclose(np.linalg.svd(found[:3, :3])[1], 1, atol=1e-6)
         assert np.linalg.det(found[:3, :3]) > 0
+
+
+def test_the_starts_are_tilts_and_each_way_in_which_a_cube_can_lie() -> None:
+    middle, shift = torch.zeros(3, dtype=torch.float64), np.array([3.0, -2.0, 1.0])
+    starts = [affine.build(start, middle).numpy() for start in affine._turned(shift)]
+    assert all(np.array_equal(start[:3, 3], shift) for start in starts)
+    lying = {tuple(start[:3, :3].round().astype(int).ravel()) for start in starts[12:]}
+    assert lying == {tuple(way.astype(int).ravel()) for way in rotations()} - {tuple(np.eye(3, dtype=int).ravel())}
+    for start in starts[12:]:
+        np.testing.assert_allclose(start[:3, :3], start[:3, :3].round(), atol=1e-12)
+        assert np.linalg.det(start[:3, :3]) == pytest.approx(1)
+    tilted = [math.degrees(math.acos((np.trace(start[:3, :3]) - 1) / 2)) for start in starts[:12]]
+    assert sorted(round(angle) for angle in tilted) == [30] * 6 + [60] * 6
 
 
 def test_inverted_contrast_is_matched_by_mutual_information() -> None:

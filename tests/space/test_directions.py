@@ -254,3 +254,28 @@ def test_small_rotations_are_rotations_of_the_wanted_angle() -> None:
     assert torch.equal(found[0, :, :, 1, 0, 0], torch.eye(3))
     tensor = torch.randn(1, 6, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(eigenvalues(congruent(tensor, found)), eigenvalues(tensor), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_matrices_along_the_world_turn_as_those_along_the_voxels_of_an_oblique_grid(kind: Kind) -> None:
+    grid = Geometry(SHAPE, np.block([[turn((0.4, -0.3, 0.7)) * (1.0, 1.5, 2.0), np.zeros((3, 1))], [0, 0, 0, 1]]))
+    u, axes = wavy(3), directions.axes_of(grid)
+    world = drawn(np.array([1.0, 0.5, -0.8]), kind)
+    inward = torch.from_numpy(axes.T.copy()).float().view(1, 3, 3, 1, 1, 1)
+    along = reorient(congruent(world, inward), u, kind=kind, spacing=grid.spacing)
+    wanted = congruent(along, inward.transpose(1, 2))
+    torch.testing.assert_close(directions.reorient_world(world, u, kind=kind, grid=grid), wanted, atol=1e-4, rtol=1e-4)
+    assert float((wanted - world).abs().max()) > 0.05
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20)
+def test_peaks_come_back_from_their_matrices_longest_first(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    peaks = rng.normal(size=(3, 3, 2, 3, 4)).astype(np.float32)
+    peaks[2, :, 0] = 0
+    found = directions.peaks_of(matrices(torch.from_numpy(peaks.reshape(9, 2, 3, 4)), "peaks", axes=STRAIGHT)).numpy()
+    order = np.argsort(-np.linalg.norm(peaks, axis=1), axis=0)
+    wanted, vectors = np.take_along_axis(peaks, order[:, None], axis=0), found.reshape(peaks.shape)
+    sign = np.where((wanted * vectors).sum(1, keepdims=True) < 0, -1, 1)
+    np.testing.assert_allclose(vectors * sign, wanted, atol=1e-5)

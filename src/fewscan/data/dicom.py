@@ -85,6 +85,20 @@ def chosen(folder: Path) -> tuple[Path, str]:
     return folder.with_name(name), number
 
 
+def on_disk(scan: Path) -> Path:
+    """What there must be for a scan to be there: its file or folder, also where one of several series in it is meant.
+
+    It is a folder where the scan is a series, and does not exist where the scan does not.
+
+    Parameters
+    ----------
+    scan : Path
+        Image file, or folder as for `chosen`.
+    """
+    folder = chosen(scan)[0]
+    return folder if folder.is_dir() else scan
+
+
 def _passed_over(name: str) -> bool:
     """Hidden files, and the index of an exported disc, which is DICOM but no slice."""
     return name.startswith(".") or name.upper() == "DICOMDIR"

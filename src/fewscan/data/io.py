@@ -251,7 +251,7 @@ def read_raw(path: Path, *, trust_sform: bool = False) -> tuple[NDArray[Any], Ge
     DataError
         If the file cannot be read at all.
     """
-    if path.is_dir() or dicom.is_series(path):
+    if dicom.on_disk(path).is_dir():
         volume = dicom.read_series(path)
         return from_ras(volume.data, volume.native), volume.native
     header = peek(path, trust_sform=trust_sform)

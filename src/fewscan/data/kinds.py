@@ -63,7 +63,7 @@ def _count(images: Sequence[Path]) -> int | None:
     """Channels of a case; None where its file cannot be read, which others report."""
     if len(images) > 1:
         return len(images)
-    if images[0].is_dir() or dicom.is_series(images[0]):
+    if dicom.on_disk(images[0]).is_dir():
         return 1
     try:
         return peek(images[0]).channels
@@ -86,6 +86,21 @@ def kind_of_scan(images: Sequence[Path], *, wanted: Kind) -> Kind:
             if (kind := look(place)) is not None:
                 return kind
     return wanted
+
+
+def kind_of_file(path: Path, *, channels: int) -> Kind:
+    """Kind of a file with so many channels: directions where they are said to be and as many as these take.
+
+    Parameters
+    ----------
+    path : Path
+        Image file.
+    channels : int
+        That it has.
+    """
+    kind = kind_of_scan([path], wanted="scalar")
+    fits = channels == 6 if kind == "tensor" else kind == "peaks" and channels % 3 == 0
+    return kind if fits else "scalar"
 
 
 def listed(kind: Kind) -> Mapping[str, Any]:

@@ -15,6 +15,9 @@ KEY = "channel_kind"
 RECORD = "inputs.json"
 """What `fewscan tracts inputs` leaves beside its images: for each file, the names of its channels."""
 
+REGISTERED = "registration.json"
+"""What `fewscan register` leaves; says the same of directions that it has brought along."""
+
 TENSOR_CHANNELS = ("Dxx", "Dxy", "Dxz", "Dyy", "Dyz", "Dzz")
 
 
@@ -94,10 +97,12 @@ def recorded_channels(image: Path) -> tuple[str, ...]:
     DataError
         If the record is damaged.
     """
-    file = image.parent / RECORD
-    listed = read_json(file).get("kind") if file.is_file() else None
-    names = listed.get(image.name) if isinstance(listed, dict) else None
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+    for file in (image.parent / RECORD, image.parent / REGISTERED):
+        listed = read_json(file).get("kind") if file.is_file() else None
+        names = listed.get(image.name) if isinstance(listed, dict) else None
+        if isinstance(names, list):
+            return tuple(str(name) for name in names)
+    return ()
 
 
 def recorded(image: Path) -> Kind | None:

@@ -65,9 +65,10 @@ def prove(data: NDArray[Any], geometry: Geometry, *, kind: Kind) -> Orientation:
 def examine(
     data: NDArray[Any], geometry: Geometry, *, images: Sequence[Path], kind: Kind, case: str = ""
 ) -> list[Finding]:
-    """What is to be said of a scan's directions: an error where they are proven wrong, a note where nothing is proven.
+    """What is to be said of directions: an error where they are proven wrong, a warning where chance may be why.
 
-    Nothing of intensities, and nothing where the record beside the file says that they fit.
+    A note where nothing is proven either way. Nothing of intensities, and nothing where the record beside the file says
+    that they fit.
 
     Parameters
     ----------
@@ -87,17 +88,26 @@ def examine(
     found, path = prove(data, geometry, kind=kind), str(images[0])
     if found.verdict == "right":
         return []
-    if found.verdict == "unsure":
-        remedy = "look at the directions over the anatomy, in a viewer that draws them"
-        return [Finding("directions-unsure", "note", case, path, orientation.said(found).split(";")[0], remedy)]
-    message = orientation.misfit(found, fix=found.axes, what="components")
+    look, fit = (
+        "look at the directions over the anatomy, in a viewer that draws them",
+        _remedy(found, data, images, kind),
+    )
+    if found.verdict == "wrong":
+        message = orientation.misfit(found, fix=found.axes, what="components")
+        return [Finding("directions-wrong", "error", case, path, message, fit)]
+    message = orientation.said(found).split(";")[0]
+    if found.doubted:
+        return [Finding("directions-doubtful", "warning", case, path, message, f"{look}; if they do not fit: {fit}")]
+    return [Finding("directions-unsure", "note", case, path, message, look)]
+
+
+def _remedy(found: Orientation, data: NDArray[Any], images: Sequence[Path], kind: Kind) -> str:
+    """How to come to directions that fit."""
     if kind == "tensor":
-        remedy = f"estimate the tensor again with the gradients, in the world, taken as {found.axes}"
-    elif len(images) == 1 and len(data) == 9:
-        remedy = f"fewscan tracts inputs {images[0].name} --axes={found.axes} -o FOLDER writes peaks that fit"
-    else:
-        remedy = f"write the components of each peak as {found.axes}"
-    return [Finding("directions-wrong", "error", case, path, message, remedy)]
+        return f"estimate the tensor again with the gradients, in the world, taken as {found.axes}"
+    if len(images) == 1 and len(data) == 9:
+        return f"fewscan tracts inputs {images[0].name} --axes={found.axes} -o FOLDER writes peaks that fit"
+    return f"write the components of each peak as {found.axes}"
 
 
 def _strongest(values: Floats) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fewscan.data import io, places
 from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import looks_like_ct
-from fewscan.data.dicom import is_series
+from fewscan.data.dicom import on_disk
 from fewscan.data.dicom_labels import is_label
 from fewscan.data.fields import read_field
 from fewscan.data.headers import suffix_of
@@ -205,13 +205,12 @@ def _names(path: Path, *maps: NDArray[Any]) -> dict[int, str]:
 
 def _place(name: str, kept: Path | None, named: Mapping[str, Path]) -> Path | None:
     """Where a scan lies: where it lay when its record was written, else where the caller says."""
-    there = kept is not None and (kept.exists() or is_series(kept))  # one of several series is no path of its own
-    return kept if there else named.get(name)
+    return kept if kept is not None and on_disk(kept).exists() else named.get(name)
 
 
 def _scan(path: Path | None, like: Geometry, what: str) -> tuple[list[Layer], list[str]]:
     """The scan as a layer, or why there is none."""
-    if path is None or not path.exists():
+    if path is None or not on_disk(path).exists():
         return [], [LOST]
     try:
         data, geometry = sections.first_channel(path)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fewscan.data import io
 from fewscan.data.bundles import bundle_files, grid_of, read_bundles
 from fewscan.data.dicom_labels import is_label
-from fewscan.data.kinds import kind_of_scan
+from fewscan.data.kinds import kind_of_file
 from fewscan.deliver import charts, markup, pictures
 from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
@@ -341,9 +341,8 @@ def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
         If it cannot be read.
     """
     data, native = io.read_raw(path)
-    kind = kind_of_scan([path], wanted="scalar")
-    directions = len(data) == 6 if kind == "tensor" else kind == "peaks" and len(data) % 3 == 0
-    return to_ras(raw_sizes(np.nan_to_num(data), kind)[0] if directions else data[0], native)
+    kind = kind_of_file(path, channels=len(data))
+    return to_ras(data[0] if kind == "scalar" else raw_sizes(np.nan_to_num(data), kind)[0], native)
 
 
 def lies_at(path: Path, directory: Path, *more: Path) -> Path:

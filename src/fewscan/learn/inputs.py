@@ -52,7 +52,7 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
     """
     found: list[Path] = []
     for path in inputs:
-        if not path.exists() and not dicom.is_series(path):
+        if not dicom.on_disk(path).exists():
             raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
         found.extend(_inside(path, channels, kind) if path.is_dir() else [path])
     if not found:

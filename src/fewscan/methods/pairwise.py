@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.errors import ConfigError, DataError
+from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.intensity import Scaling, normalise
-from fewscan.space import affine, kernels
+from fewscan.space import affine, directions, kernels
 from fewscan.space import field as fields
 from fewscan.space.deformable import DeformConfig, deform
 from fewscan.space.field import Field
@@ -100,8 +101,8 @@ def register(
     Parameters
     ----------
     fixed, moving : Volume
-        Any grids; as many channels each. One that is constant in both, such as the length of a third peak that nobody
-        has, tells nothing and is left out.
+        Any grids; of one kind, and as many channels each. Of directions the lengths or traces are compared. One channel
+        that is constant in both, such as the length of a third peak that nobody has, tells nothing and is left out.
     config : RegisterConfig, optional
         The preset when None.
     weight : (X, Y, Z) bool, optional
@@ -119,11 +120,12 @@ def register(
     Raises
     ------
     DataError
-        If channels differ or hold directions, one is constant in one scan, all are in both, or the weight is empty.
+        If channels or kinds differ, one is constant in one scan, all are in both, or the weight is empty.
     GeometryError
         If the scans do not overlap in any way.
     """
     config, begin = config or RegisterConfig(), time.monotonic()
+    fixed, moving = _compared(fixed, moving)
     seen = _telling(fixed, moving)
     tell = progress or (lambda share, part: None)
     if weight is not None and not weight.any():
@@ -190,19 +192,22 @@ def working_grid(fixed: Geometry, spacing_mm: float) -> Geometry:
 def apply(found: Registration, moving: Volume) -> NDArray[np.float32]:
     """The moving scan on the fixed grid, (C, X, Y, Z); its lowest value where it does not reach.
 
+    Directions turn along with the anatomy, see `space.directions.follow`, and there are none where it does not reach.
+
     Parameters
     ----------
     found : Registration
         From `register`.
     moving : Volume
         As it was registered, or another channel of it.
-
-    Raises
-    ------
-    DataError
-        If it holds directions.
     """
-    _refuse_directions(moving, "moving")
+    if moving.kind != "scalar":
+        values = torch.from_numpy(np.ascontiguousarray(moving.data, np.float32))
+        still = directions.matrices(values, moving.kind, axes=np.eye(3)).numpy()  # along the axes of the world
+        warped = torch.from_numpy(fields.warp_array(still, moving.geometry, field=found.field))[None]
+        u = torch.from_numpy(found.field.u)[None]
+        turned = directions.reorient_world(warped, u, kind=moving.kind, grid=found.field.fixed)[0]
+        return (turned if moving.kind == "tensor" else directions.peaks_of(turned)).numpy()
     low = float(moving.data.min())
     return fields.warp_array(moving.data, moving.geometry, field=found.field, background=low)
 
@@ -220,9 +225,13 @@ def apply_labels(found: Registration, label: Labelmap) -> NDArray[np.uint16]:
     return fields.warp_labels(label.data, label.geometry, field=found.field)
 
 
-def _refuse_directions(volume: Volume, role: str) -> None:
-    if volume.kind != "scalar":
-        raise DataError(f"the {role} scan holds directions, which registration cannot turn yet; register FA or lengths")
+def _compared(fixed: Volume, moving: Volume) -> tuple[Volume, Volume]:
+    """What is looked at in each scan."""
+    if fixed.kind != moving.kind:
+        raise DataError(
+            f"the fixed scan holds {said(fixed.kind)}, the moving one {said(moving.kind)}; give two of a kind"
+        )
+    return to_look_at(fixed), to_look_at(moving)
 
 
 def _telling(fixed: Volume, moving: Volume) -> list[int]:
@@ -233,7 +242,6 @@ def _telling(fixed: Volume, moving: Volume) -> list[int]:
         )
     flat = {}
     for role, scan in (("fixed", fixed), ("moving", moving)):
-        _refuse_directions(scan, role)
         flat[role] = [bool(channel.min() == channel.max()) for channel in scan.data]
     seen = [c for c in range(len(fixed.data)) if not (flat["fixed"][c] and flat["moving"][c])]
     for role, scan in (("fixed", fixed), ("moving", moving)):

@@ -29,6 +29,7 @@ from fewscan.data.dicom_labels import plain_name
 from fewscan.errors import ModelError
 from fewscan.judge.metrics import dice
 from fewscan.learn import grafting, infer
+from fewscan.learn.answers import Segmented
 from fewscan.learn.batches import Prepared
 from fewscan.learn.checkpoint import Model, build_segmenter
 from fewscan.learn.engine import Phase
@@ -154,9 +155,24 @@ def score(model: Model, case: Case, *, hardware: Hardware) -> dict[str, float]:
     ModelError
         If the case lacks a channel of the model.
     """
-    assert case.label is not None
     image = grafting.arranged(case.image, model.plan, case=case.id)
     answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware))
+    return score_answer(answer, case, model=model)
+
+
+def score_answer(answer: Segmented, case: Case, *, model: Model) -> dict[str, float]:
+    """As `score`, of an answer that is there already.
+
+    Parameters
+    ----------
+    answer : Segmented
+        Of the model, on the case's grid.
+    case : Case
+        Labelled.
+    model : Model
+        Whose labels the answer has.
+    """
+    assert case.label is not None
     numbers = {plain_name(name): value for value, name in model.names.items()}
     looked = case.label.data != IGNORE
     found = {}

@@ -5,7 +5,7 @@ A transform is a ``matrix`` (4, 4) from fixed to moving RAS+ millimetres, so tha
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from fewscan.errors import GeometryError
 from fewscan.space import field, kernels, similarity
 from fewscan.space.geometry import Array, Geometry, with_at_most, with_spacing
+from fewscan.space.orientation import rotations
 from fewscan.space.similarity import Similarity
 from fewscan.space.volume import resample
 
@@ -179,16 +180,18 @@ class _Pair:
 
 def _turned(shift: Array) -> list[Tensor]:
     """Parameters of tilts about each axis, and of the 23 other ways in which a block can lie, with this translation."""
-    degrees = [[sign * tilt if i == axis else 0.0 for i in range(3)] for axis in range(3) for tilt in TILTS
-               for sign in (-1, 1)]  # fmt: skip
-    middle, seen = torch.zeros(3, dtype=torch.float64), {tuple(np.eye(3, dtype=int).ravel().tolist())}
-    for quarter in itertools.product((0.0, 90.0, 180.0, 270.0), repeat=3):
-        angles = torch.tensor(np.deg2rad([*quarter, *[0.0] * 9]), dtype=torch.float64)
-        way = tuple(build(angles, middle)[:3, :3].round().int().flatten().tolist())
-        if way not in seen:
-            seen.add(way)
-            degrees.append(list(quarter))
-    return [torch.from_numpy(np.concatenate([np.deg2rad(turn), np.zeros(6), shift])) for turn in degrees]
+    tilts = [[sign * np.deg2rad(tilt) if i == axis else 0.0 for i in range(3)]
+             for axis in range(3) for tilt in TILTS for sign in (-1, 1)]  # fmt: skip
+    lying = [_angles(way) for way in rotations() if not np.array_equal(way, np.eye(3))]
+    return [torch.from_numpy(np.concatenate([turn, np.zeros(6), shift])) for turn in (*tilts, *lying)]
+
+
+def _angles(rotation: Array) -> list[float]:
+    """The three angles, rad, from which `build` makes a rotation."""
+    b = math.asin(float(np.clip(rotation[0, 2], -1, 1)))
+    if abs(rotation[0, 2]) > 1 - 1e-9:  # the first and the last axis are one: only what they turn together is known
+        return [0.0, b, math.atan2(rotation[1, 0], rotation[1, 1])]
+    return [math.atan2(-rotation[1, 2], rotation[2, 2]), b, math.atan2(-rotation[0, 1], rotation[0, 0])]
 
 
 def _most_alike(pair: _Pair, starts: Sequence[Tensor], *, about: Tensor, measure: Similarity) -> Tensor:

@@ -68,6 +68,31 @@ def matrices(data: Tensor, kind: Kind, *, axes: Array) -> Tensor:
     return torch.stack([v[:, i] * v[:, j] / length for i, j in ORDER], 1).flatten(0, 1)
 
 
+def peaks_of(data: Tensor) -> Tensor:
+    """Peaks (3 n, X, Y, Z) for matrices, longest first: each the main direction of one, as long as that is strong.
+
+    Undoes `matrices` of peaks, but for signs. Of peaks that were mixed it keeps what they had in common.
+
+    Parameters
+    ----------
+    data : (6 n, X, Y, Z) float
+        Matrices; peaks come along the axes that these are along.
+
+    Examples
+    --------
+    >>> peak = torch.tensor([0.0, 0.0, 2.0]).view(3, 1, 1, 1)
+    >>> peaks_of(matrices(peak, "peaks", axes=np.eye(3))).abs().flatten().tolist()
+    [0.0, 0.0, 2.0]
+    """
+    m = _sixes(data).movedim(1, -1)  # (n, X, Y, Z, 6)
+    there = m[..., [0, 3, 5]].sum(-1) > 0
+    values, vectors = torch.linalg.eigh(m[there][:, torch.tensor(PLACE)].double())
+    found = torch.zeros(*there.shape, 3, dtype=data.dtype)
+    found[there] = (values[:, 2:].clamp(min=0) * vectors[:, :, 2]).to(data.dtype)
+    order = found.square().sum(-1).argsort(dim=0, descending=True, stable=True)
+    return found.take_along_dim(order[..., None], 0).movedim(-1, 1).flatten(0, 1)
+
+
 def sizes(data: Tensor) -> Tensor:
     """Trace of each matrix, (..., n, X, Y, Z): lengths of peaks, three times the mean diffusivity of a tensor.
 
@@ -185,6 +210,25 @@ def reorient(data: Tensor, u: Tensor, *, kind: Kind, spacing: Array | tuple[floa
         Of the grid, mm.
     """
     return follow(data, _jacobian_mm(u, spacing), kind=kind)
+
+
+def reorient_world(data: Tensor, u: Tensor, *, kind: Kind, grid: Geometry) -> Tensor:
+    """As `reorient`, of matrices along the axes of the world.
+
+    Parameters
+    ----------
+    data : (B, 6 n, X, Y, Z) float
+        Matrices, sampled at ``x + u(x)`` already.
+    u : (B, 3, X, Y, Z) float
+        Displacement, voxels.
+    kind : {"peaks", "tensor"}
+        Which of them.
+    grid : Geometry
+        Of the displacement.
+    """
+    to_mm = torch.from_numpy(grid.affine[:3, :3].copy()).to(u)
+    jacobian = torch.einsum("ij,bjkxyz,kl->bilxyz", to_mm, field.jacobian(u), torch.linalg.inv(to_mm))
+    return follow(data, jacobian, kind=kind)
 
 
 def turned_deg(u: Tensor, *, spacing: Array | tuple[float, ...]) -> Tensor:

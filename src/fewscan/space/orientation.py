@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, special
 
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Array, Geometry
@@ -29,7 +29,9 @@ LEAST_VOXELS = 200
 MOST_VOXELS = 15_000  # more of them change nothing but the time
 BLOCK_MM = 20.0
 LEAST_LEAD = 3.0
-"""Standard errors by which the best must lead before anything is called right or wrong."""
+"""Standard errors by which the best must lead before directions are called right, or anything is said against them."""
+LARGEST_CHANCE = 0.001
+"""Of directions that tell nothing to be called wrong: the best of 23 others leads by chance, most over few blocks."""
 LEAST_BLOCKS = 8  # fewer tell no standard error
 AS_THEY_ARE = "x,y,z"
 LETTERS = "xyz"
@@ -58,6 +60,11 @@ class Orientation:
     lead: float
     scores: Mapping[str, float]
     voxels: int
+
+    @property
+    def doubted(self) -> bool:
+        """Whether another way fits better, but not so clearly that they are called wrong."""
+        return self.verdict == "unsure" and self.axes != AS_THEY_ARE and self.lead >= LEAST_LEAD
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries."""
@@ -108,10 +115,10 @@ def prove(
     sums: dict[str, Array] = {name: np.bincount(blocks, found).astype(float) for name, found in like.items()}
     ranked = sorted(sums, key=lambda name: -float(sums[name].sum()))
     best = ranked[0]
-    lead = _lead(sums[best] - sums[ranked[1] if best == AS_THEY_ARE else AS_THEY_ARE])
-    known: Literal["right", "wrong"] = "right" if best == AS_THEY_ARE else "wrong"
+    difference = sums[best] - sums[ranked[1] if best == AS_THEY_ARE else AS_THEY_ARE]
+    lead = _lead(difference)
     return Orientation(
-        verdict=known if lead >= LEAST_LEAD else "unsure",
+        verdict=_verdict(lead, blocks=len(difference), kept=best == AS_THEY_ARE, others=len(ways) - 1),
         axes=best,
         lead=lead,
         scores={name: float(sums[name].sum() / len(places)) for name in ranked},
@@ -179,9 +186,9 @@ def said(found: Orientation) -> str:
             f"orientation right: fibre coherence {found.scores[names[0]]:.3f}, next best of 24 is {names[1]} with "
             f"{found.scores[names[1]]:.3f} ({found.lead:.0f} standard errors)"
         )
-    return (
-        f"orientation unsure: best is {found.axes}, ahead by {found.lead:.1f} standard errors only; look at the picture"
-    )
+    how = "which so little fibre may show by chance" if found.doubted else "which is too little"
+    lead = f"ahead by {found.lead:.1f} standard errors, {how}"
+    return f"orientation unsure: best is {found.axes}, {lead}; look at the picture"
 
 
 def parse_axes(text: str) -> Array:
@@ -244,6 +251,11 @@ def signed_permutations() -> list[Array]:
     return found
 
 
+def rotations() -> list[Array]:
+    """The 24 ways in which a cube can lie: signed permutations that mirror nothing."""
+    return [matrix for matrix in signed_permutations() if np.linalg.det(matrix) > 0]
+
+
 def _likeness(
     vectors: NDArray[np.float32], weight: NDArray[np.float32], places: NDArray[Any], *, geometry: Geometry, turn: Array
 ) -> Array:
@@ -256,6 +268,14 @@ def _likeness(
         there = tuple(np.clip(np.rint(places + reach * step).astype(int), 0, last).T)
         total += weight[there] * np.abs((vectors[(slice(None), *there)].T * here).sum(1))
     return total / (2 * len(STEPS_MM))
+
+
+def _verdict(lead: float, *, blocks: int, kept: bool, others: int) -> Literal["right", "wrong", "unsure"]:
+    """What a lead over so many blocks says, of the directions as they are or of the best of so many others."""
+    if kept or lead < LEAST_LEAD:
+        return "right" if kept and lead >= LEAST_LEAD else "unsure"
+    chance = others * float(special.stdtr(blocks - 1, -lead))  # of any of them, by Student and Bonferroni
+    return "wrong" if chance <= LARGEST_CHANCE else "unsure"
 
 
 def _lead(difference: Array) -> float:
