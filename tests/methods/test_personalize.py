@@ -16,7 +16,7 @@ from fewscan.learn.batches import labelled_as
 from fewscan.learn.hardware import pick
 from fewscan.learn.networks import layers
 from fewscan.methods import personalize, shaping
-from fewscan.methods.evidence import mean_dice
+from fewscan.methods.evidence import mean_dice, objection
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
 from fewscan.methods.shaping import Shaper
 from fewscan.methods.voting import shares
@@ -68,7 +68,32 @@ def test_the_guard_refuses_what_the_atlases_do_not_fit(trained):
     found = maker(noise, mode="auto")
     assert found.kept == "before"
     assert torch.equal(found.probs, found.before)
-    assert found.reason
+    assert "the first mask is empty" in found.reason or "fit the scan by" in found.reason
+
+
+def test_auto_accepts_a_scan_that_atlases_fit(trained):
+    model, atlases, other = trained
+    found = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))(other, mode="auto")
+    assert (found.kept, found.reason) == ("after", personalize.FITTING)
+    assert dice(found.probs, other) > dice(found.before, other) - 0.01
+    assert (found.evidence["rounds"], found.evidence["steps"]) == (QUICK.rounds, QUICK.steps)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"reached": 0.49}, "the atlases reach 49% of the structures only"),
+        ({"likeness": 0.39}, "the deformed atlases fit the scan by 0.390"),
+        ({"agreement": 0.59}, "agree by a Dice of 0.59 only, where the atlases are worth 0.80"),
+        ({"agreement": 0.59, "atlases_worth": 0.7}, ""),  # registration is bad at this organ: so much is to be expected
+    ],
+)
+def test_each_objection_has_its_bound(changed, said):
+    sound = {"reached": 1.0, "likeness": 0.5, "likeness_floor": 0.4, "agreement": 0.7, "atlases_worth": 0.8}
+    found = objection(sound | changed)
+    assert found.startswith(said) if said.startswith("the") else said in found
+    assert bool(found) == bool(said)
 
 
 def test_an_empty_first_mask_is_left_alone(trained):
@@ -165,17 +190,15 @@ def test_a_mask_supervises_the_deformation(trained):
 
 def test_a_budget_leaves_out_what_does_not_fit(trained, monkeypatch):
     model, atlases, other = trained
-    limits = []
-    real = personalize.fit
-
-    def spy(phases, state, **options):
-        limits.append(options["limits"])
-        return real(phases, state, **options)
-
-    monkeypatch.setattr(personalize, "fit", spy)
-    maker = Personalizer(model, atlases, config=replace(QUICK, steps=100_000), hardware=pick("cpu"))
-    maker(other, mode="always", seconds=1e-3)
-    assert limits[-1].steps <= personalize.TRIED + 1
+    maker = Personalizer(model, atlases, config=replace(QUICK, rounds=3, steps=100_000), hardware=pick("cpu"))
+    found = maker(other, mode="always", seconds=1e-3)
+    assert found.kept == "after"
+    assert (found.evidence["rounds"], "steps" in found.evidence) == (1, False)
+    now = [0.0]
+    monkeypatch.setattr(personalize.time, "monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    found = maker(other, mode="always", seconds=60)
+    assert found.evidence["rounds"] == 3
+    assert personalize.TRIED < found.evidence["steps"] < 100
 
 
 def undrawn(case, k):
@@ -203,7 +226,13 @@ def test_what_is_found_out_once_is_on_no_scans_budget(trained, monkeypatch):
     maker, now = Personalizer(model, atlases, config=replace(QUICK, rounds=3, steps=0), hardware=pick("cpu")), [0.0]
     monkeypatch.setattr(personalize.time, "monotonic", lambda: now[0])
     real = Personalizer.known.fget
-    monkeypatch.setattr(Personalizer, "known", property(lambda self: now.__setitem__(0, now[0] + 100) or real(self)))
+
+    def known(self):
+        if self._known is None:
+            now[0] += 100
+        return real(self)
+
+    monkeypatch.setattr(Personalizer, "known", property(known))
     rounds = []
     shaped = Shaper.shaped
     monkeypatch.setattr(
@@ -244,7 +273,6 @@ def elsewhere(other):
 def test_auto_leaves_what_atlases_cannot_know_no_worse(trained, change):
     model, atlases, other = trained
     found = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))(change(other), mode="auto")
-    assert found.reason
     lost = dice(found.before, other) - dice(found.probs, other)
     assert lost < 0.02, (found.kept, found.reason, found.evidence)
 
@@ -277,7 +305,9 @@ def test_refinement_changes_the_part_it_is_told_to(trained, monkeypatch):
     config = replace(QUICK, layers="norms")
     Personalizer(model, atlases, config=config, hardware=pick("cpu"))(other, mode="always")
     before = dict(model.segmenter.named_parameters())
-    moved = {name for name, value in taught[0].named_parameters() if not torch.equal(value, before[name])}
+    refined, steps = taught[0]
+    assert steps == QUICK.steps
+    moved = {name for name, value in refined.named_parameters() if not torch.equal(value, before[name])}
     assert moved
     assert moved <= layers(model.segmenter, "norms")
 

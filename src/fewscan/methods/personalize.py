@@ -38,7 +38,7 @@ from fewscan.learn.state import State
 from fewscan.learn.views import belief, views
 from fewscan.methods import segment, voting
 from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, setback, uncalibrated
-from fewscan.methods.pseudo import ALONE, Rating, index_of
+from fewscan.methods.pseudo import ALONE, BEST, Rating, index_of
 from fewscan.methods.shaping import Shaper
 from fewscan.space.similarity import lncc
 
@@ -196,7 +196,8 @@ class Personalizer:
         mode : {"auto", "always"}
             Whether the guard may refuse.
         seconds : float, optional
-            Budget; rounds and refinement that do not fit into it are left out.
+            Budget; further rounds, steps of refinement, or all of it, are left out where they do not fit. The first
+            views and the first round are always done.
         tick : callable
             Gets the share that is done.
 
@@ -212,15 +213,16 @@ class Personalizer:
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         if mode == "auto" and (refused := uncalibrated(known)):
             return Personalized(before, before, "before", refused, {"consistency": steady})
-        until = None if seconds is None else begin + seconds
-        found, evidence, refused = self._atlases_say(case, first, mode=mode, seconds=seconds, tick=tick)
+        looked = time.monotonic() - begin  # what views of a scan take
+        half, until = (None, None) if seconds is None else (begin + seconds / 2, begin + seconds - looked)
+        found, evidence, refused = self._atlases_say(case, first, mode=mode, until=half, tick=tick)
         evidence["consistency"] = steady
         if found is None:
             return Personalized(before, before, "before", refused, evidence)
         tick(0.5)
         after = found.mask
-        if self.config.steps:
-            network = self._refined(case, found, first, until=until)
+        if self.config.steps and (until is None or time.monotonic() < until):
+            network, evidence["steps"] = self._refined(case, found, first, until=until)
             _, answer, evidence["consistency_after"] = self._views(image, network)
             after = self._fused(found, (first + answer) / 2)
         evidence["changed"] = 1 - self._dice(before, after)
@@ -239,7 +241,7 @@ class Personalizer:
         """Answer to the scan, mean over it and its disturbed copies, and the Dice of each of those with the mean."""
         predictor = infer.network_predictor(segmenter, self.hardware)
         found = views(image, self.plan, predictor=predictor, count=self.config.views)
-        mean = torch.stack(found).mean(0)
+        mean = sum(found[1:], start=found[0].clone()) / len(found)
         steady = [self._dice(one, mean) for one in found[1:]]
         return found[0], mean, float(np.mean(steady)) if steady else 1.0
 
@@ -259,37 +261,41 @@ class Personalizer:
     # ---------------------------------------------------------------------------------------------------- atlases
 
     def _atlases_say(
-        self, case: Prepared, first: Tensor, *, mode: Mode, seconds: float | None, tick: Callable[[float], None]
+        self, case: Prepared, first: Tensor, *, mode: Mode, until: float | None, tick: Callable[[float], None]
     ) -> tuple[_Said | None, dict[str, float], str]:
         """Rounds of deformation and vote; nothing where that is refused; the evidence, and what speaks against it.
 
         The first round goes by the images alone, as when the atlases' worth was found out: only so is their vote a
-        second opinion, and the evidence comparable. Later ones are supervised by the mask.
+        second opinion, and the evidence comparable. It settles what each side weighs; later rounds are supervised by
+        the mask, so that agreement with it says nothing.
         """
         guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
-        known, begin, refused = self.known, time.monotonic(), ""
+        known, refused = self.known, ""
         evidence = {"atlases_worth": known.worth, "likeness_floor": known.floor}
         aligned = self.shaper.aligned(guide, own)
         found = _Said([], first, (0.0, 1.0), first)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
+            begin = time.monotonic()
             voters = self.shaper.shaped(aligned, mask=found.mask if turn else None) or found.voters
             if not voters:
                 return None, evidence, "every atlas folds on this scan"
             vote, agreement = self._vote(guide, voters, first)
-            reliable = min(agreement / max(known.worth, 1e-3), 0.95)
-            share = Rating(known.worth, reliable, agreement, assumed=not known.likeness).weights
+            if turn == 0:
+                reliable = min(agreement / max(known.worth, 1e-3), BEST)
+                share = Rating(known.worth, reliable, agreement, assumed=not known.likeness).weights
             newer = found._replace(voters=voters, vote=vote, share=share)
             found = newer._replace(mask=self._averaged(found.mask, self._fused(newer, first)))
+            evidence["rounds"] = turn + 1
             if turn == 0:
                 evidence |= {
                     "agreement": agreement, "likeness": self._likeness(guide, voters, found.mask),
-                    "reached": voting.reached(voters, labelled(found.mask, self.plan)),
+                    "reached": voting.reached(voters, labelled(first, self.plan)),
                 }  # fmt: skip
                 refused = uncalibrated(known) or objection(evidence)
                 if refused and mode == "auto":
                     return None, evidence, refused
-            if seconds is not None and time.monotonic() - begin > 0.4 * seconds:
+            if until is not None and 2 * time.monotonic() - begin > until:  # as long again would be too long
                 break
         return found, evidence, refused
 
@@ -309,10 +315,11 @@ class Personalizer:
 
     # ------------------------------------------------------------------------------------------------- refinement
 
-    def _refined(self, case: Prepared, found: _Said, first: Tensor, *, until: float | None) -> nn.Module:
+    def _refined(self, case: Prepared, found: _Said, first: Tensor, *, until: float | None) -> tuple[nn.Module, int]:
         """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure.
 
-        Half-way, what the copy answers by then is taken into the moving average that the scan is labelled by.
+        Half-way, what the copy answers by then is taken into the moving average that the scan is labelled by. The
+        number of steps is told too.
         """
         image, mask = torch.from_numpy(np.array(case.image)), found.mask
         network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
@@ -326,11 +333,11 @@ class Personalizer:
             if until is not None:  # as many as there is time for, those that showed how long one takes included
                 left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
                 steps = min(steps, state.step + max(1, int(left)))
-            if share == 0.5 and state.step < steps:
+            if share == 0.5 and state.step < steps and (until is None or time.monotonic() < until):
                 answer = self._answer(image, state.average_of(network).eval())
                 mask = self._averaged(mask, self._fused(found, (first + answer) / 2))
                 phase = self._phase(network, self._lessons(case, found.voters, mask), train)
-        return state.average_of(network).eval()
+        return state.average_of(network).eval(), state.step
 
     def _phase(self, network: nn.Module, lessons: Sequence[Prepared], train: TrainConfig) -> Phase:
         """Of the engine: lessons for the part of the network that refinement may change."""
