@@ -35,6 +35,7 @@ FLOORS = {
     "deliver": 7,
     "drafting": 8,
     "prediction": 8,
+    "recording": 8,
     "registration": 8,
     "training": 8,
     "white_matter": 8,

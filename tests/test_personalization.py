@@ -16,10 +16,12 @@ from phantom import SMALL, phantom, write_dataset
 from fewscan import api, exporting, personalization
 from fewscan.data import dataset as datasets
 from fewscan.data.io import write_labelmap
+from fewscan.deliver.predicted import EVIDENCE
 from fewscan.deliver.report import read_run
 from fewscan.deliver.scenes import scenes
 from fewscan.errors import ConfigError, DataError, ModelError
-from fewscan.learn import atlases, checkpoint, engine
+from fewscan.learn import atlases, checkpoint, engine, infer
+from fewscan.learn.answers import Segmented
 from fewscan.learn.batches import Prepared
 from fewscan.methods import personalize as methods
 from fewscan.methods.personalize import PersonalizeConfig
@@ -59,14 +61,15 @@ def test_scans_are_segmented_on_their_own_grid_and_the_verdict_is_kept(project, 
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]
     assert record["personalized"]["kept"] == "after"
     assert 0 < record["personalized"]["evidence"]["agreement"] <= 1
+    assert record["personalized"]["evidence"].keys() - EVIDENCE.keys() == {"changed"}  # which the verdict says
     assert record["before"]["path"] == "before/case_03.nii.gz"
     assert nib.load(done[0].before.path).shape == image.shape
     told = next(str(line) for line in said if "1 of 1: case_03" in str(line))
-    assert re.search(r"; personalised: (no voxel|\d+\.\d % of the labelled voxels) changed, [a-z]", told)
+    assert re.search(r"; personalised: (no voxel|(less than )?\d+\.\d % of the labelled voxels) changed, [a-z]", told)
 
 
 @pytest.fixture
-def given(project, monkeypatch):
+def refined(monkeypatch):
     """Answers that are known: a cube that grows by a slice, and a rod that goes; what is kept can be set."""
     own, other = np.zeros((2, 20, 24, 18), int)
     own[4:8, 4:8, 4:8], other[4:9, 4:8, 4:8] = 1, 1
@@ -79,6 +82,22 @@ def given(project, monkeypatch):
 
     monkeypatch.setattr(personalization.Personalizer, "__call__", answer)
     return own, other, said
+
+
+@pytest.fixture
+def given(refined, monkeypatch):
+    """What the model itself says is known too."""
+    monkeypatch.setattr(infer, "segment", lambda *args, **options: Segmented(refined[0].astype(np.uint8), None))
+    return refined
+
+
+def test_the_answer_of_before_is_what_predict_writes_to_the_byte(project, refined, tmp_path):
+    [done] = asked(project, tmp_path / "out", atlases=project[0] / "data")
+    scan = project[0] / "data" / "images" / "case_03.nii.gz"
+    [plain] = api.predict(project[2], scan, tmp_path / "plain", device="cpu")
+    assert done.personalized["kept"] == "after"
+    assert done.before.path.read_bytes() == plain.path.read_bytes()
+    assert done.before.volumes_ml == plain.volumes_ml
 
 
 def test_the_answer_of_before_lies_beside_the_one_that_was_kept(project, given, tmp_path):
@@ -149,7 +168,7 @@ def test_a_file_of_somebody_else_is_not_overwritten_by_an_answer_of_before(proje
     other = tmp_path / "out" / "before" / "case_03.nii.gz"
     other.parent.mkdir(parents=True)
     other.write_text("mine")
-    with pytest.raises(ConfigError, match=r"before.case_03\.nii\.gz exists and is not of fewscan"):
+    with pytest.raises(ConfigError, match=r"before.case_03\.nii\.gz exists, and predictions\.json does not say"):
         asked(project, tmp_path / "out", atlases=project[0] / "data", skip_existing=skip)
     assert other.read_text() == "mine"
     moved = shutil.copy(project[0] / "data" / "images" / "case_03.nii.gz", other)
@@ -280,6 +299,15 @@ def test_foreign_atlases_and_impossible_wishes_are_refused(project, tmp_path):
     (other / "labels.json").write_text(json.dumps({"1": "liver", "2": "rod"}))
     with pytest.raises(DataError, match="liver"):
         asked(project, tmp_path / "out", atlases=other)
+    empty = write_dataset(tmp_path / "empty", labelled=2)
+    for i in range(2):
+        label = np.zeros((20, 24, 18), np.uint8)
+        write_labelmap(label, empty / "labels" / f"case_0{i}.nii.gz", native=phantom(i)[2])
+    with pytest.raises(DataError, match="empty: 2 label maps, and no voxel of ball, rod in them"):
+        asked(project, tmp_path / "out", atlases=empty, mode="always")
+    with pytest.raises(DataError, match="no voxel of ball, rod"):
+        personalization.keep_atlases(project[2], datasets.find(empty))
+    assert not (project[0] / "model" / atlases.RECORD).exists()
     with pytest.raises(DataError, match="no labelled case"):
         asked(project, tmp_path / "out", atlases=write_dataset(tmp_path / "bare", labelled=0, unlabelled=1))
     with pytest.raises(ConfigError, match="auto or always"):

@@ -42,7 +42,7 @@ def personalize(
 ) -> list[Prediction]:
     """Segment scans as `predict` does, each by a copy of the model that was personalised to it (Chen et al. 2025).
 
-    Where the personalised answer is kept, the model's own goes to ``OUT/before/``, in the same layout.
+    Where the personalised answer is kept, the model's own, as `predict` writes it, goes to ``OUT/before/``.
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ def personalize(
         Labelled scans to deform to each; those that the model keeps when None.
     mode : {"auto", "always"}
         Auto keeps the model's own answer where the evidence speaks against the change, and where atlases of a single
-        patient give none.
+        patient give none. Always keeps it only where there is no other: the first mask is empty, every atlas folds on
+        the scan, or memory lacks.
     budget_per_case : float, optional
         Seconds for a scan; None takes as long as it takes.
     probabilities : bool
@@ -99,13 +100,16 @@ def personalize(
                 case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind)
                 found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
             told = {"personalized": _record(found)}
-            if found.kept == "before":  # exactly what predict answers
-                return Answer(infer.segment(model, volume, predictor=predictor, probabilities=probabilities), told)
-            shape = volume.geometry.shape
-            after = infer.labels_from(found.probs, model.plan, shape=shape, probabilities=probabilities)
-            return Answer(after, told, infer.labels_from(found.before, model.plan, shape=shape))
+            kept, shape = found.kept == "before", volume.geometry.shape
+            own = infer.segment(model, volume, predictor=predictor, probabilities=probabilities and kept)
+            if kept:
+                return Answer(own, told)
+            after = infer.labels_from(found.after, model.plan, shape=shape, probabilities=probabilities)
+            return Answer(after, told, own)  # not `found.before`, which leaves out the weights of the loss
 
-        return predict_by(work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
+        return predict_by(
+            work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True, observe=observe
+        )
 
 
 def keep_atlases(model: Model, dataset: Dataset, *, say: Callable[[str], None] = lambda line: None) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import kinds, places, proof
-from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
+from fewscan.data import kinds, proof
+from fewscan.data.bundles import replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.deliver.records import personalised
 from fewscan.errors import ConfigError, DataError
@@ -28,8 +26,7 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
-from fewscan.naming import BEFORE
-from fewscan.naming import PREDICTIONS as RECORD
+from fewscan.recording import Record
 from fewscan.space.volume import Volume
 
 Tick = Callable[[float], None]
@@ -184,6 +181,7 @@ def predict_by(
     scans: Inputs,
     folder: Path,
     skip_existing: bool = False,
+    before: bool = False,
     observe: Observer | None = None,
 ) -> list[Prediction]:
     """Read scans, let something segment each, write what it answers, and keep the record of it.
@@ -200,6 +198,8 @@ def predict_by(
         To write.
     skip_existing : bool
         Leave finished scans alone.
+    before : bool
+        Whether the answers of ``work`` may hold the model's own beside another.
     observe : callable, optional
         As for `predict`.
 
@@ -209,8 +209,9 @@ def predict_by(
         If a scan cannot be used; scans finished before stay.
     """
     found = _scans(scans, model)
-    records = _claim(folder, found, model=model, skip_existing=skip_existing)
-    kept = places.recall(folder / RECORD)
+    record = Record(folder, model=model)
+    for scan in found:
+        record.check(scan, keep=skip_existing, before=before)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
     begin = time.monotonic()
@@ -223,24 +224,13 @@ def predict_by(
             observe(Status(len(done) + 1, len(found), fraction, seconds, left, math.nan, {}, 0.0, found[len(done)].id))
 
     for scan in found:
-        target = _target(folder, scan, model)
+        target = record.target(scan)
         if skip_existing and target.exists():
             done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        own, name = _own(target, folder), target.relative_to(folder).as_posix()
-        answer = _predict_one(model, scan, (target, own), work=lambda volume: work(volume, tick), observe=observe)
+        answer = _predict_one(model, scan, record=record, work=lambda volume: work(volume, tick), observe=observe)
         done.append(answer)
-        if answer.before is None and BEFORE in records.get(name, {}):  # of an answer that is there no longer
-            shutil.rmtree(own) if own.is_dir() else own.unlink(missing_ok=True)
-        row = {key: value for key, value in asdict(answer).items() if value is not None} | {"path": name}
-        if answer.before is not None:
-            row[BEFORE] |= {"path": own.relative_to(folder).as_posix()}
-        records[name] = row
-        weights = model.provenance.get("sha256", {})
-        record = {"model": weights, "labels": dict(model.names), "predictions": list(records.values())}
-        checkpoint.write_json(record, folder / RECORD)
-        kept |= {scan.id: {"image": scan.images[0]}}
-        places.remember(folder / RECORD, kept)
+        row = record.finish(target, asdict(answer), scan=scan)
         if observe is not None:
             observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
     return done
@@ -280,51 +270,16 @@ def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
     return scans + (inputs.find_scans(paths, channels=model.plan.channels, kind=model.plan.kind) if paths else [])
 
 
-def _target(folder: Path, scan: inputs.Scan, model: Model) -> Path:
-    """Label map to write, or folder of masks."""
-    return folder / scan.id / SEGMENTATIONS if model.plan.overlapping else folder / f"{scan.id}.nii.gz"
-
-
-def _own(target: Path, folder: Path) -> Path:
-    """Where the model's own answer is written, where another takes its place."""
-    return folder / BEFORE / target.relative_to(folder)
-
-
-def _claim(folder: Path, scans: Sequence[inputs.Scan], *, model: Model, skip_existing: bool) -> dict[str, Any]:
-    """Earlier predictions in the folder; refuses where a file that is not one of them would be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder for the predictions")
-    try:
-        stored = json.loads((folder / RECORD).read_text())["predictions"]
-        records = {str(record["path"]): dict(record) for record in stored}
-    except (OSError, ValueError, KeyError, TypeError):
-        records = {}
-    for scan in scans:
-        target = _target(folder, scan, model)
-        own, record = _own(target, folder), records.get(target.relative_to(folder).as_posix())
-        written = {path.resolve() for path in (folder, target.parent, own.parent)}
-        if written & {image.parent.resolve() for image in scan.images}:
-            raise ConfigError(f"{folder} is where the scans are, and their files would be overwritten; give another -o")
-        if target.exists() and record is None and not skip_existing:
-            raise ConfigError(
-                f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
-            )
-        kept = skip_existing and target.exists()
-        if own.exists() and BEFORE not in (record or {}) and not kept:
-            raise ConfigError(f"{own} exists and is not of fewscan; give another -o, or move it away")
-    return records
-
-
 def _predict_one(
     model: Model,
     scan: inputs.Scan,
-    targets: tuple[Path, Path],
     *,
+    record: Record,
     work: Callable[[Volume], Answer],
     observe: Observer | None,
 ) -> Prediction:
-    """Read, segment, write; to the second target the model's own answer where it is not the one that is kept."""
-    begin, (target, own) = time.monotonic(), targets
+    """Read, segment, write; the model's own answer too where it is not the one that is kept."""
+    begin, target = time.monotonic(), record.target(scan)
     kind = kinds.kind_of_scan(scan.images, wanted=model.plan.kind)
     if kind != model.plan.kind:
         raise DataError(
@@ -336,6 +291,7 @@ def _predict_one(
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
     answer, told, first = work(volume)
+    record.begin(target, before=first is not None)
     volumes = _write(answer, target, model, like=volume)
     if answer.probs is not None:
         path = target.with_name(f"{scan.id}_probabilities.nii.gz")
@@ -343,6 +299,7 @@ def _predict_one(
     before = None
     if first is not None:
         dice, changed = _between(answer, first, model)
+        own = record.own(target)
         held = _write(first, own, model, like=volume)
         before = Before(path=own, volumes_ml=held, dice=dice, voxels_changed=changed)
     return Prediction(

@@ -2,13 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from series import write_series
 from test_report import EVIL, Structure
 
 from fewscan.data import io, places
-from fewscan.data.bundles import write_bundles
+from fewscan.data.bundles import SEGMENTATIONS, write_bundles
 from fewscan.deliver import before_after
 from fewscan.deliver.report import read_run, write_report
 from fewscan.deliver.scenes import scenes
@@ -57,8 +59,8 @@ def rows_of(folder):
     return json.loads((folder / "predictions.json").read_text())["predictions"]
 
 
-def page_of(folder):
-    return write_report(folder, folder.parent / "report.html", extent="none").read_text()
+def page_of(folder, *, images=()):
+    return write_report(folder, folder.parent / "report.html", extent="none", images=images).read_text()
 
 
 def test_both_answers_are_outlined_over_the_scan_with_a_legend_and_the_verdict(out):
@@ -105,12 +107,32 @@ def test_a_lost_scan_costs_the_grey_picture_and_a_lost_answer_the_outlines(out):
     html = page_of(out)
     assert "data:image/png" not in html
     assert html.count('class="prediction" d="M') == 2 * 3
-    assert html.count("outlines alone") == 2
+    assert html.count("Outlines alone. The scan does not lie where it lay") == 2
+    assert page_of(out, images=[out.parent / "elsewhere"]).count("data:image/png") == 2 * 3
     (out / "before" / "case_1.nii.gz").unlink()
     html = page_of(out)
     assert html.count('class="prediction" d="M') == 3
     assert "No picture: case_1.nii.gz" in html
     assert str(out.parent) not in html
+
+
+def test_a_scan_on_another_grid_costs_the_grey_picture_alone(out):
+    other = Geometry(GRID.shape, GRID.affine + np.diag([1.0, 0, 0, 0]))
+    io.write_image(np.ones((1, *GRID.shape), np.float32), out.parent / "in" / "case_1.nii.gz", native=other)
+    html = page_of(out)
+    assert html.count('class="prediction" d="M') == 2 * 3
+    assert html.count("data:image/png") == 3
+    assert "Outlines alone. case_1, scan and prediction" in html
+
+
+def test_one_series_of_a_mixed_folder_lies_under_the_outlines(out):
+    noise = np.random.default_rng(0).integers(0, 100, GRID.shape)
+    series = write_series(out.parent / "mixed", noise, GRID, tags={"SeriesNumber": 4})
+    io.write_labelmap(cube(), out / "before" / "case_2.nii.gz", native=GRID)
+    row = rows_of(out)[2] | {"personalized": FITTING, "before": before("case_2.nii.gz", 0.9)}
+    written(out, [row])
+    places.remember(out / "predictions.json", {"case_2": {"image": series.with_name("mixed@4")}})
+    assert page_of(out).count("data:image/png") == 3
 
 
 @pytest.mark.parametrize("place", ["../in/case_0.nii.gz", "/etc/hostname", "..", ""])
@@ -149,11 +171,55 @@ def test_the_viewer_can_show_the_answer_of_before(out):
     assert shown == {"scan": True, "prediction": True, "before": False}
     np.testing.assert_array_equal(content.layers[2].data, cube())
     assert [layer.name for layer in scenes(read_run(out))[2].load().layers] == ["scan", "prediction"]
+    html = write_report(out, out.parent / "report.html").read_text()
+    assert "x prediction or what to compare it with" in html
 
 
-def test_bundles_that_overlap_are_compared_mask_by_mask(out):
-    rod, other = cube() > 0, cube(high=16) > 0
-    write_bundles({"a": rod, "b": other}, out / "x", native=GRID)
-    write_bundles({"a": rod, "b": rod}, out / "before" / "x", native=GRID)
-    one, two = (before_after._read(out / place / "x" / "bundle_segmentations") for place in (".", "before"))
-    np.testing.assert_array_equal(before_after._differing(one, two), rod != other)
+@pytest.fixture
+def crossed(tmp_path):
+    """A personalised scan of two bundles that are as they were, and their masks."""
+    masks = {"a": cube() > 0, "b": np.roll(cube() > 0, 8, 0)}
+    for place in (".", "before"):
+        write_bundles(masks, tmp_path / "out" / place / "x", native=GRID)
+    row = {"id": "x", "path": f"x/{SEGMENTATIONS}", "seconds": 1.0, "volumes_ml": {}, "personalized": FITTING}
+    return written(tmp_path / "out", [row | {"before": before(f"x/{SEGMENTATIONS}", 0.9)}]), masks
+
+
+def compared(out):
+    one, other = before_after._both("x", Path("x") / SEGMENTATIONS, out)
+    assert one.names == other.names
+    return before_after._differing(one, other)
+
+
+def test_bundles_that_overlap_are_compared_mask_by_mask(crossed):
+    out, masks = crossed
+    wide = cube(high=16) > 0
+    write_bundles({"b": masks["a"]}, out / "before" / "x", native=GRID)
+    write_bundles({"b": wide}, out / "x", native=GRID)
+    np.testing.assert_array_equal(compared(out), masks["a"] != wide)
+
+
+def test_a_bundle_without_a_mask_is_compared_as_an_empty_one(crossed):
+    out, masks = crossed
+    (out / "before" / "x" / SEGMENTATIONS / "a.nii.gz").unlink()
+    np.testing.assert_array_equal(compared(out), masks["a"])
+    html = page_of(out)
+    assert html.count("<svg") == 3
+    assert "No picture" not in html
+    content = scenes(read_run(out))[0].load()
+    assert content.names == {1: "a", 2: "b"}
+    now, own = (layer.data for layer in content.layers)
+    np.testing.assert_array_equal(now, masks["a"] + 2 * masks["b"])
+    np.testing.assert_array_equal(own, 2 * masks["b"])
+    (out / "x" / SEGMENTATIONS / "b.nii.gz").unlink()  # as many on either side, but others
+    np.testing.assert_array_equal(compared(out), masks["a"] | masks["b"])
+
+
+def test_an_answer_without_any_mask_costs_the_comparison_alone(crossed):
+    out, masks = crossed
+    for name in masks:
+        (out / "before" / "x" / SEGMENTATIONS / f"{name}.nii.gz").unlink()
+    assert re.search("No picture: [^<]*no masks are left there", page_of(out))
+    content = scenes(read_run(out))[0].load()
+    assert [layer.name for layer in content.layers] == ["prediction"]
+    assert any("no masks are left there" in line for line in content.remarks)

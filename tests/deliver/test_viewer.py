@@ -18,7 +18,8 @@ from fewscan.deliver import viewer, warps
 from fewscan.deliver.embedding import HU_STEP, Limits, packed, thinned, windows
 from fewscan.deliver.mesh_files import Item, painted, read_glb, write_glb
 from fewscan.deliver.report import read_run, write_report
-from fewscan.deliver.scenes import LOST, Content, Layer, Scene, scenes
+from fewscan.deliver.scans import LOST
+from fewscan.deliver.scenes import Content, Layer, Scene, scenes
 from fewscan.deliver.surface import Mesh
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.field import from_matrix
@@ -234,14 +235,13 @@ def test_confidence_comes_back_from_glb_and_reaches_the_viewer_as_colour(tmp_pat
 def test_meshes_lie_over_their_scan_where_one_is_given(run, tmp_path):
     image = next(run.rglob("case_0.nii.gz"))
     api.mesh(image, tmp_path / "mesh", purpose="vr")
-    page = read_run(tmp_path / "mesh")
-    alone = scenes(page)[0].load()
+    alone = scenes(read_run(tmp_path / "mesh"))[0].load()
     assert (alone.layers, alone.remarks) == ((), ["Give its scan with --images to see it too."])
     (scan,) = list(tmp_path.rglob(f"{WHO}/case_0.nii.gz"))
-    over = scenes(page, [scan])[0].load()
+    over = scenes(read_run(tmp_path / "mesh", [scan]))[0].load()
     assert [layer.name for layer in over.layers] == ["scan"]
     assert over.items
-    both = scenes(page, [scan.parent])[0].load()
+    both = scenes(read_run(tmp_path / "mesh", [scan.parent]))[0].load()
     assert both.layers == ()
     assert "Several scans were given" in both.remarks[0]
 

@@ -14,7 +14,7 @@ from crossing import GRID, crossing, write_case, write_crossings
 from phantom import SMALL
 from typer.testing import CliRunner
 
-from fewscan import api, personalization
+from fewscan import api
 from fewscan.cli import app
 from fewscan.data import dataset as datasets
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files, read_bundle, write_bundles
@@ -26,7 +26,7 @@ from fewscan.learn.answers import certain, chosen
 from fewscan.learn.batches import Prepared, labelled_as, on_plan
 from fewscan.learn.hardware import pick
 from fewscan.learn.overlap import mask
-from fewscan.methods import voting
+from fewscan.methods import personalize, voting
 from fewscan.methods.evidence import mean_dice, met
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
@@ -261,7 +261,7 @@ def test_a_bundle_that_no_atlas_was_asked_for_is_left_to_the_model(
 def test_what_the_guard_refuses_is_what_predict_answers(
     crossed: tuple[Path, api.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(personalization.Personalizer, "_refusal", lambda self, evidence: "not today")
+    monkeypatch.setattr(personalize, "objection", lambda evidence: "not today")
     data, model = crossed
     folder = write_case(tmp_path / "new", crossing(42)[0], None)
     [done] = api.personalize(model, folder, tmp_path / "auto", atlases=data, config=QUICK, device="cpu")

@@ -45,6 +45,17 @@ def bundle_files(case: Path, *, folder: str = SEGMENTATIONS) -> dict[str, Path]:
     return {file.name[: -len(suffix_of(file) or "")]: file for file in files if not file.name.startswith(".")}
 
 
+def names_in(*cases: Path) -> list[str]:
+    """Bundles for which any of some cases has a file, sorted; none where there is no folder of masks.
+
+    Parameters
+    ----------
+    *cases : Path
+        As for `bundle_files`.
+    """
+    return sorted({name for case in cases for name in bundle_files(case)})
+
+
 def listed(
     root: Path, folders: Mapping[str, Path], *, names: Mapping[int, str]
 ) -> tuple[dict[int, str], dict[str, frozenset[int]]]:

@@ -16,10 +16,12 @@ from fewscan.judge.confidence import promise
 
 EVIDENCE = {
     "agreement": "agreement",
+    "atlases_worth": "atlases worth",
     "likeness": "likeness",
     "likeness_floor": "usual likeness at least",
     "reached": "reached",
     "consistency": "consistency",
+    "consistency_after": "consistency of the refined copy",
 }
 """Figures behind a verdict, and what they are called in it."""
 

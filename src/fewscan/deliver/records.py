@@ -156,6 +156,8 @@ def personalised(prediction: Mapping[str, Any]) -> str:
     >>> row = {"personalized": {"kept": "after", "reason": "atlases and scan fit each other"}}
     >>> personalised(row | {"before": {"voxels_changed": 0.031}})
     'personalised: 3.1 % of the labelled voxels changed, atlases and scan fit each other'
+    >>> personalised(row | {"before": {"voxels_changed": 0.00003}})
+    'personalised: less than 0.1 % of the labelled voxels changed, atlases and scan fit each other'
     """
     verdict = part(prediction, "personalized")
     if not verdict:
@@ -166,5 +168,6 @@ def personalised(prediction: Mapping[str, Any]) -> str:
     share = figure(part(prediction, "before"), "voxels_changed")
     if not math.isfinite(share):  # older records do not say
         return f"personalised: {reason}"
-    much = "no voxel" if share == 0 else f"{number(share, 1, percent=True)} of the labelled voxels"
+    some = "less than 0.1 %" if share < 5e-4 else number(share, 1, percent=True)  # which rounds to 0.1 % from there on
+    much = "no voxel" if share == 0 else f"{some} of the labelled voxels"
     return f"personalised: {much} changed, {reason}"

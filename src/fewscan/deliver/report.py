@@ -28,6 +28,7 @@ from fewscan.deliver.pictures import read_history
 from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
 from fewscan.errors import ConfigError, DataError
+from fewscan.judge.evaluate import files_by_name
 from fewscan.judge.results import read_evaluation
 
 SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
@@ -76,9 +77,9 @@ def write_report(directory: Path, out: Path, *, extent: viewer.Extent = "thin", 
     """
     if extent not in viewer.EXTENTS:
         raise ConfigError(f"the viewer is one of {', '.join(viewer.EXTENTS)}, got {extent!r}")
-    run = read_run(directory)
+    run = read_run(directory, images)
     parts = parts_of(run)
-    shown = [] if extent == "none" else scenes(run, images)
+    shown = [] if extent == "none" else scenes(run)
     room = viewer.MOST_BYTES - len(page_of(run, parts).encode())
     stills = run.evaluation is None and run.registration is None  # whose pictures are on the page already
     page = page_of(run, parts, viewer_html=viewer.embedded(shown, extent=extent, room=room, stills=stills))
@@ -181,18 +182,20 @@ def render(
     return page
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path, images: Sequence[Path] = ()) -> Run:
     """Read what a folder holds of a run.
 
     Parameters
     ----------
     directory : Path
         A run, or a model folder.
+    images : sequence of Path
+        As for `write_report`.
 
     Raises
     ------
     DataError
-        If it holds nothing to report, or a damaged file.
+        If it holds nothing to report, or a damaged file; if there is nothing where scans are to be looked for.
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: no such folder; give the folder of a run, such as `fewscan demo` leaves")
@@ -210,8 +213,9 @@ def read_run(directory: Path) -> Run:
         draft=_mapping(directory / "draft.json"),
         certificate=_mapping(directory / "certificate.json"),
         suggestions=_mapping(directory / "suggest.json"),
+        scans={name: file for folder in images for name, file in files_by_name(folder).items()},
     )
-    if all(getattr(run, part.name) is None for part in fields(run) if part.name != "directory"):
+    if all(getattr(run, part.name) is None for part in fields(run) if part.name not in ("directory", "scans")):
         raise DataError(
             f"{directory}: nothing to report; it should hold check.json, model/, evaluation.json, "
             "predictions/predictions.json, registration.json, draft.json, certificate.json or suggest.json, as "

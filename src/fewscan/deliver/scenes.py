@@ -16,20 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import io, places
-from fewscan.data.bundles import bundle_files
+from fewscan.data.bundles import names_in
 from fewscan.data.dataset import looks_like_ct
-from fewscan.data.dicom import on_disk
 from fewscan.data.dicom_labels import is_label
 from fewscan.data.fields import read_field
 from fewscan.data.headers import suffix_of
 from fewscan.data.layouts import stem_of
-from fewscan.deliver import sections, warps
+from fewscan.deliver import scans, sections, warps
 from fewscan.deliver.markup import number, without_folders
 from fewscan.deliver.mesh_files import Item, read_glb
 from fewscan.deliver.records import failed, figure, part, parts, place_of, plain_name
+from fewscan.deliver.scans import LOST
 from fewscan.deliver.sections import Run
 from fewscan.errors import FewscanError
-from fewscan.judge.evaluate import files_by_name
 from fewscan.judge.results import CaseScore
 from fewscan.naming import BEFORE as OWN
 from fewscan.naming import PREDICTIONS, label_names, predictions_in
@@ -39,7 +38,6 @@ from fewscan.space.geometry import Geometry, check_same
 from fewscan.space.volume import IGNORE, Labelmap
 
 OVERLAP = "Bundles overlap: where several meet, the smallest is shown."
-LOST = "The scan does not lie where it lay; --images FOLDER tells where it is."
 GLB = "model.glb"
 Kind = Literal["scan", "labels", "share"]
 
@@ -122,23 +120,15 @@ class Scene:
     load: Callable[[], Content]
 
 
-def scenes(run: Run, images: Sequence[Path] = ()) -> list[Scene]:
+def scenes(run: Run) -> list[Scene]:
     """What can be shown of a run, in the order of interest: of judged cases the worst, median and best come first.
 
     Parameters
     ----------
     run : Run
         Read by `fewscan.deliver.report.read_run`.
-    images : sequence of Path
-        Folders, or files, to look for scans by name in, when they do not lie where they lay.
-
-    Raises
-    ------
-    DataError
-        If one of the folders does not exist.
     """
-    named = {name: file for folder in images for name, file in files_by_name(folder).items()}
-    found = []
+    named, found = run.scans, list[Scene]()
     if run.registration is not None:
         found.append(Scene(title="Registration", load=partial(_registered, run, named)))
     cases = () if run.evaluation is None else run.evaluation.cases
@@ -180,12 +170,12 @@ def _looked(data: NDArray[Any]) -> NDArray[Any]:
     return np.where(data == IGNORE, 0, data)
 
 
-def _read(path: Path) -> tuple[Labelmap, dict[int, str], list[str]]:
+def _read(path: Path, bundles: Sequence[str]) -> tuple[Labelmap, dict[int, str], list[str]]:
     """A label map, or masks that overlap as one; what its labels are called; what is to be said of it."""
-    if not bundle_files(path):
+    if not bundles:
         label = io.read_labels(path)
         return replace(label, data=_looked(label.data)), _names(path, label.data), []
-    label = _flat(sections.bundles(path))
+    label = _flat(sections.bundles(path, names=bundles))
     return label, dict(label.names), [OVERLAP]
 
 
@@ -203,21 +193,10 @@ def _names(path: Path, *maps: NDArray[Any]) -> dict[int, str]:
     return {v: (listed or {}).get(v, f"label {v}") for v in values}
 
 
-def _place(name: str, kept: Path | None, named: Mapping[str, Path]) -> Path | None:
-    """Where a scan lies: where it lay when its record was written, else where the caller says."""
-    return kept if kept is not None and on_disk(kept).exists() else named.get(name)
-
-
 def _scan(path: Path | None, like: Geometry, what: str) -> tuple[list[Layer], list[str]]:
     """The scan as a layer, or why there is none."""
-    if path is None or not on_disk(path).exists():
-        return [], [LOST]
-    try:
-        data, geometry = sections.first_channel(path)
-        check_same(geometry, like, what=what)
-    except FewscanError as error:
-        return [], [said(error)]
-    return [_intensities("scan", data)], []
+    data, remark = scans.on_grid(path, like, what=what)
+    return ([], [remark]) if data is None else ([_intensities("scan", data)], [])
 
 
 def _intensities(name: str, data: NDArray[Any]) -> Layer:
@@ -237,7 +216,7 @@ def _beside(path: Path) -> list[Layer]:
 
 def _judged(case: CaseScore, directory: Path, named: Mapping[str, Path]) -> Content:
     kept = None if case.image is None else sections.lies_at(case.image, directory)
-    image = _place(case.id, kept, named)
+    image = scans.place(case.id, kept, named=named)
     reference, prediction, scan = sections.judged(replace(case, image=image), directory)
     path = sections.lies_at(case.prediction, directory, directory / "predictions" / case.prediction.name)
     overlap = [OVERLAP] if reference.table is not None else []
@@ -258,15 +237,18 @@ def _judged(case: CaseScore, directory: Path, named: Mapping[str, Path]) -> Cont
 
 def _predicted(path: Path, own: Path | None, record: Path, name: str, named: Mapping[str, Path]) -> Content:
     """A predicted scan; of a personalised one also the model's own answer."""
-    label, names, told = _read(path)
-    place = _place(name, places.recall(record).get(name, {}).get("image"), named)
-    scan, remarks = _scan(place, label.geometry, name)
+    bundles = names_in(path, *([] if own is None else [own]))  # numbered alike in both
+    label, names, told = _read(path, bundles)
+    scan, remarks = _scan(scans.recalled(record, name, named=named), label.geometry, name)
     layers = [*scan, Layer(name="prediction", kind="labels", data=label.data), *_beside(path)]
     if own is not None and own.exists():
-        before, more, _ = _read(own)
-        check_same(before.geometry, label.geometry, what=f"{own} and {path}")
-        layers.append(Layer(name="before", kind="labels", data=before.data, shown=False))
-        names |= more
+        try:
+            before, more, _ = _read(own, bundles)
+            check_same(before.geometry, label.geometry, what=f"{own} and {path}")
+            layers.append(Layer(name="before", kind="labels", data=before.data, shown=False))
+            names |= more
+        except FewscanError as error:  # which costs the comparison alone
+            remarks.append(said(error))
     return Content(geometry=label.geometry, layers=layers, names=names, remarks=[*told, *remarks])
 
 
@@ -274,9 +256,8 @@ def _drafted(directory: Path, name: str, named: Mapping[str, Path]) -> Content:
     path = directory / "labels" / name
     if not path.is_dir():
         path = path.with_name(f"{name}.nii.gz")
-    label, names, told = _read(path)
-    place = _place(name, places.recall(directory / "draft.json").get(name, {}).get("image"), named)
-    scan, remarks = _scan(place, label.geometry, name)
+    label, names, told = _read(path, names_in(path))
+    scan, remarks = _scan(scans.recalled(directory / "draft.json", name, named=named), label.geometry, name)
     layers = [*scan, Layer(name="draft", kind="labels", data=label.data)]
     file = directory / "sure" / f"{name}.nii.gz"
     if file.is_file():
@@ -288,16 +269,16 @@ def _drafted(directory: Path, name: str, named: Mapping[str, Path]) -> Content:
 
 def _meshed(path: Path, named: Mapping[str, Path]) -> Content:
     """Surfaces, over the scan where a single one was given: the meshes themselves do not say of whom they are."""
-    items, scans = read_glb(path), set(named.values())
+    items, given = read_glb(path), set(named.values())
     if any(item.confidence is not None for item in items):
         remarks = ["Surfaces are coloured by confidence: blue where the model was sure, orange where it was not."]
     else:
         remarks = []
-    if len(scans) != 1:
-        hint = "" if not scans else " Several scans were given, and which one was meshed is not recorded."
+    if len(given) != 1:
+        hint = "" if not given else " Several scans were given, and which one was meshed is not recorded."
         return Content(names={}, items=items, remarks=[*remarks, f"Give its scan with --images to see it too.{hint}"])
     try:
-        data, geometry = sections.first_channel(scans.pop())
+        data, geometry = sections.first_channel(given.pop())
     except FewscanError as error:
         return Content(names={}, items=items, remarks=[*remarks, said(error)])
     return Content(geometry=geometry, layers=[_intensities("scan", data)], names={}, items=items, remarks=remarks)
@@ -319,7 +300,9 @@ def _registered(run: Run, named: Mapping[str, Path]) -> Content:
     layers: list[Layer] = []
     remarks: list[str] = []
     names: dict[int, str] = {}
-    fixed, moving = (_place(stem_of(Path(str(record.get(k)))), kept.get(k), named) for k in ("fixed", "moving"))
+    fixed, moving = (
+        scans.place(stem_of(Path(str(record.get(k)))), kept.get(k), named=named) for k in ("fixed", "moving")
+    )
     if fixed is None or moving is None:
         remarks.append(LOST)
     if fixed is not None:

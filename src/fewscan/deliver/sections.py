@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class Run:
         ``certificate.json``.
     suggestions : mapping, optional
         ``suggest.json``.
+    scans : mapping of str to Path
+        Where scans lie by name, as the caller says; the folder does not hold that.
     """
 
     directory: Path
@@ -76,6 +78,7 @@ class Run:
     draft: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None
     suggestions: Mapping[str, Any] | None = None
+    scans: Mapping[str, Path] = field(default_factory=dict)
 
 
 def figures(run: Run) -> str:

@@ -154,8 +154,8 @@ def view(
     ConfigError
         If the port cannot be used.
     """
-    run = read_run(directory)
-    listed = scenes(run, images)
+    run = read_run(directory, images)
+    listed = scenes(run)
     if not listed:
         raise DataError(
             f"{directory}: holds no scan, mask or mesh to look at; `fewscan report {directory}` shows the rest"

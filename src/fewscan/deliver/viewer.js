@@ -1,6 +1,6 @@
 // The viewer: nothing is decoded before it is opened, and everything is let go when it is closed.
 const LAYOUTS = [["planes + 3D", 3], ["axial", 0], ["coronal", 1], ["sagittal", 2], ["3D", 4]];
-const KEYS = "1–5 layout · s next scan · w window · m masks · x prediction or reference · u uncertainty · g grid · " +
+const KEYS = "1–5 layout · s next scan · w window · m masks · x prediction or what to compare it with · u uncertainty · g grid · " +
   "o outlines · +/− opacity · arrows, page up/down: move · c cut 3D · [ ] scene · f full screen · Esc close";
 const UNCERTAIN = [13, 140]; // of 255: where its colours begin and end
 

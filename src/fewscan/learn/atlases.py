@@ -54,7 +54,8 @@ def atlases_of(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
     Raises
     ------
     DataError
-        If nothing is labelled, labels overlap in one of the two only, or labels or channels are not those of the model.
+        If nothing is labelled, or every label map empty; if labels overlap in one of the two only, or labels or
+        channels are not those of the model.
     """
     lacking = [name for name in plan.names.values() if name not in dataset.names.values()]
     if dataset.labelled and (lacking or any(plan.names.get(value) != name for value, name in dataset.names.items())):
@@ -120,6 +121,11 @@ def _prepared(dataset: Dataset, plan: Plan, *, folder: Path) -> list[Prepared]:
         atlas = prepare(replace(case, image=image), plan, folder=folder)
         if atlas.label is not None and any(atlas.counts[1:]):
             found.append(atlas)
+    if not found:
+        raise DataError(
+            f"{dataset.root}: {len(dataset.labelled)} label maps, and no voxel of {', '.join(plan.names.values())} in "
+            "them, so there is no atlas; give scans in which some are drawn"
+        )
     return found
 
 

@@ -1,0 +1,186 @@
+"""The record beside predictions: what fewscan wrote there, and so may replace, and what it was at when it was ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewscan.data import places
+from fewscan.data.bundles import SEGMENTATIONS
+from fewscan.deliver.records import part, plain_name
+from fewscan.errors import ConfigError
+from fewscan.learn import checkpoint
+from fewscan.learn.checkpoint import Model
+from fewscan.learn.inputs import Scan
+from fewscan.naming import BEFORE, PREDICTIONS
+
+
+class Record:
+    """Predictions in a folder, as ``predictions.json`` tells of them.
+
+    What is going to be written is told before it is, so that a run which is killed leaves nothing that the next one
+    takes for somebody else's.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the predictions; it need not exist.
+    model : Model
+        That predicts.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is a file.
+    """
+
+    def __init__(self, folder: Path, *, model: Model) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; give a folder for the predictions")
+        self.folder, self.model, self.file = folder, model, folder / PREDICTIONS
+        self.rows, self.unfinished = _stored(self.file)
+        self.places = places.recall(self.file)
+
+    def target(self, scan: Scan) -> Path:
+        """Label map to write of a scan, or folder of masks.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        """
+        inside = f"{scan.id}/{SEGMENTATIONS}" if self.model.plan.overlapping else f"{scan.id}.nii.gz"
+        return self.folder / inside
+
+    def own(self, target: Path) -> Path:
+        """Where the model's own answer is written, where another takes its place.
+
+        Parameters
+        ----------
+        target : Path
+            Of the scan.
+        """
+        return self.folder / BEFORE / target.relative_to(self.folder)
+
+    def check(self, scan: Scan, *, keep: bool, before: bool) -> None:
+        """Refuse to write over what is not of fewscan.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        keep : bool
+            Whether a label map that is there already is left alone.
+        before : bool
+            Whether the model's own answer may be written too.
+
+        Raises
+        ------
+        ConfigError
+            If a file of somebody else would be overwritten.
+        """
+        target = self.target(scan)
+        own, name = self.own(target), self._name(target)
+        written = {path.resolve() for path in (self.folder, target.parent, own.parent)}
+        if written & {image.parent.resolve() for image in scan.images}:
+            raise ConfigError(
+                f"{self.folder} is where the scans are, and their files would be overwritten; give another -o"
+            )
+        if keep and target.exists():
+            return
+        if target.exists() and name not in self.rows and name not in self.unfinished:
+            raise ConfigError(
+                f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
+            )
+        if before and own.exists() and self._own_labels(name) is None:
+            raise ConfigError(
+                f"{own} exists, and {PREDICTIONS} does not say that fewscan wrote it; give another -o, or move it away"
+            )
+
+    def begin(self, target: Path, *, before: bool) -> None:
+        """Tell that a prediction is about to be written.
+
+        Parameters
+        ----------
+        target : Path
+            Of the scan.
+        before : bool
+            Whether the model's own answer is too.
+        """
+        name = self._name(target)
+        labels = self.unfinished.get(name)
+        self.unfinished[name] = [*(labels or ()), *self.model.names.values()] if before else labels
+        self._write()
+
+    def finish(self, target: Path, found: Mapping[str, Any], *, scan: Scan) -> Mapping[str, Any]:
+        """Tell of a prediction that was written; the row that does.
+
+        Parameters
+        ----------
+        target : Path
+            Of the scan.
+        found : mapping of str to any
+            Fields of its `fewscan.prediction.Prediction`.
+        scan : Scan
+            That was predicted.
+        """
+        name = self._name(target)
+        row = {key: value for key, value in found.items() if value is not None} | {"path": name}
+        if BEFORE in row:
+            row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
+        else:
+            self._remove_own(target)
+        self.rows[name] = row
+        self.unfinished.pop(name, None)
+        self._write()
+        self.places[scan.id] = {"image": scan.images[0]}
+        places.remember(self.file, self.places)
+        return row
+
+    def _name(self, path: Path) -> str:
+        """As the record calls it."""
+        return path.relative_to(self.folder).as_posix()
+
+    def _own_labels(self, name: str) -> list[str] | None:
+        """Labels of the model's own answer to a scan that fewscan wrote, or was at; None where it did neither."""
+        row, begun = self.rows.get(name, {}), self.unfinished.get(name)
+        if BEFORE not in row:
+            return begun
+        return [*part(part(row, BEFORE), "volumes_ml"), *(begun or ())]  # also those that another model wrote
+
+    def _remove_own(self, target: Path) -> None:
+        """Away with the model's own answer once none takes its place; what others put beside it stays."""
+        own, labels = self.own(target), self._own_labels(self._name(target))
+        if labels is None:
+            return
+        masks = [own / f"{label}.nii.gz" for label in labels if plain_name(label)]
+        for file in masks if own.name == SEGMENTATIONS else [own]:
+            file.unlink(missing_ok=True)
+        for folder in (own, *own.parents):
+            if folder == self.folder:
+                break
+            with contextlib.suppress(OSError):  # no folder, or one that still holds something
+                folder.rmdir()
+
+    def _write(self) -> None:
+        weights = self.model.provenance.get("sha256", {})
+        told = {"model": weights, "labels": dict(self.model.names), "predictions": list(self.rows.values())}
+        if self.unfinished:
+            told["unfinished"] = self.unfinished
+        checkpoint.write_json(told, self.file)
+
+
+def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str] | None]]:
+    """Predictions by path, and those not finished, with the labels of own answers; none where no record is sound."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        rows = {str(row["path"]): dict(row) for row in found["predictions"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+    begun = part(found, "unfinished")
+    return rows, {
+        name: [str(v) for v in labels] if isinstance(labels, list) else None for name, labels in begun.items()
+    }

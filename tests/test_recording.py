@@ -1,0 +1,127 @@
+"""What may be replaced in a folder of predictions, what may not, and what a run that was killed leaves behind."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fewscan import prediction
+from fewscan.data.bundles import SEGMENTATIONS
+from fewscan.data.io import write_image
+from fewscan.errors import ConfigError
+from fewscan.learn.answers import Segmented
+from fewscan.prediction import Answer, predict_by
+from fewscan.space.geometry import Geometry
+
+GRID = Geometry((6, 5, 4), np.eye(4))
+NAMES = {1: "a", 2: "b"}
+LAYOUTS = pytest.mark.parametrize("overlapping", [False, True], ids=["labels", "bundles"])
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return new_scan(tmp_path, "x")
+
+
+def new_scan(folder, name):
+    path = folder / "in" / f"{name}.nii.gz"
+    write_image(np.zeros((1, *GRID.shape), np.float32), path, native=GRID)
+    return path
+
+
+def answered(scan, out, *, overlapping=False, personal=False):
+    """Both labels of a scan in its lowest voxels; where it is personalised, the model's own lie one higher."""
+    plan = SimpleNamespace(overlapping=overlapping, channels=("image",), kind="scalar", names=NAMES)
+    model = SimpleNamespace(plan=plan, names=NAMES, provenance={})
+
+    def found(height):
+        labels = np.zeros(GRID.shape, np.uint8)
+        labels[0, 0, height], labels[1, 0, height] = 1, 2
+        return Segmented(np.stack([labels == value for value in NAMES]) if overlapping else labels, None)
+
+    def work(volume, tick):
+        return Answer(found(0), {}, found(1) if personal else None)
+
+    return predict_by(work, model, scans=scan, folder=out, before=personal)
+
+
+def killed(scan, out, monkeypatch, **how):
+    """A run that ends between the last of its files and the record of them."""
+
+    def ended(**fields):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prediction, "Before", ended)
+        with pytest.raises(KeyboardInterrupt):
+            answered(scan, out, personal=True, **how)
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.nii.gz"))
+
+
+def listed(overlapping):
+    return [f"x/{SEGMENTATIONS}/{name}.nii.gz" for name in "ab"] if overlapping else ["x.nii.gz"]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("personal", [False, True])
+def test_a_run_that_was_killed_can_be_repeated(scan, tmp_path, monkeypatch, overlapping, personal):
+    out = tmp_path / "out"
+    killed(scan, out, monkeypatch, overlapping=overlapping)
+    assert files_in(out / "before") == listed(overlapping)
+    assert json.loads((out / "predictions.json").read_text())["predictions"] == []
+    answered(new_scan(tmp_path, "y"), out, overlapping=overlapping)  # another one does not make it forgotten
+    answered(scan, out, overlapping=overlapping, personal=personal)
+    assert (out / "before").exists() == personal
+    record = json.loads((out / "predictions.json").read_text())
+    assert [row["id"] for row in record["predictions"]] == ["y", "x"]
+    assert "unfinished" not in record
+
+
+@LAYOUTS
+def test_an_answer_of_before_goes_with_its_folders_but_not_with_what_others_put_there(scan, tmp_path, overlapping):
+    out = tmp_path / "out"
+    answered(scan, out, overlapping=overlapping, personal=True)
+    answered(scan, out, overlapping=overlapping)
+    assert not (out / "before").exists()
+    [done] = answered(scan, out, overlapping=overlapping, personal=True)
+    mine = done.before.path.parent / "mine.nii.gz"
+    if overlapping:
+        mine = done.before.path / "mine.nii.gz"
+    mine.write_bytes(b"drawn by hand")
+    answered(scan, out, overlapping=overlapping)
+    assert [path for path in (out / "before").rglob("*") if path.is_file()] == [mine]
+    assert files_in(out)[-len(listed(overlapping)) :] == listed(overlapping)
+
+
+def test_no_record_leads_to_a_file_outside_of_its_folder(scan, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other.nii.gz"
+    answered(scan, out, overlapping=True, personal=True)
+    other.write_bytes(b"mine")
+    record = json.loads((out / "predictions.json").read_text())
+    record["predictions"][0]["before"]["volumes_ml"] = {"../../../../other": 1.0, str(tmp_path / "other"): 1.0}
+    (out / "predictions.json").write_text(json.dumps(record))
+    answered(scan, out, overlapping=True)
+    assert other.read_bytes() == b"mine"
+
+
+def test_a_file_of_somebody_else_hinders_only_who_would_write_over_it(scan, tmp_path):
+    other = tmp_path / "out" / "before" / "x.nii.gz"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"mine")
+    answered(scan, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"x\.nii\.gz exists, and predictions\.json does not say that fewscan wrote"):
+        answered(scan, tmp_path / "out", personal=True)
+    assert other.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"predictions": [], "unfinished": 3}', '{"predictions": [3]}'])
+def test_a_damaged_record_vouches_for_nothing(scan, tmp_path, text):
+    out = tmp_path / "out"
+    answered(scan, out)
+    (out / "predictions.json").write_text(text)
+    with pytest.raises(ConfigError, match="is not a prediction of fewscan"):
+        answered(scan, out)
