@@ -325,3 +325,17 @@ def test_the_mask_is_renewed_while_the_copy_is_refined(trained, monkeypatch):
     first, second = labelled
     assert float((first - second).abs().max()) > 0
     torch.testing.assert_close(second.sum(0), torch.ones(second.shape[1:]), atol=1e-3, rtol=0)
+
+
+def test_the_first_mask_guides_the_affine_part(trained):
+    """Where the image says nothing, an atlas still comes to lie on the mask."""
+    model, atlases, other = trained
+    own, truth = grid_of(other, model.plan.spacing), torch.from_numpy(np.array(other.label)).long()
+    mask = torch.nn.functional.one_hot(truth.roll(4, dims=1), 3).permute(3, 0, 1, 2).float()
+    flat = torch.from_numpy(np.array(other.image)) * 0
+    overlap = {}
+    for known in (None, mask):
+        maker = Personalizer(model, atlases, config=QUICK, hardware=pick("cpu"))
+        voters = maker.shaper.shaped(maker.shaper.aligned(flat, own, mask=known), mask=None)
+        overlap[known is mask] = mean_dice(shares(flat, voters, classes=3).argmax(0), mask.argmax(0))
+    assert overlap[True] > overlap[False] + 0.1

@@ -265,14 +265,14 @@ class Personalizer:
     ) -> tuple[_Said | None, dict[str, float], str]:
         """Rounds of deformation and vote; nothing where that is refused; the evidence, and what speaks against it.
 
-        The first round goes by the images alone, as when the atlases' worth was found out: only so is their vote a
+        The first round deforms by the images alone, as when the atlases' worth was found out: only so is their vote a
         second opinion, and the evidence comparable. It settles what each side weighs; later rounds are supervised by
         the mask, so that agreement with it says nothing.
         """
         guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
         known, refused = self.known, ""
         evidence = {"atlases_worth": known.worth, "likeness_floor": known.floor}
-        aligned = self.shaper.aligned(guide, own)
+        aligned = self.shaper.aligned(guide, own, mask=first)
         found = _Said([], first, (0.0, 1.0), first)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)

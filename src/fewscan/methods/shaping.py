@@ -86,7 +86,7 @@ class Shaper:
         """Of all atlases."""
         return [draft.thumbnail(torch.from_numpy(np.array(atlas.guide))) for atlas in self.atlases]
 
-    def aligned(self, guide: Tensor, own: Geometry, *, leave: str | None = None) -> Aligned:
+    def aligned(self, guide: Tensor, own: Geometry, *, leave: str | None = None, mask: Tensor | None = None) -> Aligned:
         """The atlases most like a scan affinely onto it, and where a network lets them start.
 
         Parameters
@@ -97,6 +97,8 @@ class Shaper:
             Its grid.
         leave : str, optional
             Patient whose scans are left out.
+        mask : (K, X, Y, Z) float, optional
+            Class probabilities of the scan: where its structures are counts as much as the image.
         """
         grid = with_at_most(own, MOST_VOXELS)
         fixed = resample(guide, grid.shape)
@@ -104,7 +106,10 @@ class Shaper:
         for atlas in self._candidates(guide, leave=leave):
             other = grid_of(atlas, self.plan.spacing)
             whole = torch.from_numpy(np.array(atlas.guide))
-            matrix = affine.fit(guide[:1], whole[:1], grids=(own, other), levels=AFFINE_LEVELS)
+            pair = (guide[:1], whole[:1])
+            if mask is not None:
+                pair = (_with_structures(guide, mask), _with_structures(whole, certain(atlas)))
+            matrix = affine.fit(*pair, grids=(own, other), levels=AFFINE_LEVELS)
             moving = affine.onto(whole, other, grid=grid, matrix=matrix)
             found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
         best = sorted(found, key=lambda row: -row[0])[: self.most]
@@ -166,3 +171,9 @@ class Shaper:
             for atlas, matrix in atlases
         ]
         return still.contiguous(), torch.stack(moving)
+
+
+def _with_structures(guide: Tensor, mask: Tensor) -> Tensor:
+    """The first map (2, X, Y, Z) with that of everything labelled beside it, alike in scale."""
+    inside = 1 - mask[:1]
+    return torch.cat([guide[:1], inside / inside.std().clamp(min=1e-3)])
