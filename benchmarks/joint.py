@@ -16,7 +16,7 @@ Each row trains one system on k labelled scans and all unlabelled ones of its ta
 A joint run decides by itself whether unlabelled scans help; where it finds that they do not, it trains the segmenter
 alone, and its row has no figure of registration. Registration is judged by warping the labels of up to five labelled
 scans, one at a time, onto each test scan with the network's answer alone, after the affine part: the mean Dice. No test
-scan chooses anything; the last state of a run is judged.
+scan chooses anything within a run, and its last state is judged; decisions/007 says which rows changed the rule.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def personalize(
         predictor = infer.fastest_predictor(model, hardware)
 
         def work(volume: Volume, tick: Tick) -> Answer:
-            each = 16 if model.plan.kind == "scalar" else 16 + model.plan.width
-            need = bytes_on_plan(volume, model.plan, values=8 * model.plan.classes + each * maker.config.atlases)
+            each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them
+            need = bytes_on_plan(volume, model.plan, values=12 * model.plan.classes + each * maker.config.atlases)
             if need > free_memory_bytes():
                 reason = f"it takes about {need / 2**30:.0f} GiB of memory, more than is free"
                 found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})

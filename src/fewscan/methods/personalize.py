@@ -63,8 +63,8 @@ class PersonalizeConfig:
     memory : float
         Share of the mask that a round keeps.
     anatomy : float
-        Weight of the mask against the image in the deformation; 0 aligns by intensity alone. Atlases that are pulled
-        hard onto the mask repeat its faults, and their vote adds nothing.
+        Weight of the mask against the image in the deformation; 0 aligns by intensity alone, affinely too. Atlases that
+        are pulled hard onto the mask repeat its faults, and their vote adds nothing.
     steps : int
         Of refinement; 0 leaves it out.
     lr : float
@@ -196,7 +196,7 @@ class Personalizer:
         mode : {"auto", "always"}
             Whether the guard may refuse.
         seconds : float, optional
-            Budget; further rounds, steps of refinement, or all of it, are left out where they do not fit. The first
+            Budget, with a prediction by the model itself after it; further rounds, steps of refinement, or all of it, are left out where they do not fit. The first
             views and the first round are always done.
         tick : callable
             Gets the share that is done.
@@ -213,7 +213,7 @@ class Personalizer:
             return Personalized(before, before, "before", "the first mask is empty: nothing to align by", {})
         if mode == "auto" and (refused := uncalibrated(known)):
             return Personalized(before, before, "before", refused, {"consistency": steady})
-        looked = time.monotonic() - begin  # what views of a scan take
+        looked = (time.monotonic() - begin) * (1 + 1 / (1 + self.config.views))  # again for the copy, and to predict
         half, until = (None, None) if seconds is None else (begin + seconds / 2, begin + seconds - looked)
         found, evidence, refused = self._atlases_say(case, first, mode=mode, until=half, tick=tick)
         evidence["consistency"] = steady
@@ -265,9 +265,9 @@ class Personalizer:
     ) -> tuple[_Said | None, dict[str, float], str]:
         """Rounds of deformation and vote; nothing where that is refused; the evidence, and what speaks against it.
 
-        The first round deforms by the images alone, as when the atlases' worth was found out: only so is their vote a
-        second opinion, and the evidence comparable. It settles what each side weighs; later rounds are supervised by
-        the mask, so that agreement with it says nothing.
+        The first round deforms by the images alone, as when the atlases' worth was found out, so that their vote is a
+        second opinion and the evidence near comparable: only the affine part has looked at the mask. It settles what
+        each side weighs; later rounds are supervised by the mask, so that agreement with it says nothing.
         """
         guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
         known, refused = self.known, ""
@@ -324,19 +324,21 @@ class Personalizer:
         image, mask = torch.from_numpy(np.array(case.image)), found.mask
         network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
         train = dataclasses.replace(self.model.settings.train, lr=self.config.lr, warmup_steps=5, average=0.9)
-        state, steps, begin = State([network], train), self.config.steps, time.monotonic()
+        state, steps, spent = State([network], train), self.config.steps, 0.0
         phase = self._phase(network, self._lessons(case, found.voters, mask), train)
         for share in sorted({min(0.5, TRIED / steps), 0.5, 1.0}):
+            begin = time.monotonic()
             state = fit([phase], state, limits=Limits(steps=steps, until=share), config=train, seed=0)
+            spent += time.monotonic() - begin
             if state.interrupted:  # what is half refined is no answer to write; scans finished before stay
                 raise KeyboardInterrupt
-            if until is not None:  # as many as there is time for, those that showed how long one takes included
-                left = (until - time.monotonic()) / max((time.monotonic() - begin) / state.step, 1e-9)
-                steps = min(steps, state.step + max(1, int(left)))
             if share == 0.5 and state.step < steps and (until is None or time.monotonic() < until):
                 answer = self._answer(image, state.average_of(network).eval())
                 mask = self._averaged(mask, self._fused(found, (first + answer) / 2))
                 phase = self._phase(network, self._lessons(case, found.voters, mask), train)
+            if until is not None:  # as many as there is time for, those that showed how long one takes included
+                left = (until - time.monotonic()) / max(spent / state.step, 1e-9)
+                steps = min(steps, state.step + max(1, int(left)))
         return state.average_of(network).eval(), state.step
 
     def _phase(self, network: nn.Module, lessons: Sequence[Prepared], train: TrainConfig) -> Phase:

@@ -70,7 +70,7 @@ class Shaper:
     most : int
         At most so many are deformed, those most like the scan.
     anatomy : float
-        Weight of the scan's mask against the image; 0 aligns by intensity alone.
+        Weight of the scan's mask against the image in the deformation; 0 aligns by intensity alone, affinely too.
     hardware : Hardware
         Where.
     """
@@ -98,7 +98,7 @@ class Shaper:
         leave : str, optional
             Patient whose scans are left out.
         mask : (K, X, Y, Z) float, optional
-            Class probabilities of the scan: where its structures are counts as much as the image.
+            Class probabilities of the scan: where its structures are counts as much as the image, unless anatomy is 0.
         """
         grid = with_at_most(own, MOST_VOXELS)
         fixed = resample(guide, grid.shape)
@@ -106,9 +106,10 @@ class Shaper:
         for atlas in self._candidates(guide, leave=leave):
             other = grid_of(atlas, self.plan.spacing)
             whole = torch.from_numpy(np.array(atlas.guide))
+            places = None if mask is None or not self.anatomy else _structures(mask, atlas)
             pair = (guide[:1], whole[:1])
-            if mask is not None:
-                pair = (_with_structures(guide, mask), _with_structures(whole, certain(atlas)))
+            if places is not None:
+                pair = (torch.cat([pair[0], places[0]]), torch.cat([pair[1], places[1]]))
             matrix = affine.fit(*pair, grids=(own, other), levels=AFFINE_LEVELS)
             moving = affine.onto(whole, other, grid=grid, matrix=matrix)
             found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
@@ -173,7 +174,15 @@ class Shaper:
         return still.contiguous(), torch.stack(moving)
 
 
-def _with_structures(guide: Tensor, mask: Tensor) -> Tensor:
-    """The first map (2, X, Y, Z) with that of everything labelled beside it, alike in scale."""
-    inside = 1 - mask[:1]
-    return torch.cat([guide[:1], inside / inside.std().clamp(min=1e-3)])
+def _structures(mask: Tensor, atlas: Prepared) -> tuple[Tensor, Tensor] | None:
+    """Where the classes drawn in an atlas lie, (1, X, Y, Z) in the scan and in it, with deviations near 1.
+
+    None where the atlas does not tell: nothing was drawn, or voxels that nobody looked at.
+    """
+    asked, index = torch.from_numpy(np.array(atlas.drawn[1:])), torch.from_numpy(np.array(atlas.label)).long()
+    if not asked.any() or (index < 0).any():
+        return None
+    inside = index > 0 if atlas.table is None else torch.from_numpy(atlas.table)[:, 1:].any(1)[index]
+    seen = 1 - mask[0] if asked.all() else mask[1:][asked].sum(0).clamp(max=1)
+    seen, inside = seen[None], inside[None].float()
+    return seen / seen.std().clamp(min=1e-3), inside / inside.std().clamp(min=1e-3)
