@@ -196,8 +196,8 @@ class Personalizer:
         mode : {"auto", "always"}
             Whether the guard may refuse.
         seconds : float, optional
-            Budget, with a prediction by the model itself after it; further rounds, steps of refinement, or all of it, are
-            left out where they do not fit. The first views and the first round are always done.
+            Budget, with a prediction by the model itself after it; further rounds, steps of refinement, or all of it
+            are left out where they do not fit. The first views and the first round are always done.
         tick : callable
             Gets the share that is done.
 
