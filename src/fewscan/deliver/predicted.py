@@ -37,8 +37,7 @@ def predictions(run: Run) -> str:
     if not run.predictions:
         return ""
     names = list(dict.fromkeys(n for p in run.predictions for n in p.get("volumes_ml", {})))[:12]
-    verdicts = [personalized(p) for p in run.predictions]
-    shown = any(verdicts)
+    shown = any(personalised(p) for p in run.predictions)
     rows = []
     for p in run.predictions:
         volumes = p.get("volumes_ml", {})
@@ -52,18 +51,13 @@ def predictions(run: Run) -> str:
         )
     columns = ["Case", *(f"{n}, mL" for n in names), "seconds", *(["personalised"] if shown else [])]
     told = "".join(
-        f'<li class="note"><b>{escape(str(p.get("id", "")))}</b> {escape(verdict)}</li>'
-        for p, verdict in zip(run.predictions, verdicts, strict=True)
-        if verdict
-    )
-    told += "".join(
         f'<li class="warning"><b>{escape(str(p.get("id", "")))}</b> {escape(str(p["warning"]))}</li>'
         for p in run.predictions
         if p.get("warning")
     )
     reasons = f'<ul class="findings">{told}</ul>' if told else ""
     told = markup.table(columns, rows, caption="Predicted volumes") + reasons
-    return told + changes(run) + expectations(run.predictions)
+    return told + verdicts(run.predictions) + changes(run) + expectations(run.predictions)
 
 
 def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
@@ -101,17 +95,29 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     return markup.table(["Case", "label", "expected Dice", "range", "look first at slices"], ordered, caption=told)
 
 
-def personalized(prediction: Mapping[str, Any]) -> str:
-    """Why personalisation was kept or not, with its figures; empty where it was not asked.
+def verdicts(predicted: Sequence[Mapping[str, Any]]) -> str:
+    """Why each scan was personalised or not, with the figures behind it; empty where it was not asked for.
 
     Parameters
     ----------
-    prediction : mapping
-        A row of ``predictions.json``.
+    predicted : sequence of mapping
+        Rows of ``predictions.json``.
     """
-    found = part(part(prediction, "personalized"), "evidence")
-    figures = ", ".join(f"{name} {number(figure(found, key))}" for key, name in EVIDENCE.items() if key in found)
-    return personalised(prediction) + (f" ({figures})" if figures else "")
+    asked = [p for p in predicted if part(p, "personalized")]
+    if not asked:
+        return ""
+    found = [part(part(p, "personalized"), "evidence") for p in asked]
+    known = {key: name for key, name in EVIDENCE.items() if any(key in row for row in found)}
+    rows = [
+        [Cell(str(p.get("id", ""))), *(cell(figure(row, key)) for key in known), Cell(personalised(p))]
+        for p, row in zip(asked, found, strict=True)
+    ]
+    caption = (
+        "What spoke for and against personalisation. Agreement is the Dice of the atlases' vote and the first mask; a "
+        "consistency is the Dice of an answer with those to disturbed views of the scan."
+    )
+    columns = ["Case", *known.values(), "verdict"]
+    return f'<div class="wrapped verdicts">{markup.table(columns, rows, caption=caption)}</div>'
 
 
 def kept_after(prediction: Mapping[str, Any]) -> bool:
