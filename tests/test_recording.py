@@ -30,20 +30,21 @@ def new_scan(folder, name):
     return path
 
 
-def answered(scan, out, *, overlapping=False, personal=False):
+def answered(scan, out, *, overlapping=False, personal=False, names=NAMES, probs=False, **how):
     """Both labels of a scan in its lowest voxels; where it is personalised, the model's own lie one higher."""
-    plan = SimpleNamespace(overlapping=overlapping, channels=("image",), kind="scalar", names=NAMES)
-    model = SimpleNamespace(plan=plan, names=NAMES, provenance={})
+    plan = SimpleNamespace(overlapping=overlapping, channels=("image",), kind="scalar", names=names)
+    model = SimpleNamespace(plan=plan, names=names, provenance={})
 
     def found(height):
         labels = np.zeros(GRID.shape, np.uint8)
         labels[0, 0, height], labels[1, 0, height] = 1, 2
-        return Segmented(np.stack([labels == value for value in NAMES]) if overlapping else labels, None)
+        share = np.full((3, *GRID.shape), 85, np.uint8) if probs else None
+        return Segmented(np.stack([labels == value for value in names]) if overlapping else labels, share)
 
     def work(volume, tick):
         return Answer(found(0), {}, found(1) if personal else None)
 
-    return predict_by(work, model, scans=scan, folder=out, before=personal)
+    return predict_by(work, model, scans=scan, folder=out, before=personal, **how)
 
 
 def killed(scan, out, monkeypatch, **how):
@@ -125,3 +126,79 @@ def test_a_damaged_record_vouches_for_nothing(scan, tmp_path, text):
     (out / "predictions.json").write_text(text)
     with pytest.raises(ConfigError, match="is not a prediction of fewscan"):
         answered(scan, out)
+
+
+@LAYOUTS
+def test_a_scan_at_whose_writing_a_run_was_killed_is_not_taken_for_finished(scan, tmp_path, monkeypatch, overlapping):
+    out = tmp_path / "out"
+    killed(scan, out, monkeypatch, overlapping=overlapping)
+    for skipped in (False, True):
+        [done] = answered(scan, out, overlapping=overlapping, skip_existing=True)
+        assert done.skipped == skipped
+        assert [row["id"] for row in json.loads((out / "predictions.json").read_text())["predictions"]] == ["x"]
+    assert files_in(out) == listed(overlapping)
+
+
+def test_where_a_run_was_killed_files_of_others_are_looked_for_also_if_finished_scans_are_left_alone(
+    scan, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    killed(scan, out, monkeypatch)
+    (out / "x_probabilities.nii.gz").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"x_probabilities\.nii\.gz exists"):
+        answered(scan, out, probs=True, probabilities=True, skip_existing=True)
+
+
+def test_masks_that_others_put_among_those_of_a_model_stay(scan, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    [done] = answered(scan, out, overlapping=True, personal=True)
+    folders = (done.path, done.before.path)
+    for folder in folders:
+        (folder / "mine.nii.gz").write_bytes(b"drawn by hand")
+        (folder / "notes").mkdir()
+        (folder / "notes" / "mine.txt").write_text("read me")
+    answered(scan, out, overlapping=True, personal=True, names={1: "a", 2: "c"})  # which knows no b
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz", "c.nii.gz", "mine.nii.gz", "notes"]
+        assert (folder / "mine.nii.gz").read_bytes() == b"drawn by hand"
+        assert (folder / "notes" / "mine.txt").read_text() == "read me"
+    killed(scan, out, monkeypatch, overlapping=True, names={1: "a", 2: "d"})
+    answered(scan, out, overlapping=True, personal=True)
+    for folder in folders:
+        assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz", "b.nii.gz", "mine.nii.gz", "notes"]
+
+
+@LAYOUTS
+def test_probabilities_go_with_the_answer_that_they_are_of(scan, tmp_path, overlapping):
+    out = tmp_path / "out"
+    file = out / ("x/x_probabilities.nii.gz" if overlapping else "x_probabilities.nii.gz")
+    for _ in range(2):  # the second time over the first
+        [done] = answered(scan, out, overlapping=overlapping, probs=True, probabilities=True)
+        assert done.probabilities == file
+        [row] = json.loads((out / "predictions.json").read_text())["predictions"]
+        assert row["probabilities"] == file.relative_to(out).as_posix()
+        assert file.is_file()
+    answered(scan, out, overlapping=overlapping)
+    assert not file.exists()
+    [row] = json.loads((out / "predictions.json").read_text())["predictions"]
+    assert "probabilities" not in row
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_probabilities_of_somebody_else_are_neither_replaced_nor_removed(scan, tmp_path, told):
+    other = tmp_path / "out" / "x_probabilities.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(b"mine")
+    answered(scan, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"x_probabilities\.nii\.gz exists, and predictions\.json does not say"):
+        answered(scan, tmp_path / "out", probs=True, probabilities=told)
+    assert other.read_bytes() == b"mine"
+
+
+def test_the_labels_of_a_scan_that_is_called_like_probabilities_are_not_removed(scan, tmp_path):
+    out = tmp_path / "out"
+    answered(scan, out, probs=True)
+    (out / "x_probabilities.nii.gz").unlink()
+    answered(new_scan(tmp_path, "x_probabilities"), out)
+    answered(scan, out)
+    assert files_in(out) == ["x.nii.gz", "x_probabilities.nii.gz"]

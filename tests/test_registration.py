@@ -112,6 +112,22 @@ def test_a_second_run_replaces_its_own_files_and_nobody_elses(pair, tmp_path):
     assert (tmp_path / "mine" / "warped.nii.gz").read_text() == "precious"
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", '{"method": "theirs"}'])
+def test_a_record_of_another_program_is_not_replaced_and_vouches_for_nothing(pair, tmp_path, text):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / registration.RECORD).write_text(text)
+    with pytest.raises(ConfigError, match=r"registration\.json exists and was not written by .* or move it away"):
+        run(pair, out)
+    assert (out / registration.RECORD).read_text() == text
+
+
+def test_no_registration_is_written_among_the_slices_of_a_mixed_folder(pair, tmp_path):
+    (tmp_path / "scans" / "p1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="might be overwritten"):
+        run(pair | {"moving": tmp_path / "scans" / "p1@4"}, tmp_path / "scans" / "p1")
+
+
 def test_masks_must_lie_on_the_fixed_scan(pair, tmp_path):
     grid = read_image(pair["fixed"]).geometry
     empty = tmp_path / "empty.nii.gz"

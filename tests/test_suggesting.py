@@ -165,6 +165,25 @@ def test_a_transferred_model_has_the_curve_of_the_method_it_began_with(trained, 
         assert found.remarks()[-1].startswith(begun) == ("transfer" in made)
 
 
+def test_a_curve_goes_by_the_first_of_several_transfers_and_is_joint_only_with_unlabelled_scans(
+    trained, tmp_path, monkeypatch
+):
+    whole, ways = api.open(write_dataset(tmp_path / "data", labelled=2, unlabelled=1)), []
+    monkeypatch.setattr(forecasting, "by_training", lambda data, out, *, how: ways.append(how.method) or [])
+    first = {"method": "transfer", "transfer": {"from": {"method": "joint"}}}
+    third = {"method": "transfer", "transfer": {"from": {"method": "transfer", "from": {"method": "segment"}}}}
+    drawn = replace(whole, cases=whole.labelled)
+    for made, data, method in (
+        (first, whole, "joint"),
+        (first, drawn, "segment"),  # two labelled scans make a pair, the one of the first size makes none
+        ({"method": "joint"}, drawn, "segment"),
+        (third, whole, "segment"),
+    ):
+        model = replace(trained[1], provenance=trained[1].provenance | made)
+        suggest(model, data, curve=True, out=tmp_path / "next", device="cpu")
+        assert ways.pop() == method
+
+
 def test_folds_give_a_curve_only_where_they_have_sizes_enough(trained, tmp_path):
     root = write_dataset(tmp_path / "data", labelled=4, unlabelled=1)
     options = {"steps": 3, "settings": SMALL, "device": "cpu"}

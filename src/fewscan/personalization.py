@@ -108,8 +108,9 @@ def personalize(
             return Answer(after, told, own)  # not `found.before`, which leaves out the weights of the loss
 
         return predict_by(
-            work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True, observe=observe
-        )
+            work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True,
+            probabilities=probabilities, observe=observe,
+        )  # fmt: skip
 
 
 def keep_atlases(model: Model, dataset: Dataset, *, say: Callable[[str], None] = lambda line: None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,8 @@ class Prediction:
         What the guard of personalisation kept, why, and its evidence.
     before : Before, optional
         What the model itself answers, where the personalised answer was kept.
+    probabilities : Path, optional
+        The probabilities written.
     expected : mapping, optional
         Expected Dice of each label with its range, what that is to hold, and the slices to look at first.
     warning : str, optional
@@ -106,6 +108,7 @@ class Prediction:
     skipped: bool = False
     personalized: Mapping[str, Any] | None = None
     before: Before | None = None
+    probabilities: Path | None = None
     expected: Mapping[str, Any] | None = None
     warning: str | None = None
 
@@ -171,7 +174,10 @@ def predict(
             told["expected"] = _expected(known, doubt(volume, model.plan, predictor=predictor), model)
         return Answer(answer, told)
 
-    return predict_by(whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, observe=observe)
+    return predict_by(
+        whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, probabilities=probabilities,
+        observe=observe,
+    )  # fmt: skip
 
 
 def predict_by(
@@ -182,6 +188,7 @@ def predict_by(
     folder: Path,
     skip_existing: bool = False,
     before: bool = False,
+    probabilities: bool = False,
     observe: Observer | None = None,
 ) -> list[Prediction]:
     """Read scans, let something segment each, write what it answers, and keep the record of it.
@@ -200,6 +207,8 @@ def predict_by(
         Leave finished scans alone.
     before : bool
         Whether the answers of ``work`` may hold the model's own beside another.
+    probabilities : bool
+        Whether they hold probabilities, for a file of somebody else in their place to be found before the work.
     observe : callable, optional
         As for `predict`.
 
@@ -211,7 +220,7 @@ def predict_by(
     found = _scans(scans, model)
     record = Record(folder, model=model)
     for scan in found:
-        record.check(scan, keep=skip_existing, before=before)
+        record.check(scan, keep=skip_existing, before=before, probabilities=probabilities)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
     begin = time.monotonic()
@@ -224,13 +233,12 @@ def predict_by(
             observe(Status(len(done) + 1, len(found), fraction, seconds, left, math.nan, {}, 0.0, found[len(done)].id))
 
     for scan in found:
-        target = record.target(scan)
-        if skip_existing and target.exists():
-            done.append(Prediction(id=scan.id, path=target, seconds=0.0, volumes_ml={}, skipped=True))
+        if skip_existing and record.finished(scan):
+            done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
         answer = _predict_one(model, scan, record=record, work=lambda volume: work(volume, tick), observe=observe)
         done.append(answer)
-        row = record.finish(target, asdict(answer), scan=scan)
+        row = record.finish(scan, asdict(answer))
         if observe is not None:
             observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
     return done
@@ -291,28 +299,30 @@ def _predict_one(
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
     answer, told, first = work(volume)
-    record.begin(target, before=first is not None)
-    volumes = _write(answer, target, model, like=volume)
+    record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
+    volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
+    probabilities, before = None, None
     if answer.probs is not None:
-        path = target.with_name(f"{scan.id}_probabilities.nii.gz")
-        write_image(answer.probs, path, native=volume.native)
-    before = None
+        probabilities = record.probabilities(scan)
+        write_image(answer.probs, probabilities, native=volume.native)
     if first is not None:
         dice, changed = _between(answer, first, model)
         own = record.own(target)
-        held = _write(first, own, model, like=volume)
+        held = _write(first, own, model, like=volume, replaced=record.replaceable(scan, before=True))
         before = Before(path=own, volumes_ml=held, dice=dice, voxels_changed=changed)
     return Prediction(
-        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, before=before, warning=warning,
-        **told,
+        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, before=before,
+        probabilities=probabilities, warning=warning, **told,
     )  # fmt: skip
 
 
-def _write(answer: Segmented, target: Path, model: Model, *, like: Volume) -> dict[str, float]:
-    """Write labels on the scan's own grid; the volume of each in mL."""
+def _write(
+    answer: Segmented, target: Path, model: Model, *, like: Volume, replaced: Collection[str]
+) -> dict[str, float]:
+    """Write labels on the scan's own grid, masks in the place of those named; the volume of each in mL."""
     if model.plan.overlapping:
         masks = dict(zip(model.names.values(), answer.label, strict=True))
-        replace_bundles(masks, target.parent, native=like.native)
+        replace_bundles(masks, target.parent, native=like.native, own=replaced)
     else:
         write_labelmap(answer.label, target, native=like.native)
     counts = _counts(answer.label, model)

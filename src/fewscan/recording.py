@@ -17,6 +17,10 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.inputs import Scan
 from fewscan.naming import BEFORE, PREDICTIONS
 
+LABELS, PROBABILITIES = "labels", "probabilities"
+Begun = dict[str, list[str]]
+"""Of a prediction that is not finished: what is written, such as `LABELS`, and the names of what is in it."""
+
 
 class Record:
     """Predictions in a folder, as ``predictions.json`` tells of them.
@@ -65,7 +69,28 @@ class Record:
         """
         return self.folder / BEFORE / target.relative_to(self.folder)
 
-    def check(self, scan: Scan, *, keep: bool, before: bool) -> None:
+    def probabilities(self, scan: Scan) -> Path:
+        """Where the probabilities of a scan are written, where they are asked for.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        """
+        return self.target(scan).with_name(f"{scan.id}_probabilities.nii.gz")
+
+    def finished(self, scan: Scan) -> bool:
+        """Whether a prediction of a scan is there, and no run was ended while it wrote it.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        """
+        target = self.target(scan)
+        return target.exists() and self._name(target) not in self.unfinished
+
+    def check(self, scan: Scan, *, keep: bool, before: bool, probabilities: bool) -> None:
         """Refuse to write over what is not of fewscan.
 
         Parameters
@@ -73,9 +98,11 @@ class Record:
         scan : Scan
             To predict.
         keep : bool
-            Whether a label map that is there already is left alone.
+            Whether a label map that is finished already is left alone.
         before : bool
             Whether the model's own answer may be written too.
+        probabilities : bool
+            Whether probabilities are going to be.
 
         Raises
         ------
@@ -89,50 +116,78 @@ class Record:
             raise ConfigError(
                 f"{self.folder} is where the scans are, and their files would be overwritten; give another -o"
             )
-        if keep and target.exists():
+        if keep and self.finished(scan):
             return
         if target.exists() and name not in self.rows and name not in self.unfinished:
             raise ConfigError(
                 f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
             )
-        if before and own.exists() and self._own_labels(name) is None:
-            raise ConfigError(
-                f"{own} exists, and {PREDICTIONS} does not say that fewscan wrote it; give another -o, or move it away"
-            )
+        if before and self._own_labels(name) is None:
+            _refuse(own)
+        if probabilities and not self._told_probabilities(scan):
+            _refuse(self.probabilities(scan))
 
-    def begin(self, target: Path, *, before: bool) -> None:
+    def begin(self, scan: Scan, *, before: bool, probabilities: bool) -> None:
         """Tell that a prediction is about to be written.
 
         Parameters
         ----------
-        target : Path
-            Of the scan.
+        scan : Scan
+            That is predicted.
         before : bool
             Whether the model's own answer is too.
+        probabilities : bool
+            Whether probabilities are.
+
+        Raises
+        ------
+        ConfigError
+            If probabilities of somebody else would be overwritten.
         """
-        name = self._name(target)
-        labels = self.unfinished.get(name)
-        self.unfinished[name] = [*(labels or ()), *self.model.names.values()] if before else labels
+        if probabilities and not self._told_probabilities(scan):
+            _refuse(self.probabilities(scan))
+        name, labels = self._name(self.target(scan)), list(self.model.names.values())
+        begun = self.unfinished.setdefault(name, {})
+        for what, asked in ((LABELS, True), (BEFORE, before), (PROBABILITIES, probabilities)):
+            if asked:  # beside those that another model was at
+                begun[what] = list(dict.fromkeys([*begun.get(what, ()), *labels]))
         self._write()
 
-    def finish(self, target: Path, found: Mapping[str, Any], *, scan: Scan) -> Mapping[str, Any]:
+    def replaceable(self, scan: Scan, *, before: bool) -> set[str]:
+        """Labels whose masks of a scan are fewscan's, or about to be; what others put beside them is theirs.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        before : bool
+            Whether of the model's own answer beside another.
+        """
+        name = self._name(self.target(scan))
+        told = [*part(self.rows.get(name, {}), "volumes_ml"), *self.unfinished.get(name, {}).get(LABELS, ())]
+        return {*self.model.names.values(), *((self._own_labels(name) or ()) if before else told)}
+
+    def finish(self, scan: Scan, found: Mapping[str, Any]) -> Mapping[str, Any]:
         """Tell of a prediction that was written; the row that does.
 
         Parameters
         ----------
-        target : Path
-            Of the scan.
-        found : mapping of str to any
-            Fields of its `fewscan.prediction.Prediction`.
         scan : Scan
             That was predicted.
+        found : mapping of str to any
+            Fields of its `fewscan.prediction.Prediction`.
         """
+        target = self.target(scan)
         name = self._name(target)
         row = {key: value for key, value in found.items() if value is not None} | {"path": name}
         if BEFORE in row:
             row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
         else:
             self._remove_own(target)
+        if PROBABILITIES in row:
+            row[PROBABILITIES] = self._name(self.probabilities(scan))
+        elif self._told_probabilities(scan):  # of an earlier answer, which this one is not
+            self.probabilities(scan).unlink(missing_ok=True)
         self.rows[name] = row
         self.unfinished.pop(name, None)
         self._write()
@@ -146,10 +201,16 @@ class Record:
 
     def _own_labels(self, name: str) -> list[str] | None:
         """Labels of the model's own answer to a scan that fewscan wrote, or was at; None where it did neither."""
-        row, begun = self.rows.get(name, {}), self.unfinished.get(name)
+        row, begun = self.rows.get(name, {}), self.unfinished.get(name, {}).get(BEFORE)
         if BEFORE not in row:
             return begun
         return [*part(part(row, BEFORE), "volumes_ml"), *(begun or ())]  # also those that another model wrote
+
+    def _told_probabilities(self, scan: Scan) -> bool:
+        """Whether fewscan wrote the probabilities of a scan, or was at it; labels of another may be called so too."""
+        name = self._name(self.target(scan))
+        told = PROBABILITIES in self.rows.get(name, {}) or PROBABILITIES in self.unfinished.get(name, {})
+        return told and self._name(self.probabilities(scan)) not in self.rows
 
     def _remove_own(self, target: Path) -> None:
         """Away with the model's own answer once none takes its place; what others put beside it stays."""
@@ -173,8 +234,16 @@ class Record:
         checkpoint.write_json(told, self.file)
 
 
-def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str] | None]]:
-    """Predictions by path, and those not finished, with the labels of own answers; none where no record is sound."""
+def _refuse(path: Path) -> None:
+    """Raise where a file or folder is there of which no record tells."""
+    if path.exists():
+        raise ConfigError(
+            f"{path} exists, and {PREDICTIONS} does not say that fewscan wrote it; give another -o, or move it away"
+        )
+
+
+def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Begun]]:
+    """Predictions by path, and those that are not finished; none where no record is sound."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         rows = {str(row["path"]): dict(row) for row in found["predictions"]}
@@ -182,5 +251,6 @@ def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, list[str] 
         return {}, {}
     begun = part(found, "unfinished")
     return rows, {
-        name: [str(v) for v in labels] if isinstance(labels, list) else None for name, labels in begun.items()
+        name: {key: [str(v) for v in labels] for key, labels in part(begun, name).items() if isinstance(labels, list)}
+        for name in begun
     }

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from fewscan.data import dicom_labels, places
 from fewscan.data.bundles import bundle_files
+from fewscan.data.dicom import on_disk
 from fewscan.data.fields import write_field
 from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
 from fewscan.data.kinds import kind_of_file
-from fewscan.data.listing import KEY, REGISTERED, TENSOR_CHANNELS, peak_channels
+from fewscan.data.listing import KEY, REGISTERED, direction_channels, registered
 from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
@@ -177,14 +178,18 @@ def _claim(folder: Path, inputs: list[Path]) -> tuple[Path, list[Path]]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the registration")
     for path in inputs:
-        if folder.resolve() in (path.resolve(), path.resolve().parent, path.resolve().parent.parent):
+        lies = on_disk(path).resolve()
+        if folder.resolve() in (lies, lies.parent, lies.parent.parent):
             raise ConfigError(f"{path} lies in {folder}, where it might be overwritten; give another -o")
     if (folder / PICTURES).exists() and not (folder / PICTURES).is_dir():
         raise ConfigError(f"{folder / PICTURES} is a file where pictures are to lie; give another -o")
     own = [folder / name for name in (*FILES, *(f"{PICTURES}/{name}" for name in warps.FILES))]
     there = [path for path in own if path.exists()]
-    if there and not (folder / RECORD).is_file():
-        raise ConfigError(f"{there[0]} exists and was not written by fewscan register; give another -o")
+    strange = [] if registered(folder) else [path for path in (folder / RECORD, *there) if path.exists()]
+    if strange:
+        raise ConfigError(
+            f"{strange[0]} exists and was not written by fewscan register; give another -o, or move it away"
+        )
     return folder, there
 
 
@@ -193,8 +198,7 @@ def _scan(path: Path) -> Volume:
     volumes = peek(path).channels if path.is_file() else 1
     kind = kind_of_file(path, channels=volumes)
     if kind != "scalar":
-        names = TENSOR_CHANNELS if kind == "tensor" else peak_channels(volumes // 3)
-        return replace(read_image(path, channels=names), kind=kind)
+        return replace(read_image(path, channels=direction_channels(kind, volumes)), kind=kind)
     if volumes > 1:
         raise DataError(
             f"{path}: holds {volumes} volumes, but register takes one 3D map, or peaks or a tensor that a record, or "

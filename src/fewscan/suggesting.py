@@ -16,6 +16,7 @@ from fewscan.data import kinds
 from fewscan.data.dataset import CaseFiles, Dataset, patient_of
 from fewscan.data.io import read_image
 from fewscan.deliver.markup import without_folders
+from fewscan.deliver.records import part
 from fewscan.errors import ConfigError, DataError, FewscanError, ModelError
 from fewscan.judge import acquisition, looks
 from fewscan.judge.acquisition import Candidate, Suggestion
@@ -265,12 +266,16 @@ def _unlabelled(
 
 
 def _method(model: checkpoint.Model, data: Dataset) -> str:
-    """The one that trained the model, or the one that it was transferred from, for trainings like its own."""
-    before = model.provenance.get("transfer", {}).get("from", {}).get("method")
-    known = [name for name in (model.provenance.get("method"), before) if name in api.METHODS]
-    if not known or (known[0] == "joint" and data.overlapping):
+    """The one that trained the model, or the one before the first transfer, for trainings like its own."""
+    names = [model.provenance.get("method")]
+    before = part(part(model.provenance, "transfer"), "from")
+    while before:
+        names.append(before.get("method"))
+        before = part(before, "from")
+    known = [str(name) for name in names if name in api.METHODS]
+    if not known or (known[0] == "joint" and (data.overlapping or not data.unlabelled)):
         return api.method_for(data)
-    return str(known[0])
+    return known[0]
 
 
 def _ranked(work: _Work, cases: Sequence[CaseFiles], *, device: str) -> tuple[list[Suggestion], dict[str, str], int]:

@@ -12,7 +12,7 @@ from fibres import GRID, NAMES, SHAPE, clumps, write_fibres
 
 from fewscan.data import dataset, doctor, kinds, repair
 from fewscan.data.io import read_image, write_image, write_labelmap
-from fewscan.data.listing import RECORD, TENSOR_CHANNELS, peak_channels
+from fewscan.data.listing import RECORD, REGISTERED, TENSOR_CHANNELS, peak_channels
 from fewscan.deliver.datasets import write_nnunet
 from fewscan.errors import DataError
 from fewscan.learn.inputs import find_scans
@@ -81,8 +81,24 @@ def test_a_record_that_contradicts_what_is_stated_is_refused(tmp_path: Path) -> 
     root = write_fibres(tmp_path)
     listed = {"case_00.nii.gz": list(TENSOR_CHANNELS)}
     (root / "images" / RECORD).write_text(json.dumps({"kind": listed}))
-    with pytest.raises(DataError, match=r"its inputs.json says tensor, other files or dataset.json say peaks"):
+    with pytest.raises(DataError, match=r"its inputs\.json says tensor, .*dataset\.json says peaks"):
         dataset.find(root)
+
+
+def test_the_file_that_contradicts_is_named_whichever_it_is(tmp_path: Path) -> None:
+    root = write_fibres(tmp_path, kind=None)
+    (root / "images" / RECORD).write_text(json.dumps({"kind": {"case_00.nii.gz": list(peak_channels(3))}}))
+    listed = {"case_01.nii.gz": list(TENSOR_CHANNELS)}
+    (root / "images" / REGISTERED).write_text(json.dumps({"use": "research use only", "kind": listed}))
+    with pytest.raises(DataError, match=r"its registration\.json says tensor, .*inputs\.json says peaks"):
+        dataset.find(root)
+
+
+@pytest.mark.parametrize("text", ["[3]", "{", '{"kind": 3}', json.dumps({"kind": {"case_00.nii.gz": ["a", "b"]}})])
+def test_a_registration_record_that_is_damaged_or_of_another_program_says_nothing(tmp_path: Path, text: str) -> None:
+    root = write_fibres(tmp_path)
+    (root / "images" / REGISTERED).write_text(text)
+    assert dataset.find(root).kind == "peaks"
 
 
 def test_the_kind_of_a_single_scan(tmp_path: Path) -> None:

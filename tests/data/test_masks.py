@@ -133,6 +133,8 @@ def test_masks_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     masks = crossing(0)[1]
     assert replace_bundles(masks, tmp_path / "p1", native=GRID) == tmp_path / "p1" / SEGMENTATIONS
     replace_bundles({"CC": masks["CC"]}, tmp_path / "p1", native=GRID)
+    assert list(bundle_files(tmp_path / "p1")) == ["CC", "CST"]  # of which nobody said that it is to go
+    replace_bundles({"CC": masks["CC"]}, tmp_path / "p1", native=GRID, own=["CST"])
     assert list(bundle_files(tmp_path / "p1")) == ["CC"]
     with pytest.raises(DataError, match=r"a bundle cannot be called '\.\./CC'"):
         replace_bundles({"../CC": masks["CC"]}, tmp_path / "p1", native=GRID)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fewscan.data import io
+from fewscan.deliver import scans
 from fewscan.deliver.markup import without_folders
 from fewscan.deliver.report import SECTIONS, write_report
 from fewscan.deliver.verdict import WORDS, headline, remarks
@@ -164,6 +165,32 @@ def test_lost_scans_cost_the_pictures_not_the_report(run):
     page = page_of(run)
     assert page.count("No picture") == 3
     assert str(run) not in page
+
+
+def test_pictures_of_judged_cases_find_their_scans_as_the_viewer_does(run, tmp_path_factory):
+    elsewhere = (run / "images").rename(tmp_path_factory.mktemp("elsewhere") / "images")
+    page = page_of(run)
+    assert "No picture" not in page
+    assert page.count("Outlines alone. The scan does not lie where it lay") == 3
+    assert page.count("data:image/png") == 0
+    page = write_report(run, run / "report.html", images=[elsewhere]).read_text(encoding="utf-8")
+    assert "Outlines alone" not in page
+    assert page.count("data:image/png") == 9
+
+
+def test_one_series_of_a_mixed_folder_is_there_where_its_folder_is(tmp_path):
+    (tmp_path / "scans" / "p1").mkdir(parents=True)
+    place = tmp_path / "scans" / "p1@4"
+    assert scans.lies_at(place.relative_to(tmp_path), tmp_path) == place
+
+
+def test_of_peaks_the_longest_is_shown_wherever_it_stands(tmp_path):
+    peaks = np.zeros((6, *GRID.shape), np.float32)
+    peaks[0], peaks[5, :2] = 0.5, 0.75
+    io.write_image(peaks, tmp_path / "a.nii.gz", native=GRID)
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_kind": "peaks"}))
+    shown = np.unique(scans.first_channel(tmp_path / "a.nii.gz")[0])
+    np.testing.assert_array_equal(shown, [0.5, 0.75])
 
 
 def test_a_run_that_was_moved_keeps_its_pictures(run, monkeypatch):

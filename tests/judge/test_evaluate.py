@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,16 @@ def test_saving_and_reading_changes_nothing_and_the_file_is_strict_json(folders,
     assert set(METRICS) < content["summary"].keys()
     assert content["rules"]["absent"]
     assert read_evaluation(tmp_path / "evaluation.json").to_json(root=tmp_path) == content
+
+
+def test_one_series_of_a_mixed_folder_is_found_again(folders, tmp_path):
+    found = evaluate(*folders)
+    series = tmp_path / "scans" / "p1@4"
+    series.with_name("p1").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    cases = tuple(replace(case, image=series) for case in found.cases)
+    replace(found, cases=cases).save(tmp_path / "run" / "evaluation.json")
+    assert read_evaluation(tmp_path / "run" / "evaluation.json").cases[0].image == series
 
 
 def test_an_evaluation_that_travels_names_no_folder_and_one_that_stays_finds_its_files(folders, tmp_path):

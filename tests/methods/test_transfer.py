@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,3 +247,14 @@ def test_what_cannot_be_transferred_is_refused(trained, tmp_path):
 
 def test_labels_take_the_numbers_of_the_new_data():
     assert grafting.renumbered({1: "a", 2: "b", 3: "c"}, {1: "C", 7: "a"}) == {7: "a", 2: "b", 1: "c"}
+
+
+def test_the_record_of_a_transfer_of_a_transfer_tells_the_whole_way(untrained):
+    began = {"method": "joint", "sha256": {}}
+    base = replace(untrained, provenance={"method": "transfer", "transfer": {"from": began}})
+    session_ = SimpleNamespace(
+        request=None, settings=Settings(), plan=base.plan, finish=lambda segmenter, **kept: kept["record"]["transfer"]
+    )
+    grafted = SimpleNamespace(to_dict=dict)
+    found = method._finish(session_, base, base.segmenter, grafted, {"kept": "adapted"}, None)
+    assert found["from"] == {"method": "transfer", "sha256": None, "from": began}

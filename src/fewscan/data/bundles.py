@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data.headers import suffix_of
-from fewscan.data.io import peek, read_labels, write_labelmap
+from fewscan.data.io import disk_error, peek, read_labels, write_labelmap
 from fewscan.errors import DataError
 from fewscan.space.combinations import combine
 from fewscan.space.geometry import Geometry, check_same, ras_geometry
@@ -186,8 +186,10 @@ def write_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry, fo
         write_labelmap(mask.astype(np.uint8), case / folder / f"{name}.nii.gz", native=native)
 
 
-def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) -> Path:
-    """Write a case's masks whole or not at all, in the place of those that are there; these stay if that fails.
+def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry, own: Collection[str] = ()) -> Path:
+    """Write a case's masks whole or not at all, in the place of earlier ones; these stay if that fails.
+
+    What others put beside them stays in any case.
 
     Parameters
     ----------
@@ -197,6 +199,8 @@ def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) 
         Folder of the case; made if need be.
     native : Geometry
         Grid of the files.
+    own : collection of str
+        Bundles of earlier answers, whose masks go.
 
     Returns
     -------
@@ -207,6 +211,8 @@ def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) 
     ------
     DataError
         If a name is no file name, or a file cannot be written.
+    ResourceError
+        If the disk is full.
     """
     for name in masks:
         if Path(name).name != name or name.startswith("."):
@@ -216,6 +222,8 @@ def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) 
     before = part / "before"
     try:
         write_bundles(masks, part, native=native)
+        if target.is_dir():
+            _carry_over(target, part / SEGMENTATIONS, without={f"{name}.nii.gz" for name in own})
         (part / SEGMENTATIONS).chmod(0o755)
         if target.exists():
             os.replace(target, before)
@@ -225,3 +233,17 @@ def replace_bundles(masks: Mapping[str, Mask], case: Path, *, native: Geometry) 
             os.replace(before, target)
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _carry_over(there: Path, to: Path, *, without: Collection[str]) -> None:
+    """Copy what is not replaced; it is not moved, so that nothing is lost wherever this ends."""
+    for path in sorted(there.iterdir()):
+        if path.name in without or (to / path.name).exists():
+            continue
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, to / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, to / path.name, follow_symlinks=False)
+        except OSError as error:
+            raise disk_error(error, path) from error

@@ -191,7 +191,7 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".part-", suffix=f"-{path.name}", dir=path.parent)
     except OSError as error:
-        raise _disk(error, path) from None
+        raise disk_error(error, path) from None
     os.close(handle)
     part = Path(name)
     try:
@@ -199,7 +199,7 @@ def atomic(path: Path) -> Iterator[Path]:
         os.chmod(part, 0o666 & ~_umask())
         os.replace(part, path)
     except OSError as error:
-        raise _disk(error, path) from error
+        raise disk_error(error, path) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -210,7 +210,16 @@ def _umask() -> int:
     return mask
 
 
-def _disk(error: OSError, path: Path) -> Exception:
+def disk_error(error: OSError, path: Path) -> Exception:
+    """What to raise where a file cannot be written; the error itself where there is no better.
+
+    Parameters
+    ----------
+    error : OSError
+        That came of it.
+    path : Path
+        Of the file.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{path}: the disk is full; free some space or write elsewhere")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):

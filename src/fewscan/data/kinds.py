@@ -13,7 +13,7 @@ from typing import Any
 from fewscan.data import dicom
 from fewscan.data.formats import peek
 from fewscan.data.layouts import Found
-from fewscan.data.listing import KEY, RECORD, TENSOR_CHANNELS, peak_channels, recorded, stated
+from fewscan.data.listing import KEY, direction_channels, record_of, recorded, stated
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.volume import Kind
 
@@ -36,11 +36,16 @@ def kind_of(root: Path, found: Found) -> tuple[Kind, tuple[str, ...]]:
         If two sources contradict each other, the number of channels does not fit, or there are as many channels as
         directions have and nothing says what they hold.
     """
-    said = stated(root)
+    said, by = stated(root), root / "dataset.json"
     pairs = [*found.pairs.values(), *found.test.values()]
     for image in (image for pair in pairs for image in pair.images):
-        if (own := recorded(image)) is not None and (said := said or own) != own:
-            raise DataError(f"{image}: its {RECORD} says {own}, other files or dataset.json say {said}; keep one kind")
+        if (own := recorded(image)) is None:
+            continue
+        record = record_of(image)[0]
+        if said is None:
+            said, by = own, image.parent / record
+        if said != own:
+            raise DataError(f"{image}: its {record} says {own}, {by} says {said}; keep one kind")
     names = found.channels or ("image",)
     if not pairs:
         return said or "scalar", names
@@ -51,11 +56,11 @@ def kind_of(root: Path, found: Found) -> tuple[Kind, tuple[str, ...]]:
             f"{root / 'dataset.json'}"
         )
     if said in ("peaks", "tensor") and count is not None:
-        if not (count == 6 if said == "tensor" else count % 3 == 0):
+        if not (own_names := direction_channels(said, count)):
             wanted = "six channels" if said == "tensor" else "three channels for each direction"
             raise DataError(f"{file}: {said} have {wanted}, this has {count}; correct {KEY} or give other files")
         if len(names) != count:
-            names = TENSOR_CHANNELS if said == "tensor" else peak_channels(count // 3)
+            names = own_names
     return said or "scalar", names
 
 
@@ -99,8 +104,7 @@ def kind_of_file(path: Path, *, channels: int) -> Kind:
         That it has.
     """
     kind = kind_of_scan([path], wanted="scalar")
-    fits = channels == 6 if kind == "tensor" else kind == "peaks" and channels % 3 == 0
-    return kind if fits else "scalar"
+    return kind if direction_channels(kind, channels) else "scalar"
 
 
 def listed(kind: Kind) -> Mapping[str, Any]:

@@ -64,6 +64,26 @@ def peak_channels(count: int) -> tuple[str, ...]:
     return tuple(f"peak{n} {axis}" for n in range(1, count + 1) for axis in "xyz")
 
 
+def direction_channels(kind: Kind, count: int) -> tuple[str, ...]:
+    """Names of so many channels of directions; none where so many are not that kind.
+
+    Parameters
+    ----------
+    kind : {"scalar", "peaks", "tensor"}
+        What they hold; intensities have names of their own.
+    count : int
+        Channels.
+
+    Examples
+    --------
+    >>> direction_channels("peaks", 3), direction_channels("tensor", 3)
+    (('peak1 x', 'peak1 y', 'peak1 z'), ())
+    """
+    if kind == "tensor":
+        return TENSOR_CHANNELS if count == len(TENSOR_CHANNELS) else ()
+    return peak_channels(count // 3) if kind == "peaks" and count % 3 == 0 else ()
+
+
 def stated(root: Path) -> Kind | None:
     """The kind that ``dataset.json`` states; None where it says nothing.
 
@@ -84,6 +104,44 @@ def stated(root: Path) -> Kind | None:
     return cast(Kind | None, kind)
 
 
+def registered(folder: Path) -> dict[str, Any]:
+    """What `fewscan register` recorded in a folder; empty where it did not, or its record is damaged.
+
+    Parameters
+    ----------
+    folder : Path
+        Any; other programs call files of theirs `REGISTERED` too.
+    """
+    try:
+        content = read_json(folder / REGISTERED)
+    except DataError:
+        return {}
+    return content if "use" in content else {}
+
+
+def record_of(image: Path) -> tuple[str, tuple[str, ...]]:
+    """Name of the record beside an image, and the names it gives the channels; both empty where there is none of it.
+
+    Parameters
+    ----------
+    image : Path
+        Image file.
+
+    Raises
+    ------
+    DataError
+        If `RECORD` is damaged.
+    """
+    inputs = image.parent / RECORD
+    contents = {RECORD: read_json(inputs) if inputs.is_file() else {}, REGISTERED: registered(image.parent)}
+    for record, content in contents.items():
+        listed = content.get("kind")
+        names = listed.get(image.name) if isinstance(listed, dict) else None
+        if isinstance(names, list):
+            return record, tuple(str(name) for name in names)
+    return "", ()
+
+
 def recorded_channels(image: Path) -> tuple[str, ...]:
     """Names that the record beside an image gives its channels; none where there is no record of it.
 
@@ -95,14 +153,9 @@ def recorded_channels(image: Path) -> tuple[str, ...]:
     Raises
     ------
     DataError
-        If the record is damaged.
+        If `RECORD` is damaged.
     """
-    for file in (image.parent / RECORD, image.parent / REGISTERED):
-        listed = read_json(file).get("kind") if file.is_file() else None
-        names = listed.get(image.name) if isinstance(listed, dict) else None
-        if isinstance(names, list):
-            return tuple(str(name) for name in names)
-    return ()
+    return record_of(image)[1]
 
 
 def recorded(image: Path) -> Kind | None:
@@ -116,14 +169,12 @@ def recorded(image: Path) -> Kind | None:
     Raises
     ------
     DataError
-        If the record is damaged.
+        If `RECORD` is damaged.
     """
     names = recorded_channels(image)
     if not names:
         return None
-    if names == TENSOR_CHANNELS:
-        return "tensor"
-    return "peaks" if names == peak_channels(len(names) // 3) else "scalar"
+    return next((kind for kind in KINDS if names == direction_channels(kind, len(names))), "scalar")
 
 
 def read_names(path: Path) -> tuple[dict[int, str], int | None]:

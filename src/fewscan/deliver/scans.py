@@ -6,16 +6,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import places
+from fewscan.data import io, places
 from fewscan.data.dicom import on_disk
-from fewscan.deliver import sections
+from fewscan.data.kinds import kind_of_file
 from fewscan.deliver.markup import without_folders
 from fewscan.errors import FewscanError
-from fewscan.space.geometry import Geometry, check_same
+from fewscan.space.directions import raw_sizes
+from fewscan.space.geometry import Geometry, check_same, to_ras
 
 LOST = "The scan does not lie where it lay; --images FOLDER tells where it is."
+
+
+def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
+    """(X, Y, Z) of a scan in RAS+ order and its grid: of several channels the first, of directions their size.
+
+    Of peaks that is the length of the longest, of a tensor the trace.
+
+    Parameters
+    ----------
+    path : Path
+        File or DICOM folder.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    data, native = io.read_raw(path)
+    kind = kind_of_file(path, channels=len(data))
+    return to_ras(data[0] if kind == "scalar" else raw_sizes(np.nan_to_num(data), kind).max(0), native)
+
+
+def lies_at(path: Path, directory: Path, *more: Path) -> Path:
+    """The file as `read_evaluation` found it, or where it lies when the run's folder was moved.
+
+    A bare name says nothing of the folder, and another file may be called so.
+
+    Parameters
+    ----------
+    path : Path
+        As found.
+    directory : Path
+        The run.
+    *more : Path
+        Where else it may be.
+    """
+    possible = (*((path, directory / path) if path.name != str(path) else ()), *more)
+    return next((place for place in possible if on_disk(place).exists()), path)
 
 
 def place(name: str, kept: Path | None, *, named: Mapping[str, Path]) -> Path | None:
@@ -63,7 +103,7 @@ def on_grid(path: Path | None, like: Geometry, *, what: str) -> tuple[NDArray[An
     if path is None or not on_disk(path).exists():
         return None, LOST
     try:
-        data, geometry = sections.first_channel(path)
+        data, geometry = first_channel(path)
         check_same(geometry, like, what=what)
     except FewscanError as error:
         return None, without_folders(str(error))

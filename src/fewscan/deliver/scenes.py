@@ -215,10 +215,8 @@ def _beside(path: Path) -> list[Layer]:
 
 
 def _judged(case: CaseScore, directory: Path, named: Mapping[str, Path]) -> Content:
-    kept = None if case.image is None else sections.lies_at(case.image, directory)
-    image = scans.place(case.id, kept, named=named)
-    reference, prediction, scan = sections.judged(replace(case, image=image), directory)
-    path = sections.lies_at(case.prediction, directory, directory / "predictions" / case.prediction.name)
+    reference, prediction, scan = sections.judged(case, directory, named=named)
+    path = scans.lies_at(case.prediction, directory, directory / "predictions" / case.prediction.name)
     overlap = [OVERLAP] if reference.table is not None else []
     first, second = _flat(prediction).data, _flat(reference).data
     layers = [] if scan is None else [_intensities("scan", scan)]
@@ -230,7 +228,7 @@ def _judged(case: CaseScore, directory: Path, named: Mapping[str, Path]) -> Cont
     names = dict(reference.names)
     if not overlap:
         recorded = any(label_names(path))
-        names = _names(path if recorded else sections.lies_at(case.reference, directory), first, second)
+        names = _names(path if recorded else scans.lies_at(case.reference, directory), first, second)
     remarks = [*overlap, *([LOST] if scan is None else [])]
     return Content(geometry=reference.geometry, layers=layers, names=names, remarks=remarks)
 
@@ -261,7 +259,7 @@ def _drafted(directory: Path, name: str, named: Mapping[str, Path]) -> Content:
     layers = [*scan, Layer(name="draft", kind="labels", data=label.data)]
     file = directory / "sure" / f"{name}.nii.gz"
     if file.is_file():
-        sure, geometry = sections.first_channel(file)
+        sure, geometry = scans.first_channel(file)
         check_same(geometry, label.geometry, what=f"{file.name} and the drafted labels")
         layers.append(Layer(name="uncertainty", kind="share", data=(255 - sure).astype(np.uint8), shown=False))
     return Content(geometry=label.geometry, layers=layers, names=names, remarks=[*told, *remarks])
@@ -278,7 +276,7 @@ def _meshed(path: Path, named: Mapping[str, Path]) -> Content:
         hint = "" if not given else " Several scans were given, and which one was meshed is not recorded."
         return Content(names={}, items=items, remarks=[*remarks, f"Give its scan with --images to see it too.{hint}"])
     try:
-        data, geometry = sections.first_channel(given.pop())
+        data, geometry = scans.first_channel(given.pop())
     except FewscanError as error:
         return Content(names={}, items=items, remarks=[*remarks, said(error)])
     return Content(geometry=geometry, layers=[_intensities("scan", data)], names={}, items=items, remarks=remarks)
@@ -295,7 +293,7 @@ def _registered(run: Run, named: Mapping[str, Path]) -> Content:
     record, folder = run.registration or {}, run.directory
     kept = places.recall(folder / "registration.json").get("pair", {})
 
-    after, geometry = sections.first_channel(folder / "warped.nii.gz")
+    after, geometry = scans.first_channel(folder / "warped.nii.gz")
     header = from_matrix(np.eye(4), geometry)
     layers: list[Layer] = []
     remarks: list[str] = []
@@ -308,7 +306,7 @@ def _registered(run: Run, named: Mapping[str, Path]) -> Content:
     if fixed is not None:
         layers += [replace(layer, name=FIXED) for layer in _scan(fixed, geometry, "fixed scan")[0]]
     if moving is not None:
-        data, grid = sections.first_channel(moving)
+        data, grid = scans.first_channel(moving)
         before = warp_array(data[None], grid, field=header, background=float(data.min()))[0]
         layers.append(_intensities(BEFORE, before.astype(data.dtype)))
     layers.append(_intensities(AFTER, after))

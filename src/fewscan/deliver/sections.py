@@ -9,21 +9,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import io
 from fewscan.data.bundles import bundle_files, grid_of, read_bundles
 from fewscan.data.dicom_labels import is_label
-from fewscan.data.kinds import kind_of_file
-from fewscan.deliver import charts, markup, pictures
+from fewscan.deliver import charts, markup, pictures, scans
 from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
 from fewscan.judge.metrics import RULES
 from fewscan.judge.results import CaseScore, Evaluation
 from fewscan.naming import label_names
-from fewscan.space.directions import raw_sizes
-from fewscan.space.geometry import Geometry, check_same, to_ras
+from fewscan.space.geometry import check_same
 from fewscan.space.volume import Labelmap
 
 METRICS = (
@@ -136,7 +133,7 @@ def overlays(run: Run) -> str:
     for title, place in places.items():
         chosen.setdefault(ranked[place].id, title)  # fewer than three cases: each shown once
     by_id = {case.id: case for case in ranked}
-    cards = [_card(title, by_id[case], run.directory) for case, title in chosen.items()]
+    cards = [_card(title, by_id[case], run) for case, title in chosen.items()]
     if not cards:
         return ""
     legend = "".join(
@@ -209,8 +206,8 @@ def data_check(run: Run) -> str:
     columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if not _crowded(v)))
     body = [[Cell(markup.plain(row.get(k)), _sort_key(row.get(k))) for k in columns] for row in rows]
     heads = [column.replace("_", " ") for column in columns]
-    scans = markup.fold(f"All {len(rows)} scans", markup.table(heads, body, caption="Scans as read")) if rows else ""
-    return said + markup.facts(dataset) + scans
+    table = markup.fold(f"All {len(rows)} scans", markup.table(heads, body, caption="Scans as read")) if rows else ""
+    return said + markup.facts(dataset) + table
 
 
 def provenance(run: Run) -> str:
@@ -242,15 +239,18 @@ def _row(found: Evaluation, key: str, name: str | None, digits: int, percent: bo
     )
 
 
-def _card(title: str, case: CaseScore, directory: Path) -> str:
+def _card(title: str, case: CaseScore, run: Run) -> str:
     dice, distance = number(case.mean("dice")), number(case.mean("hd95_mm"), 1)
     measured = f'<p class="number">Dice <b>{dice}</b> · HD95 <b>{distance}</b> mm</p>'
     head = f"<header><h3>{title}</h3><p>{escape(case.id)}</p>{measured}</header>"
     try:
-        planes = _planes(case, directory)
+        reference, prediction, image = judged(case, run.directory, named=run.scans)
+        drawn = side_by_side(pictures.three_planes(reference, prediction, image=image))
     except FewscanError as error:
         return f'<article>{head}<p class="hint">No picture: {escape(markup.without_folders(str(error)))}</p></article>'
-    return f"<article>{head}{side_by_side(planes)}</article>"
+    lost = image is None and case.image is not None
+    hint = f'<p class="hint">Outlines alone. {escape(scans.LOST)}</p>' if lost else ""
+    return f"<article>{head}{drawn}{hint}</article>"
 
 
 def side_by_side(planes: Sequence[pictures.Plane]) -> str:
@@ -269,13 +269,10 @@ def side_by_side(planes: Sequence[pictures.Plane]) -> str:
     return f'<div class="planes">{drawn}</div>'
 
 
-def _planes(case: CaseScore, directory: Path) -> list[pictures.Plane]:
-    reference, prediction, image = judged(case, directory)
-    return pictures.three_planes(reference, prediction, image=image)
-
-
-def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArray[Any] | None]:
-    """Reference, prediction and scan of a judged case, on one grid; None where no scan was given.
+def judged(
+    case: CaseScore, directory: Path, *, named: Mapping[str, Path]
+) -> tuple[Labelmap, Labelmap, NDArray[Any] | None]:
+    """Reference, prediction and scan of a judged case, on one grid; None where the scan is not found.
 
     Parameters
     ----------
@@ -283,31 +280,34 @@ def judged(case: CaseScore, directory: Path) -> tuple[Labelmap, Labelmap, NDArra
         Of the run's evaluation.
     directory : Path
         The run.
+    named : mapping of str to Path
+        Scans by name, as the caller says.
 
     Raises
     ------
     FewscanError
-        If a file is gone or damaged, or lies on another grid.
+        If a label map is gone or a file damaged, or one lies on another grid.
     """
     beside = directory / "predictions" / case.prediction.name
-    predicted, drawn = lies_at(case.prediction, directory, beside), lies_at(case.reference, directory)
+    predicted, drawn = scans.lies_at(case.prediction, directory, beside), scans.lies_at(case.reference, directory)
+    kept = None if case.image is None else scans.lies_at(case.image, directory)
+    image = scans.place(case.id, kept, named=named)
     if bundle_files(drawn):
         reference, prediction = (bundles(folder, names=list(case.labels)) for folder in (drawn, predicted))
-        return _with_scan(reference, prediction, case, directory)
-    source = None if case.image is None else lies_at(case.image, directory)
+        return _with_scan(reference, prediction, image, what=case.id)
     names = (label_names(predicted)[0] or label_names(drawn)[0]) if is_label(drawn) else None
-    reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=source)
-    return _with_scan(reference, io.read_labels(predicted), case, directory)
+    reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=image)
+    return _with_scan(reference, io.read_labels(predicted), image, what=case.id)
 
 
 def _with_scan(
-    reference: Labelmap, prediction: Labelmap, case: CaseScore, directory: Path
+    reference: Labelmap, prediction: Labelmap, path: Path | None, *, what: str
 ) -> tuple[Labelmap, Labelmap, NDArray[Any] | None]:
-    check_same(prediction.geometry, reference.geometry, what=case.id)
-    if case.image is None:
+    check_same(prediction.geometry, reference.geometry, what=what)
+    if path is None:
         return reference, prediction, None
-    image, geometry = first_channel(lies_at(case.image, directory))
-    check_same(geometry, reference.geometry, what=case.id)
+    image, geometry = scans.first_channel(path)
+    check_same(geometry, reference.geometry, what=what)
     return reference, prediction, image
 
 
@@ -328,42 +328,6 @@ def bundles(folder: Path, *, names: Sequence[str] = ()) -> Labelmap:
     """
     grid = grid_of(folder)
     return read_bundles(folder, names=dict(enumerate(names or bundle_files(folder), start=1)), like=grid)
-
-
-def first_channel(path: Path) -> tuple[NDArray[Any], Geometry]:
-    """(X, Y, Z) of a scan in RAS+ order and its grid: of several channels the first, of directions their size.
-
-    Parameters
-    ----------
-    path : Path
-        File or DICOM folder.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read.
-    """
-    data, native = io.read_raw(path)
-    kind = kind_of_file(path, channels=len(data))
-    return to_ras(data[0] if kind == "scalar" else raw_sizes(np.nan_to_num(data), kind)[0], native)
-
-
-def lies_at(path: Path, directory: Path, *more: Path) -> Path:
-    """The file as `read_evaluation` found it, or where it lies when the run's folder was moved.
-
-    A bare name says nothing of the folder, and another file may be called so.
-
-    Parameters
-    ----------
-    path : Path
-        As found.
-    directory : Path
-        The run.
-    *more : Path
-        Where else it may be.
-    """
-    places = (*((path, directory / path) if path.name != str(path) else ()), *more)
-    return next((place for place in places if place.exists()), path)
 
 
 def _finding(found: Mapping[str, Any]) -> str:

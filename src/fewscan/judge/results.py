@@ -17,6 +17,7 @@ import numpy as np
 
 from fewscan.data import io, places
 from fewscan.data.dataset import patient_of
+from fewscan.data.dicom import on_disk
 from fewscan.errors import DataError
 from fewscan.judge.metrics import METRICS, RULES, Score
 from fewscan.judge.statistics import bootstrap_interval
@@ -194,7 +195,7 @@ def _found(stored: str, folder: Path, real: Path | None) -> Path:
     """Where a file lies: below the folder if it says so, else where it lay on this machine, else its bare name."""
     possible = [folder / stored] if "/" in stored else []
     possible += [] if real is None else [real]
-    return next((place for place in possible if place.exists()), Path(stored))
+    return next((place for place in possible if on_disk(place).exists()), Path(stored))
 
 
 def _case_to_json(case: CaseScore, root: Path | None) -> dict[str, Any]:

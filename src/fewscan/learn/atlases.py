@@ -28,7 +28,7 @@ import torch
 from fewscan.data.dataset import Dataset, load
 from fewscan.data.dicom_labels import plain_name
 from fewscan.data.io import atomic
-from fewscan.errors import DataError, ModelError
+from fewscan.errors import DataError, FewscanError, ModelError, ResourceError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
 from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model, sha256, write_json
@@ -191,6 +191,8 @@ def load_atlases(model: Model, *, folder: Path | None = None) -> list[Prepared]:
     ------
     ModelError
         If they are damaged, or were changed since.
+    ResourceError
+        If the disk of the scratch folder is full.
     """
     if model.path is None or not (model.path / RECORD).is_file():
         return []
@@ -201,6 +203,8 @@ def load_atlases(model: Model, *, folder: Path | None = None) -> list[Prepared]:
             raise ModelError(f"{path} is not the file that {RECORD} describes (SHA-256 differs); copy the folder again")
         tensors = safetensors.torch.load_file(path)
         return [_case(i, tensors, model.plan, folder) for i in range(int(record["cases"]))]
+    except FewscanError:  # which says itself what is wrong
+        raise
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path} is damaged: {str(error).splitlines()[0][:300]}; train with --keep-atlases") from None
 
@@ -210,7 +214,10 @@ def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan, folder: Pat
     image = image.astype(np.float32)
     if folder is not None:
         path = folder / f"atlas_{number + 1}.npy"
-        np.save(path, image)
+        try:
+            np.save(path, image)
+        except OSError as error:  # of a full disk, which says so itself or that less was written than asked
+            raise ResourceError(f"{path}: the disk is full ({error}); free some space and start again") from None
         image = np.load(path, mmap_mode="r")
     patient = tensors.get(f"{number}.patient")  # older ones hold none: each scan is then its own patient
     bare = Prepared(

@@ -315,8 +315,11 @@ def _finish(
 ) -> Model:
     """Write the model that is kept, with where it came from and what spoke for it."""
     request, config = session.request, session.settings.transfer
+    came = {key: base.provenance.get(key) for key in ("method", "sha256")}
+    if "transfer" in base.provenance:  # then the whole way is told
+        came["from"] = base.provenance["transfer"].get("from")
     record = {
-        "from": {"method": base.provenance.get("method"), "sha256": base.provenance.get("sha256")},
+        "from": came,
         "layers": AUTO if config.layers == "auto" else config.layers,
         "asked": config.layers,
         "weights": grafted.to_dict(),

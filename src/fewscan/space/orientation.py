@@ -186,7 +186,7 @@ def said(found: Orientation) -> str:
             f"orientation right: fibre coherence {found.scores[names[0]]:.3f}, next best of 24 is {names[1]} with "
             f"{found.scores[names[1]]:.3f} ({found.lead:.0f} standard errors)"
         )
-    how = "which so little fibre may show by chance" if found.doubted else "which is too little"
+    how = "which chance may show among 23 other ways" if found.doubted else "which is too little"
     lead = f"ahead by {found.lead:.1f} standard errors, {how}"
     return f"orientation unsure: best is {found.axes}, {lead}; look at the picture"
 
