@@ -71,7 +71,12 @@ def test_both_answers_are_outlined_over_the_scan_with_a_legend_and_the_verdict(o
     assert html.count('class="prediction" d="M') == 2 * 3
     assert html.count('class="reference" d="M') == 2 * 2  # none in the sagittal cuts, see below
     assert html.count("data:image/png") == 2 * 3
-    for text in ("the model's own answer", "40.0 % of the labelled voxels changed", "agreementreachedverdict", "0.901.00personalised"):
+    for text in (
+        "the model's own answer",
+        "40.0 % of the labelled voxels changed",
+        "agreementreachedverdict",
+        "0.901.00personalised",
+    ):
         assert text in page.text, text
     assert "not personalised: another <contrast>?" in page.text
     assert EVIL not in html
