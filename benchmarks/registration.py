@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import tempfile
@@ -128,7 +129,10 @@ def peer(system: str, pair: Pair, out: Path, *, python: Path) -> Found:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | THREADS)
     if done.returncode:
         raise RuntimeError(f"{system} failed on {pair.name}: {done.stderr[-2000:] or done.stdout[-2000:]}")
-    record = next(json.loads(line) for line in reversed(done.stdout.splitlines()) if line.startswith('{"seconds"'))
+    told = re.findall(r'\{"seconds".*?\}', done.stdout)  # some print without an end of line before it
+    if not told:
+        raise RuntimeError(f"{system} told no seconds of {pair.name}: {done.stderr[-2000:] or done.stdout[-2000:]}")
+    record = json.loads(told[-1])
     kept = {name: record[name] for name in ("seconds", "register_seconds")}
     return kept | {"folding": folding_of(field) if field.exists() else None}
 
