@@ -13,7 +13,7 @@ from typing import Any
 from fewscan.data import dicom
 from fewscan.data.formats import peek
 from fewscan.data.layouts import Found
-from fewscan.data.listing import KEY, direction_channels, record_of, recorded, stated
+from fewscan.data.listing import KEY, channel_record, direction_channels, kind_named, recorded, stated
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.volume import Kind
 
@@ -39,9 +39,9 @@ def kind_of(root: Path, found: Found) -> tuple[Kind, tuple[str, ...]]:
     said, by = stated(root), root / "dataset.json"
     pairs = [*found.pairs.values(), *found.test.values()]
     for image in (image for pair in pairs for image in pair.images):
-        if (own := recorded(image)) is None:
+        record, named = channel_record(image)
+        if (own := kind_named(named)) is None:
             continue
-        record = record_of(image)[0]
         if said is None:
             said, by = own, image.parent / record
         if said != own:

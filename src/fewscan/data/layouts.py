@@ -14,7 +14,7 @@ from fewscan.data import dicom_labels
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dicom import is_series
 from fewscan.data.headers import suffix_of
-from fewscan.data.listing import RECORD, read_listing, recorded_channels, stated
+from fewscan.data.listing import RECORD, channel_record, read_listing, stated
 from fewscan.errors import DataError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
@@ -314,7 +314,7 @@ def _tracts(root: Path) -> Found | None:
             pairs[folder.name] = Pair((folder / name,), label)
         elif folder in masked:
             raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {name}; {NEW_FOLDER}")
-    channels = recorded_channels(next(iter(pairs.values())).images[0]) if pairs else ()
+    channels = channel_record(next(iter(pairs.values())).images[0])[1] if pairs else ()
     listing = read_listing(root)["names"]
     if not masked:
         return Found("folders of fewscan tracts inputs", pairs, names=listing, channels=channels)

@@ -119,7 +119,7 @@ def registered(folder: Path) -> dict[str, Any]:
     return content if "use" in content else {}
 
 
-def record_of(image: Path) -> tuple[str, tuple[str, ...]]:
+def channel_record(image: Path) -> tuple[str, tuple[str, ...]]:
     """Name of the record beside an image, and the names it gives the channels; both empty where there is none of it.
 
     Parameters
@@ -142,22 +142,6 @@ def record_of(image: Path) -> tuple[str, tuple[str, ...]]:
     return "", ()
 
 
-def recorded_channels(image: Path) -> tuple[str, ...]:
-    """Names that the record beside an image gives its channels; none where there is no record of it.
-
-    Parameters
-    ----------
-    image : Path
-        Image file.
-
-    Raises
-    ------
-    DataError
-        If `RECORD` is damaged.
-    """
-    return record_of(image)[1]
-
-
 def recorded(image: Path) -> Kind | None:
     """The kind that the record beside an image gives it; None where there is no record of it.
 
@@ -171,7 +155,17 @@ def recorded(image: Path) -> Kind | None:
     DataError
         If `RECORD` is damaged.
     """
-    names = recorded_channels(image)
+    return kind_named(channel_record(image)[1])
+
+
+def kind_named(names: tuple[str, ...]) -> Kind | None:
+    """The kind of channels with these names, as a record gives them; None without any.
+
+    Parameters
+    ----------
+    names : tuple of str
+        In order.
+    """
     if not names:
         return None
     return next((kind for kind in KINDS if names == direction_channels(kind, len(names))), "scalar")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fewscan.data import dicom
 from fewscan.data.layouts import TRACT_IMAGES, stem_of
-from fewscan.data.listing import RECORD, recorded_channels
+from fewscan.data.listing import RECORD, channel_record
 from fewscan.errors import DataError
 from fewscan.space.volume import Kind
 
@@ -96,7 +96,7 @@ def _inside(folder: Path, channels: Sequence[str], kind: Kind) -> list[Path]:
     if dicom.is_series(folder):
         return [folder]
     taken = folder / TRACT_IMAGES[kind]
-    if taken.is_file() and recorded_channels(taken) == tuple(channels):
+    if taken.is_file() and channel_record(taken)[1] == tuple(channels):
         return [taken]
     files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
     images = [

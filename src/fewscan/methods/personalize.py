@@ -155,7 +155,7 @@ class Personalizer:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         self.model, self.plan, self.config, self.hardware = model, model.plan, config, hardware
-        self.atlases, self.say = list(atlases), say
+        self.say = say
         self.shaper = Shaper(model, atlases, most=config.atlases, anatomy=config.anatomy, hardware=hardware)
         self.segmenter = model.segmenter.to(hardware.device).eval()
         self._known: Known | None = None
@@ -165,7 +165,7 @@ class Personalizer:
         """Found out when it is first asked for."""
         if self._known is None:
             worth, alike = [], []
-            left_out = one_each(self.atlases, most=self.config.atlases)
+            left_out = one_each(self.shaper.atlases, most=self.config.atlases)
             for i, case in enumerate(left_out, start=1):
                 self.say(f"what the atlases are worth: {i} of {len(left_out)}, left out with all scans of the patient")
                 guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
