@@ -230,7 +230,8 @@ def shaped(
         matrix = atlas.place.matrix @ np.linalg.inv(scan.place.matrix)
         moving = affine.onto(image, atlas.place.own, grid=grid, matrix=matrix)
         start = register_images(registrar, fixed, moving=moving).to(device)
-        u = deform(fixed[None].to(device), moving[None].to(device), config=config, start=start).cpu()
+        weight = affine.reached(atlas.place.own, grid=grid, matrix=matrix)[None].to(device)
+        u = deform(fixed[None].to(device), moving[None].to(device), config=config, start=start, weight=weight).cpu()
         if fields.folding(u) > MOST_FOLDING:
             continue
         answer.append(voter(cases[atlas.id], u, matrix=matrix, grids=(own, atlas.place.own)))

@@ -19,6 +19,7 @@ from fewscan.learn.session import Session
 
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which a later segmenter must not be worse
 FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
+ALONE = 0.75  # what a vote's Dice is taken for where only one scan is labelled, so that none can be left out
 SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
 ALIKE = 0.75  # of what the atlases' vote is worth: least Dice between it and the first mask for both to be believed
 LEAST_SEEN = 0.5  # share of the structures that atlases must reach
@@ -29,14 +30,19 @@ class Known(NamedTuple):
 
     Parameters
     ----------
-    worth : float
-        Mean Dice of the others' vote; assumed where none could be left out.
+    worths : tuple of float
+        Dice of the others' vote on each; empty where none could be left out.
     likeness : tuple of float
-        How alike the deformed others are to each, around its structures; empty where none could be left out.
+        How alike the deformed others are to each, around its structures; as many.
     """
 
-    worth: float
+    worths: tuple[float, ...]
     likeness: tuple[float, ...]
+
+    @property
+    def worth(self) -> float:
+        """Mean Dice of a vote; assumed where none could be left out."""
+        return float(np.mean(self.worths)) if self.worths else ALONE
 
     @property
     def floor(self) -> float:
@@ -193,7 +199,9 @@ def _answer(image: Tensor, session: Session, predictor: infer.Predictor) -> Tens
     return chosen(infer.probabilities(image, session.plan, predictor=predictor), session.plan)
 
 
-def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 3) -> dict[str, Any]:
+def guard(
+    session: Session, *, before: nn.Module, after: nn.Module, held: frozenset[str] = frozenset(), most: int = 3
+) -> dict[str, Any]:
     """Whether what joint training made of the segmenter may be kept.
 
     Two signs without a further label: Dice between the answers to an unlabelled scan and to the same scan with other
@@ -206,14 +214,16 @@ def guard(session: Session, *, before: nn.Module, after: nn.Module, most: int = 
         Plan and cases.
     before, after : nn.Module
         Segmenters.
+    held : frozenset of str
+        Labelled scans that the earlier one has not seen: on those it would lose unfairly.
     most : int
         Scans of each kind to look at.
     """
-    rows = {}
+    rows, seen = {}, [case for case in session.labelled if case.id not in held]
     for name, network in (("apart", before), ("joint", after)):
         predictor = infer.network_predictor(network.eval(), session.hardware)
         same = [consistency(c, session, predictor=predictor) for c in session.unlabelled[:most]]
-        fitted = [fit(c, session, predictor=predictor) for c in session.labelled[:most]]
+        fitted = [fit(c, session, predictor=predictor) for c in seen[:most]]
         rows[name] = {"consistency": float(np.mean(same)), "labelled": float(np.mean(fitted))}
     lost = {k: rows["apart"][k] - rows["joint"][k] for k in ("consistency", "labelled")}
     worse = [k for k, v in lost.items() if v > WORSE[k]]

@@ -360,7 +360,7 @@ def _finish(
     after, verdict = state.average_of(both.alone.train), {}
     whole = not (session.request.dry_run or session.interrupted or both.stop.is_set())
     if before is not None and session.unlabelled and whole:
-        verdict = guard(session, before=before, after=after)
+        verdict = guard(session, before=before, after=after, held=both.held)
         session.request.say(verdict["reason"])
     kept = before if before is not None and verdict.get("kept") == "apart" else after
     if verdict and labeller is not None and labeller.worth is not None:

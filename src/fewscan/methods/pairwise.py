@@ -139,7 +139,7 @@ def register(
         still[seen[:1]], other[seen[:1]], grids=(fixed.geometry, moving.geometry), rigid=config.transform == "rigid",
         turned=config.turned, measure=mi if name in ACROSS_MODALITIES else ncc, weight=looked,
     )  # fmt: skip
-    mask = None if looked is None else resample(looked, grid.shape)[None]
+    mask = _counted(looked, affine.reached(moving.geometry, grid=grid, matrix=matrix))
     before = affine.onto(other[seen], moving.geometry, grid=grid, matrix=np.eye(4))
     every = resample(still, grid.shape), affine.onto(other, moving.geometry, grid=grid, matrix=matrix)
     target, aligned = (image[seen] for image in every)
@@ -185,7 +185,7 @@ def working_grid(fixed: Geometry, spacing_mm: float) -> Geometry:
     """
     if spacing_mm > 0:
         x, y, z = (max(s, spacing_mm) for s in fixed.spacing)
-        return with_spacing(fixed, (x, y, z))
+        fixed = with_spacing(fixed, (x, y, z))
     return with_at_most(fixed, MOST_VOXELS)
 
 
@@ -250,6 +250,14 @@ def _telling(fixed: Volume, moving: Volume) -> list[int]:
                 f"the {role} scan is constant in channel {alone[0]!r}: nothing to register; give another file"
             )
     return seen
+
+
+def _counted(looked: Tensor | None, reached: Tensor) -> Tensor | None:
+    """Weight (1, 1, X, Y, Z) of each voxel of the working grid: none beyond the moving scan; None where all count."""
+    here = None if looked is None else resample(looked, (reached.shape[1], reached.shape[2], reached.shape[3]))[None]
+    if reached.all():
+        return here
+    return reached[None] if here is None or not (here * reached).any() else here * reached
 
 
 def _likeness(name: str, fixed: Tensor, warped: Tensor, weight: Tensor | None) -> float:

@@ -38,7 +38,7 @@ from fewscan.learn.state import State
 from fewscan.learn.views import belief, views
 from fewscan.methods import segment, voting
 from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, setback, uncalibrated
-from fewscan.methods.pseudo import ALONE, BEST, Rating, index_of
+from fewscan.methods.pseudo import BEST, Rating, index_of
 from fewscan.methods.shaping import Shaper
 from fewscan.space.similarity import lncc
 
@@ -169,14 +169,15 @@ class Personalizer:
             for i, case in enumerate(left_out, start=1):
                 self.say(f"what the atlases are worth: {i} of {len(left_out)}, left out with all scans of the patient")
                 guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
-                voters = self.shaper.shaped(self.shaper.aligned(guide, own, leave=case.whose), mask=None)
+                whole = certain(case) if (np.array(case.label) >= 0).all() else None  # as the mask of a scan will be
+                aligned = self.shaper.aligned(guide, own, leave=case.whose, mask=whole)
+                voters = self.shaper.shaped(aligned, mask=None)
                 if voters:
                     vote = voting.shares(guide, voters, classes=self.plan.classes)
                     asked = voting.asked_for(voters, classes=self.plan.classes)
                     worth.append(met(vote, case, plan=self.plan, asked=asked))
                     alike.append(self._likeness(guide, voters, certain(case)))
-            mean = float(np.mean(worth)) if worth else ALONE
-            self._known = Known(mean, tuple(alike))
+            self._known = Known(tuple(worth), tuple(alike))
         return self._known
 
     def __call__(

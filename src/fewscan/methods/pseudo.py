@@ -27,13 +27,12 @@ from fewscan.learn.registrar import Registrar
 from fewscan.learn.session import Session
 from fewscan.learn.views import belief
 from fewscan.methods import draft
-from fewscan.methods.evidence import mean_dice
+from fewscan.methods.evidence import ALONE, mean_dice
 from fewscan.methods.voting import Voter, fuse
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.volume import IGNORE
 
 SURE = 0.5  # least share of the fused vote from which a pseudo-label counts
-ALONE = 0.75  # what a vote's Dice is taken for where only one scan is labelled, so that none can be left out
 BEST = 0.95  # most that a Dice estimated without a label is believed to be
 SLACK = 0.01  # Dice by which atlases may agree less on a scan than on the labelled ones left out
 COMPARED = 3  # scans from which atlases and segmenter are rated

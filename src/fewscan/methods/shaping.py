@@ -48,6 +48,8 @@ class Aligned(NamedTuple):
         Each with its affine map.
     start : (N, 3, X, Y, Z) float, optional
         A registration network's answer.
+    reached : (N, 1, X, Y, Z) float
+        1 where the atlas has voxels.
     """
 
     own: Geometry
@@ -56,6 +58,7 @@ class Aligned(NamedTuple):
     moving: Tensor
     atlases: Sequence[tuple[Prepared, Array]]
     start: Tensor | None
+    reached: Tensor
 
 
 class Shaper:
@@ -116,7 +119,8 @@ class Shaper:
         best = sorted(found, key=lambda row: -row[0])[: self.most]
         moving = torch.stack([row[3] for row in best])
         atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
-        return Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving))
+        reached = [affine.reached(grid_of(a, self.plan.spacing), grid=grid, matrix=matrix) for a, matrix in atlases]
+        return Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving), torch.stack(reached))
 
     def _candidates(self, guide: Tensor, *, leave: str | None) -> list[Prepared]:
         """Atlases to fit to a scan: all of them, or where they are many those with the thumbnails most like its own."""
@@ -137,7 +141,7 @@ class Shaper:
         mask : (K, X, Y, Z) float, optional
             Class probabilities of the scan that pull at the atlases' labels; the images alone when None.
         """
-        own, grid, fixed, moving, atlases, start = aligned
+        own, grid, fixed, moving, atlases, start, reached = aligned
         masks = None
         if mask is not None and self.anatomy > 0:
             masks = self._masks(mask, atlases, grid=grid)
@@ -145,7 +149,8 @@ class Shaper:
         device = self.hardware.device
         u = deform(
             fixed.to(device).expand(len(atlases), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
-            start=start, masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
+            start=start, weight=reached.to(device),
+            masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
         ).cpu()  # fmt: skip
         return [
             draft.voter(atlas, u[i : i + 1], matrix=matrix, grids=(own, grid_of(atlas, self.plan.spacing)))

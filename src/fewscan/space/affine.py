@@ -93,6 +93,22 @@ def onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tens
     return kernels.sample(image[None], places[None])[0]
 
 
+def reached(own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:
+    """Voxels of a grid that lie within an image brought onto it by `onto`: 1 there, 0 beyond, (1, X, Y, Z) float.
+
+    Parameters
+    ----------
+    own : Geometry
+        Grid of the image.
+    grid : Geometry
+        Wanted.
+    matrix : (4, 4) float
+        From the world of the wanted grid to that of the image, mm.
+    """
+    places = torch.from_numpy(field.from_matrix(matrix, grid).to_moving(own))
+    return (~kernels.outside(places, own.shape))[None].float()
+
+
 def fit(
     fixed: Tensor,
     moving: Tensor,

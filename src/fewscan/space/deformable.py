@@ -131,6 +131,8 @@ def deform(
     u = torch.zeros(len(fixed), 3, *whole, device=fixed.device) if start is None else start
     work = [n * s for n, s in zip(config.steps, [f**-3 for f in config.shrink], strict=True)]
     for i, (factor, steps) in enumerate(zip(config.shrink, config.steps, strict=True)):
+        if not steps:  # a start that is not optimised keeps its resolution
+            continue
         shape = level_shape(whole, factor)
 
         def at_level(image: Tensor, shape: Shape = shape) -> Tensor:
