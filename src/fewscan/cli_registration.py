@@ -48,6 +48,7 @@ def register(
 ) -> None:
     """Register two scans: the warped scan, its labels and the field, on the fixed scan's grid."""
     from fewscan import api
+    from fewscan.deliver.verdict import registered
     from fewscan.progress import display
     from fewscan.tables import registration
 
@@ -76,6 +77,8 @@ def register(
         )
     screen = stdout()
     screen.print(registration(report))
+    for remark in registered(report)[1]:
+        screen.print(remark, markup=False, highlight=False)
     screen.print(f"Written to {out}. For research use only.", markup=False)
 
 

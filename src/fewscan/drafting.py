@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from fewscan.methods import draft as drafts
 from fewscan.methods.draft import Draft
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.voting import Fusion
+from fewscan.space import kernels
 from fewscan.space.volume import IGNORE, Case, Volume
 
 RECORD = "draft.json"
@@ -89,7 +90,8 @@ def draft(
         raise ConfigError(f"{out} exists and was not written by fewscan draft; give another -o")
     total, fusion = len(judged) + len(data.unlabelled), drafts.fusion_of(fusion, config.deform.similarity)
     work = _Work(_Shelf(data, config.deform.similarity), config, fusion, pick(device).device, observe, total)
-    record = _begin(out, fusion, [case.id for case in data.unlabelled])
+    asked = {"fusion": fusion, "settings": asdict(config), "kernels": kernels.path(work.device)}
+    record = _begin(out, asked, [case.id for case in data.unlabelled])
     places.remember(out / RECORD, {case.id: {"image": case.images[0]} for case in data.unlabelled})
     for i, files in enumerate(data.unlabelled):
         found = work.drafted(files, done=i)
@@ -181,7 +183,7 @@ class _Work:
         return whole, found
 
 
-def _begin(out: Path, fusion: Fusion, coming: Sequence[str]) -> dict[str, Any]:
+def _begin(out: Path, asked: Mapping[str, Any], coming: Sequence[str]) -> dict[str, Any]:
     """A fresh record on disk, so that the folder is known as ours; drafts of an earlier call go, unless corrected."""
     earlier = _earlier(out / RECORD)
     for case in {**earlier, **dict.fromkeys(coming)}:
@@ -192,8 +194,7 @@ def _begin(out: Path, fusion: Fusion, coming: Sequence[str]) -> dict[str, Any]:
                 )
     for case in earlier:
         _forget(out, case)
-    record = {"fusion": fusion, "leave_one_out": _summary({}, {}, {}), "cases": {}, "versions": versions(),
-              "use": USE}  # fmt: skip
+    record = {**asked, "leave_one_out": _summary({}, {}, {}), "cases": {}, "versions": versions(), "use": USE}
     write_json(record, out / RECORD)
     return record
 

@@ -38,6 +38,7 @@ from fewscan.space.volume import Labelmap, Volume
 RECORD = REGISTERED
 FILES = ("warped.nii.gz", "warped_labels.nii.gz", "field.nii.gz", "field_itk.nii.gz")
 PICTURES = "pictures"
+ROLES = ("fixed", "moving", "moving_labels", "fixed_labels", "fixed_mask", "fixed_lesion")
 
 
 def register(
@@ -90,7 +91,8 @@ def register(
         If a file cannot be used, the scans do not overlap, or the folder holds something else.
     """
     named = (fixed, moving, moving_labels, fixed_labels, fixed_mask, fixed_lesion)
-    folder, own = _claim(Path(out), [Path(path) for path in named if path is not None])
+    given = {role: Path(path) for role, path in zip(ROLES, named, strict=True) if path is not None}
+    folder, own = _claim(Path(out), list(given.values()))
     if fixed_labels is not None and moving_labels is None:
         raise ConfigError("fixed labels alone cannot judge anything; give the moving scan's labels too")
     if model is not None and config is not None and config.transform != "deformable":
@@ -102,37 +104,33 @@ def register(
     _refuse_odd_pair(Path(fixed), Path(moving), (still, other), model)
     carried = None if moving_labels is None else read_labels(Path(moving_labels), source=Path(moving))
     reference = None if fixed_labels is None else _reference(Path(fixed_labels), fixed, carried, moving_labels)
+    for label, scan, path in ((carried, other, moving_labels), (reference, still, fixed_labels)):
+        if label is not None:
+            _refuse_elsewhere(label, scan, path=Path(str(path)))
     looked = _looked(fixed_mask, fixed_lesion, still.geometry, scan=Path(fixed))
     found = pairwise.register(
         still, other, config=config, weight=looked, start=None if model is None else learned.starter(model),
         scaling=None if model is None else model.plan.scaling, device=pick(device).device, progress=_teller(observe),
     )  # fmt: skip
-    report = found.report | {"fixed": Path(fixed).name, "moving": Path(moving).name, "versions": versions()}
+    report = found.report | {role: path.name for role, path in given.items()} | {"versions": versions()}
+    report |= {} if model is None or model.path is None else {"model": model.path.name}
     warped = None
     if carried is not None:
         warped = pairwise.apply_labels(found, carried)
-        _check_reach(warped, carried, Path(str(moving_labels)))
+        report["lost_labels"] = _lost(warped, carried)
         if reference is not None:
             report["dice"] = _dice(warped, carried, reference, still.geometry)
-    folder.mkdir(parents=True, exist_ok=True)
     for path in own:  # an earlier answer must not be taken for a part of this one
         path.unlink(missing_ok=True)
-    write_json({"use": USE}, folder / RECORD)  # from here on the folder is ours, whatever happens
-    write_image(_like(pairwise.apply(found, other), other), folder / FILES[0], native=still.native)
-    if warped is not None:
-        write_labelmap(warped, folder / FILES[1], native=still.native)
-    write_field(found.field, folder / FILES[2], native=still.native)
-    if itk:
-        write_field(found.field, folder / FILES[3], convention="itk", native=still.native)
     scene = warps.Scene(
         fixed=to_look_at(still), moving=to_look_at(other), field=found.field, matrix=found.matrix, labels=carried,
         warped_labels=warped, reference=reference,
     )  # fmt: skip
+    _write(folder, found, (still, other), scene=scene, itk=itk)
     report["pictures"] = [f"{PICTURES}/{name}" for name in warps.write_pictures(scene, folder / PICTURES)]
     report |= {"use": USE} | ({} if other.kind == "scalar" else {"kind": {FILES[0]: list(other.channels)}})
     write_json(report, folder / RECORD)
-    given = {"fixed": fixed, "moving": moving, "moving_labels": moving_labels, "fixed_labels": fixed_labels}
-    places.remember(folder / RECORD, {"pair": {role: Path(path) for role, path in given.items() if path is not None}})
+    places.remember(folder / RECORD, {"pair": {role: given[role] for role in ROLES[:4] if role in given}})
     return report
 
 
@@ -216,9 +214,17 @@ def _refuse_odd_pair(fixed: Path, moving: Path, scans: tuple[Volume, Volume], mo
             f"{moving}: holds {_held(other)}, {fixed} {_held(still)}; give two of a kind, such as the fa.nii.gz that "
             "`fewscan tracts inputs` writes of both"
         )
-    if model is not None and still.kind != "scalar":
+    if model is None:
+        return
+    if still.kind != "scalar":
         raise ConfigError(
             f"{fixed}: holds {said(still.kind)}, and a network gives a start for intensities only; leave out --model"
+        )
+    plan = model.plan
+    if plan.kind != "scalar" or len(plan.channels) != len(still.data):
+        raise ConfigError(
+            f"{model.path}: its network has learnt from {said(plan.kind)} in {len(plan.channels)} channel(s), and "
+            f"{fixed} holds {_held(still)}; leave out --model"
         )
 
 
@@ -262,9 +268,34 @@ def _looked(
     return looked
 
 
-def _check_reach(warped: NDArray[np.uint16], carried: Labelmap, path: Path) -> None:
-    if carried.data.any() and not warped.any():
-        raise DataError(f"{path}: none of its labels reaches the fixed scan; is it the label map of the moving scan?")
+def _refuse_elsewhere(label: Labelmap, scan: Volume, *, path: Path) -> None:
+    """A label map none of whose voxels lies on its scan."""
+    places = np.argwhere(label.data > 0) @ label.geometry.affine[:3, :3].T + label.geometry.affine[:3, 3]
+    inverse = np.linalg.inv(scan.geometry.affine)
+    at = places @ inverse[:3, :3].T + inverse[:3, 3]
+    if not ((at >= -0.5) & (at <= np.array(scan.geometry.shape) - 0.5)).all(1).any():
+        raise DataError(f"{path}: no label lies on its scan; is it another scan's label map, or an empty one?")
+
+
+def _lost(warped: NDArray[np.uint16], carried: Labelmap) -> list[str]:
+    """Names of labels that are not on the fixed scan: they lie beyond it, or are smaller than its voxels."""
+    gone = np.setdiff1d(carried.data[carried.data > 0], warped)
+    return [carried.names.get(value, str(value)) for value in gone.tolist()]
+
+
+def _write(
+    folder: Path, found: pairwise.Registration, pair: tuple[Volume, Volume], *, scene: warps.Scene, itk: bool
+) -> None:
+    """The warped scan, its labels and the field, on the fixed scan's grid."""
+    still, other = pair
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json({"use": USE}, folder / RECORD)  # from here on the folder is ours, whatever happens
+    write_image(_like(pairwise.apply(found, other), other), folder / FILES[0], native=still.native)
+    if scene.warped_labels is not None:
+        write_labelmap(scene.warped_labels, folder / FILES[1], native=still.native)
+    write_field(found.field, folder / FILES[2], native=still.native)
+    if itk:
+        write_field(found.field, folder / FILES[3], convention="itk", native=still.native)
 
 
 def _like(data: NDArray[np.float32], image: Volume) -> NDArray[Any]:

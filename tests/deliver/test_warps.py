@@ -96,6 +96,12 @@ def test_volumes_are_those_of_the_deformable_part_alone(index):
     np.testing.assert_allclose(plain, 1, atol=1e-4)
 
 
+def test_a_single_slice_is_not_said_to_change_by_what_the_affine_part_does_across():
+    grid = Geometry((20, 24, 1), np.diag([1.0, 1.0, 2.0, 1.0]))
+    across = np.diag([1.0, 1.0, 3.0, 1.0])
+    np.testing.assert_allclose(volume_change(from_matrix(across, grid), across, axis=2, index=0), 1, atol=1e-4)
+
+
 def test_folded_voxels_have_a_colour_of_their_own(tmp_path):
     u = np.zeros((3, 20, 24, 18), "f4")
     write_pictures(scene(u), tmp_path)

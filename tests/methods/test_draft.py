@@ -7,6 +7,7 @@ import pytest
 import torch
 from phantom import phantom
 
+from fewscan.deliver.records import dropped
 from fewscan.errors import DataError
 from fewscan.judge.metrics import dice
 from fewscan.methods import draft as drafts
@@ -68,6 +69,18 @@ def test_atlases_that_fold_are_dropped(monkeypatch):
     monkeypatch.setattr(drafts, "MOST_FOLDING", -1.0)
     with pytest.raises(DataError, match="all 1 atlases fold"):
         drafts.draft(case(0).image, [case(5)], config=QUICK, device=CPU)
+
+
+def test_an_atlas_that_cannot_be_registered_costs_nobody_the_draft():
+    flat = case(3)
+    flat = replace(flat, id="flat", image=replace(flat.image, data=np.ones_like(flat.image.data)))
+    found = drafts.draft(case(0).image, [case(5), flat], config=QUICK, device=CPU)
+    assert found.atlases["flat"]["voted"] is False
+    assert "constant" in found.atlases["flat"]["reason"]
+    assert found.label.any()
+    assert dropped({"atlases": found.atlases}) == {"flat": found.atlases["flat"]["reason"]}
+    with pytest.raises(DataError, match="moving scan is constant"):
+        drafts.draft(case(0).image, [flat], config=QUICK, device=CPU)
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -10,8 +10,9 @@ from torch import nn
 
 from fewscan import api
 from fewscan.data.dataset import patient_of
+from fewscan.learn.hardware import pick
 from fewscan.learn.registrar import Registrar
-from fewscan.methods import joint
+from fewscan.methods import evidence, joint
 
 TINY = SMALL | {"pair.widths": "8,8,8"}
 
@@ -214,8 +215,8 @@ def test_the_guard_keeps_the_earlier_segmenter_when_the_later_one_collapsed(tmp_
     seen = {}
     real = joint.guard
 
-    def broken(session, *, before, after, most=3):
-        seen.update(real(session, before=before, after=Constant(session.plan.classes, 0), most=most))
+    def broken(session, *, before, after, held):
+        seen.update(real(session, before=before, after=Constant(session.plan.classes, 0), held=held))
         return dict(seen)
 
     monkeypatch.setattr(joint, "guard", broken)
@@ -224,6 +225,17 @@ def test_the_guard_keeps_the_earlier_segmenter_when_the_later_one_collapsed(tmp_
     assert seen["kept"] == "apart"
     assert model.provenance["guard"]["kept"] == "apart"
     assert "guard: kept the segmenter of apart training" in seen["reason"]
+
+
+def test_the_guard_asks_on_scans_that_both_have_learnt_from(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evidence, "fit", lambda case, *rest, **how: asked.append(case.id) or 0.9)
+    monkeypatch.setattr(evidence, "consistency", lambda *rest, **how: 0.9)
+    cases = [SimpleNamespace(id=name) for name in "abc"]
+    session = SimpleNamespace(labelled=cases, unlabelled=cases[:1], hardware=pick("cpu"))
+    network = Constant(3, 0)
+    evidence.guard(session, before=network, after=network, held=frozenset("a"))
+    assert asked == ["b", "c", "b", "c"]
 
 
 def test_nothing_of_the_unlabelled_scans_stays_in_the_model(tmp_path):

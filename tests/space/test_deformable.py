@@ -109,6 +109,13 @@ def test_it_goes_on_from_a_start() -> None:
     torch.testing.assert_close(true, kept, atol=0, rtol=0)
 
 
+def test_a_start_without_steps_keeps_its_resolution() -> None:
+    torch.manual_seed(0)
+    images, start = torch.rand(2, 1, 1, 12, 10, 8), torch.randn(1, 3, 12, 10, 8)
+    u = deform(images[0], images[1], config=DeformConfig(shrink=(2, 1), steps=(0, 0)), start=start)
+    torch.testing.assert_close(u, start)
+
+
 def test_every_pair_of_a_batch_is_registered_as_if_alone() -> None:
     few = DeformConfig(shrink=(2,), steps=(6,))
     fixed, moving = torch.cat([FIXED, MOVING]), torch.cat([MOVING, FIXED])

@@ -65,7 +65,7 @@ def _cases(cases: Mapping[str, Mapping[str, Any]]) -> str:
     done = {name: case for name, case in cases.items() if name not in lost}
     for name, case in sorted(done.items(), key=lambda item: figure(item[1], "sure")):
         gone = dropped(case)
-        said = ", ".join(f"{atlas} ({number(share, 1, percent=True)} folded)" for atlas, share in gone.items())
+        said = ", ".join(f"{atlas} ({markup.without_folders(why)})" for atlas, why in gone.items())
         atlases = len(parts(case, "atlases"))
         votes = Cell(f"{atlases - len(gone)} of {atlases}", float(atlases - len(gone)))
         sure = figure(case, "sure")

@@ -75,15 +75,19 @@ def folding(share: float) -> str:
     return "none" if share == 0 else "under 0.01 %" if share < 1e-4 else number(share, 2, percent=True)
 
 
-def dropped(case: Mapping[str, Any]) -> dict[str, float]:
-    """Atlases that had no vote on a drafted case, and the share of their voxels that folded.
+def dropped(case: Mapping[str, Any]) -> dict[str, str]:
+    """Atlases that had no vote on a drafted case, and why.
 
     Parameters
     ----------
     case : mapping
         One of a draft record's ``cases``.
     """
-    return {name: figure(row, "folding") for name, row in parts(case, "atlases").items() if row.get("voted") is False}
+    return {
+        name: str(row["reason"]) if "reason" in row else f"{number(figure(row, 'folding'), 1, percent=True)} folded"
+        for name, row in parts(case, "atlases").items()
+        if row.get("voted") is False
+    }
 
 
 def failed(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fewscan.deliver.markup import number
 from fewscan.deliver.records import dropped, failed, figure, folding, part, parts
 from fewscan.judge.results import Evaluation
@@ -15,6 +17,9 @@ WORDS = ((0.9, "closely"), (0.8, "well"), (0.7, "roughly"), (0.0, "in part only"
 
 EXTREME = 5.0
 """Local change of volume beyond which a registration is doubted."""
+
+UNLIKELY = 3.0
+"""Change of volume by the affine part beyond which headers are doubted."""
 
 FEW = " So few scans make even that interval too narrow."
 
@@ -122,7 +127,11 @@ def registered(record: Mapping[str, Any]) -> tuple[str, list[str]]:
     found = []
     if pairs["likeness"][1] <= pairs["likeness"][0]:
         found.append("The scans did not become more alike: do not use this registration.")
-    found += _overlaps(record)
+    found += _overlaps(record) + _scaled(record)
+    if lost := record.get("lost_labels"):
+        found.append(
+            f"Not on the fixed scan, because they lie beyond it or are smaller than its voxels: {', '.join(lost)}."
+        )
     if share > 0:
         found.append("Where the map folds it turns space inside out: trust neither labels nor volumes there.")
     change = part(record, "volume_change")
@@ -168,8 +177,22 @@ def drafted(record: Mapping[str, Any]) -> tuple[str, list[str]]:
         sure = number(figure(cases[least], "sure"), 0, percent=True)
         found.append(f"Look first at {least}: the vote was least sure there, {sure} on average.")
     if gone := sum(bool(dropped(case)) for case in cases.values()):
-        found.append(f"On {_count(gone, 'scan')} an atlas folded and had no vote; see Drafts.")
+        found.append(f"On {_count(gone, 'scan')} an atlas did not fit and had no vote; see Drafts.")
     return f"{said}. Labelled ones, drafted the same way, reach Dice {number(dice)}.", found
+
+
+def _scaled(record: Mapping[str, Any]) -> list[str]:
+    """Doubts about an affine part that no two people of one kind need."""
+    try:
+        scale = float(np.linalg.det(np.array(record["matrix"], float)[:3, :3]))
+    except (KeyError, TypeError, ValueError, IndexError, np.linalg.LinAlgError):  # damaged: other parts say so
+        return []
+    if 1 / UNLIKELY <= scale <= UNLIKELY:
+        return []
+    return [
+        f"The affine part changes volumes by a factor of {number(scale, 3)}: do both headers give their voxels in mm, "
+        "and do both scans show the same part of the body?"
+    ]
 
 
 def _changed(name: str, before: float, after: float) -> str:

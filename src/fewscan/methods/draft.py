@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewscan.errors import DataError
+from fewscan.errors import DataError, GeometryError
 from fewscan.learn import overlap
 from fewscan.learn.batches import Prepared
 from fewscan.learn.channels import to_look_at
@@ -49,14 +49,14 @@ class Draft:
     sure : (X, Y, Z) float32
         Share of the vote that the winning label has; of labels that overlap that of the narrowest decision.
     atlases : mapping of str to dict
-        Each atlas: similarity, folding, and whether it voted.
+        Each atlas: whether it voted, and similarity and folding, or the reason why it could not be registered.
     drawn : frozenset of int, optional
         Labels that an atlas with a vote was asked for; all when None.
     """
 
     label: NDArray[np.uint16] | NDArray[np.bool_]
     sure: NDArray[np.float32]
-    atlases: Mapping[str, dict[str, float | bool]]
+    atlases: Mapping[str, dict[str, Any]]
     drawn: frozenset[int] | None = None
 
     @property
@@ -92,23 +92,31 @@ def draft(
     Raises
     ------
     DataError
-        If there is no atlas, or all of them fold.
+        If there is no atlas, none can be registered, or all that can fold.
+    GeometryError
+        If none overlaps the scan.
     """
     if not atlases:
         raise DataError("no labelled case to draft from; put a label map beside at least one image")
     scan = to_look_at(scan)
     atlases = [replace(atlas, image=to_look_at(atlas.image)) for atlas in atlases]
-    record: dict[str, dict[str, float | bool]] = {}
-    voters, asked = [], []
+    record: dict[str, dict[str, Any]] = {}
+    voters, asked, refused = [], [], None
     similarity = config.deform.similarity
     for atlas in nearest(scan, atlases, similarity=similarity):
-        found = pairwise.register(scan, atlas.image, config=config, device=device)
+        try:
+            found = pairwise.register(scan, atlas.image, config=config, device=device)
+        except (DataError, GeometryError) as error:  # one bad atlas must not cost the others' drafts
+            record[atlas.id], refused = {"voted": False, "reason": str(error)}, error
+            continue
         folding, likeness = found.report["folding"], found.report["similarity"]["after"]
         fine = folding <= MOST_FOLDING
         record[atlas.id] = {"similarity": likeness, "folding": folding, "voted": fine}
         if fine:
             voters.append(_deformed(atlas, found))
             asked.append(atlas.drawn)
+    if refused is not None and all("reason" in row for row in record.values()):
+        raise refused
     if not voters:
         raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
     label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion_of(fusion, similarity))

@@ -173,6 +173,7 @@ def _in_turns(both: _Both, state: State, found: Mapping[str, Any]) -> Model:
     state = both.fit([together], until=max(config.apart, begin + config.apart * config.registrar))
     before = _kept(both, state)
     labeller = Labeller(session, both.cases, path=both.tag)
+    _ready(both, state, labeller)  # also where a run goes on and reads the labels of its rounds
     for turn in range(config.rounds if session.unlabelled else 0):
         until = config.apart + (LAST - config.apart) * (turn + 1) / config.rounds
         if session.fraction() < until and not session.interrupted:
@@ -288,6 +289,12 @@ def _labels(both: _Both, state: State, labeller: Labeller, turn: int) -> Mapping
     return labels
 
 
+def _ready(both: _Both, state: State, labeller: Labeller, *, count: int = 0) -> None:
+    """Let a labeller use the networks as they are now, for so many scans."""
+    predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), both.session.hardware)
+    labeller.begin(cast(Registrar, state.average_of(both.registrar).eval()), predictor, count=count)
+
+
 def _label(both: _Both, state: State, labeller: Labeller, turn: int) -> dict[str, Index]:
     """What atlases and segmenter say together of as many scans as there is time for."""
     session, config, unlabelled = both.session, both.session.settings.joint, both.session.unlabelled
@@ -296,8 +303,7 @@ def _label(both: _Both, state: State, labeller: Labeller, turn: int) -> dict[str
     new = [case for case in drawn if not labeller.drafted(case)][: config.scans]
     order = [*asked, *new]
     session.request.say(f"labelling up to {len(order)} unlabelled scan(s) by atlases and segmenter")
-    predictor = infer.network_predictor(state.average_of(both.alone.train).eval(), session.hardware)
-    labeller.begin(cast(Registrar, state.average_of(both.registrar).eval()), predictor, count=len(new))
+    _ready(both, state, labeller, count=len(new))
     rating = labeller.rating(order)
     session.request.say(str(rating))
     answer: dict[str, Index] = {}
@@ -363,7 +369,7 @@ def _finish(
         verdict = guard(session, before=before, after=after, held=both.held)
         session.request.say(verdict["reason"])
     kept = before if before is not None and verdict.get("kept") == "apart" else after
-    if verdict and labeller is not None and labeller.worth is not None:
+    if verdict and labeller is not None and len(session.labelled) > 1:
         verdict |= _compared(both, labeller, kept)
     trained = state.place_of(both.registrar) in state.first
     others = {"registrar": state.average_of(both.registrar)} if trained else {}

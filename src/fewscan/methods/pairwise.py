@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -161,6 +161,7 @@ def register(
     whole = fields.resize(u, fixed.geometry.shape)[0].numpy()
     report = {
         "transform": config.transform,
+        "settings": asdict(config),
         "similarity": {"name": name, **{k: round(v, 6) for k, v in likeness.items()}},
         "folding": float((det <= 0).float().mean()),
         "volume_change": {"smallest": float(det.min()), "largest": float(det.max())},

@@ -41,6 +41,7 @@ def build(session: Session) -> Registrar:
         Plan, settings and prepared cases.
     """
     pair, device = session.settings.pair, session.hardware.device
+    session.request.say(f"registration kernels on {device}: {kernels.path(device)}")
     extent = np.median([c.image.shape[1:] for c in (*session.labelled, *session.unlabelled)], 0)
     voxels = pair.voxels or VOXELS["cpu" if device.type == "cpu" else "gpu"]
     shape = registration_grid(extent.tolist(), session.plan.spacing, voxels=voxels, levels=len(pair.widths))
