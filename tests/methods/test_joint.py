@@ -102,6 +102,15 @@ def test_a_segmenter_that_fits_not_even_the_drawn_labels_is_taught_with_them_alo
     assert not model.provenance["guard"]
 
 
+def test_who_wants_both_networks_gets_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "FITTED", 2.0)
+    data = write_dataset(tmp_path / "data", labelled=3, unlabelled=1)
+    settings = TINY | {"joint.decide": "no", "joint.rounds": "1"}
+    model = api.train(data, tmp_path / "model", steps=30, settings=settings, device="cpu", method="joint")
+    assert isinstance(model.others["registrar"], Registrar)
+    assert model.provenance["scans"] == {"help": True}
+
+
 def test_a_registrar_that_starts_late_is_as_fresh_as_one_that_starts_first(tmp_path, monkeypatch):
     monkeypatch.setattr("fewscan.learn.session.LOG_EVERY_SECONDS", 0.0)
     data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)

@@ -203,6 +203,8 @@ class JointConfig:
         Pseudo-labels from atlases and segmenter together; else from the atlases alone.
     warped : bool
         Also learn from labelled scans in the shape of unlabelled ones.
+    decide : bool
+        Train a registration network only where unlabelled scans promise more than time does; else always.
     teach : {"both", "segmenter", "registrar"}
         Which network the other one helps; "both" is the method, the others are its one-way ablations.
     """
@@ -217,6 +219,7 @@ class JointConfig:
     refine: int = 20
     agree: bool = True
     warped: bool = True
+    decide: bool = True
     teach: str = "both"
 
     def __post_init__(self) -> None:

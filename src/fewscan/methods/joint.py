@@ -199,7 +199,7 @@ def _decided(request: Request) -> bool:
 def _held(session: Session) -> frozenset[str]:
     """Labelled scans that the segmenter does not see at first, whole patients; the others hold every label."""
     labelled = {case.id: case for case in session.labelled}
-    if len(labelled) < 3 or not session.unlabelled:
+    if len(labelled) < 3 or not session.unlabelled or not session.settings.joint.decide:
         return frozenset()
     rng, held = np.random.default_rng([session.request.seed, HELD]), list[str]()
     for patient in rng.permutation(sorted({case.whose for case in session.labelled})):
@@ -227,7 +227,7 @@ def _scans_help(both: _Both, state: State, early: float) -> dict[str, Any]:
     More scans can close the gap between seen and unseen ones. What steps bring follows from what the last doubling of
     their number brought. Joint training takes about half a doubling away, and may well close half of the gap.
     """
-    if not both.session.unlabelled:  # both networks were asked for
+    if not (both.session.unlabelled and both.session.settings.joint.decide):  # both networks were asked for
         return {"help": True}
     found: dict[str, Any] = {"help": True, "seen": round(_fit(both, state), 4)}
     alone = "the segmenter learns on from drawn labels alone, and no registration network is trained"

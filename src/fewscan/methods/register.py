@@ -224,7 +224,8 @@ def starter(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
     if not isinstance(registrar, Registrar):
         raise ModelError(
             f"{model.path} holds no registration network (nor does one of --method joint where unlabelled scans did "
-            "not help); train one with --method register, or leave out --model"
+            "not help, unless it was trained with --set joint.decide=no); train one with --method register, or leave "
+            "out --model"
         )
 
     def start(fixed: Tensor, moving: Tensor) -> Tensor:
