@@ -2,7 +2,7 @@
 
 Signs of doubt, such as how steady an answer is under small disturbances, go along with Dice; how much, a
 cross-validation tells. The logit of Dice is regressed on the logits of the signs, with an offset for each label that is
-drawn to the common one (ridge). The range of a label is a quantile, over patients, of how far its Dice was from what
+drawn to the common one, and with slopes that are drawn to those of `USUAL` (ridge): a handful of scans tells no slope. The range of a label is a quantile, over patients, of how far its Dice was from what
 all other patients let expect: leave-one-out residuals, as in the jackknife (Barber et al. 2021, arXiv 1905.02928). With
 n patients no level above n / (n + 1) can be had, and the level that is had is said. It holds on average over draws of
 the patients; what the range of one draw holds at least is said too, see `held_at_least`. Both are what the patients at
@@ -31,6 +31,7 @@ FILE = "calibration.json"
 WANTED = 0.9  # level of a range where there are patients enough
 RARE = 0.05  # one draw of patients in twenty: in it a range holds less than it is said to hold at least
 LEAST = 3  # patients below which nothing is learnt
+USUAL = {"steady": 1.0}  # slope of a sign where scans do not tell it; 0 of any other
 SHRINK, OFFSET = 1.0, 2.0  # ridge of slopes and of the labels' offsets
 EDGE = 0.005  # how near to 0 and 1 Dice and signs are taken to be at most
 
@@ -350,8 +351,9 @@ def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
     own = np.array([[float(row.label == label) for label in labels] for row in rows])
     table: NDArray[np.float64] = np.concatenate([x - middle, own], 1)
     ridge = np.diag([SHRINK] * len(names) + [OFFSET] * len(labels))
-    found = np.linalg.solve(table.T @ table + ridge, table.T @ (y - common))
-    slopes = np.maximum(found[: len(names)], 0.0)  # less doubt never means a worse answer
+    usual = np.array([USUAL.get(name, 0.0) for name in names])
+    found = np.linalg.solve(table.T @ table + ridge, table.T @ (y - common - (x - middle) @ usual))
+    slopes = np.maximum(usual + found[: len(names)], 0.0)  # less doubt never means a worse answer
     offsets = {label: common + float(found[len(names) + i]) for i, label in enumerate(labels)}
     return Calibration(
         signs=names, middle=tuple(middle.tolist()), slopes=tuple(slopes.tolist()), level_of=offsets, common=common,
