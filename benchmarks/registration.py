@@ -15,6 +15,8 @@ recommends: the label with the largest linear share (fewscan), "genericLabel" (A
 voxel (DIPY). Folding is the share of voxels whose Jacobian determinant is not positive, of the deformable part alone.
 The interval of the mean Dice is over fixed patients, each with all of its pairs.
 
+``learned`` rows say of how many pairs the network has seen a scan while it learnt, with its labels or without.
+
 Finished pairs are kept in the work folder, so that an interrupted run goes on with the next one.
 """
 
@@ -190,6 +192,17 @@ def figures(pairs: Sequence[Pair], found: Sequence[Found]) -> Found:
     }
 
 
+def seen(model: Model | None, pairs: Sequence[Pair]) -> dict[str, int]:
+    """Pairs of which a network has learnt from a scan, with its labels or without; nothing without a network."""
+    if model is None:
+        return {}
+    known = {kind: set(model.provenance[kind]) for kind in ("labelled", "unlabelled")}
+    return {
+        f"pairs_seen_{kind}": sum(not {pair.fixed.id, pair.moving.id}.isdisjoint(ids) for pair in pairs)
+        for kind, ids in known.items()
+    }
+
+
 def warm_up() -> None:
     """Let numba compile: register two small balls."""
     geometry = Geometry((24, 24, 24), np.eye(4))
@@ -284,7 +297,7 @@ def main() -> None:
             if row is not None:
                 network = load_model(args.model) if system in LEARNED else None
                 found = measured(system, pairs, args.work / name / f"{system}-{code}", python=python, model=network)
-                row.update(figures(pairs, found) | {"versions": versions})
+                row.update(figures(pairs, found) | seen(network, pairs) | {"versions": versions})
     there = {row["key"]["system"]: row for row in load(RESULTS / args.result) if row["key"].items() >= key.items()}
     ordered = {system: there[system] for system in [*OURS, *LEARNED, *PEERS] if system in there}
     print(table(ordered))
@@ -297,7 +310,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer", type=Path, help="python of the environment that holds the peers")
-    parser.add_argument("--model", type=Path, help="model with a registration network, trained on other scans")
+    parser.add_argument("--model", type=Path, help="model with a registration network")
     parser.add_argument("--pairs", type=_count, help="a number or all; 60 of hippocampus_msd and else 10 if left out")
     parser.add_argument(
         "--system", action="append", choices=[*OURS, *LEARNED, *PEERS], help="only this one; may be repeated"
