@@ -134,6 +134,13 @@ def test_a_single_slice_can_be_deformed(similarity: str) -> None:
     assert bool(u.isfinite().all())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_the_cpu_finds() -> None:
+    u = deform(FIXED.cuda(), MOVING.cuda(), config=QUICK).cpu()
+    assert min(dice(u)) > 0.9
+    assert (u - deform(FIXED, MOVING, config=QUICK)).norm(dim=1).mean() < 0.3
+
+
 def test_progress_runs_to_the_end() -> None:
     shares: list[float] = []
     deform(FIXED, MOVING, config=DeformConfig(shrink=(4, 2), steps=(3, 4)), progress=shares.append)
