@@ -45,8 +45,9 @@ from fewscan.learn import infer
 from fewscan.learn.channels import to_look_at
 from fewscan.learn.checkpoint import Model, sha256
 from fewscan.learn.hardware import pick
-from fewscan.shifting import TEMPLATES, deformation_around
+from fewscan.shifting import TEMPLATES
 from fewscan.space.volume import Volume
+from fewscan.surroundings import deformation_around
 from fewscan.tracts.anatomy import read_anatomy
 from fewscan.tracts.cohort import CASE, DISPLACEMENT, LESION
 from fewscan.tracts.population import CohortConfig

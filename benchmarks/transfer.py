@@ -2,7 +2,8 @@
 
     python benchmarks/transfer.py --data ../shared/data [--task acdc --k 5 --seed 0 --system transfer]
 
-A source model is trained once for each task (ten minutes) and kept in ``--work``. Each row takes k labelled scans of
+A source model is trained once for each task and code (ten minutes) and kept in ``--work``; one of half a run is trained
+anew. Each row takes k labelled scans of
 the target's pool, of as many patients as there are, and tests on patients of the target that no run sees:
 
 * ``none``: the source model as it is (k = 0).
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_label import figures, rounded, stop_if_interrupted
-from harness import RESULTS, code_hash, load, rows, show
+from harness import RESULTS, TRAINING, code_hash, load, rows, show
 
 from fewscan import api
 from fewscan.data import dataset as datasets
@@ -83,12 +84,16 @@ def one_hippocampus(data: Dataset, work: Path, *, name: str) -> Dataset:
 
 
 def source_model(train: Dataset, work: Path, *, task: str, minutes: float) -> Model:
-    """Trained once, then read."""
-    folder = work / f"{task}_source_{minutes:g}"
-    if not (folder / "model.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        stop_if_interrupted(api.train(train, folder, budget=minutes * 60, device="cpu", observe=show))
-    return api.load(folder)
+    """Trained once for each task, time and code; one of half a run is not read again."""
+    folder = work / f"{task}_source_{minutes:g}_{code_hash(parts=TRAINING)[:8]}"
+    if (folder / "model.json").is_file():
+        model = api.load(folder)
+        if not model.provenance["interrupted"]:
+            return model
+    shutil.rmtree(folder, ignore_errors=True)
+    model = api.train(train, folder, budget=minutes * 60, device="cpu", observe=show)
+    stop_if_interrupted(model)
+    return model
 
 
 def draw(data: Dataset, *, task: str, k: int, seed: int, development: bool) -> tuple[Dataset, list[CaseFiles]]:
@@ -152,7 +157,8 @@ def harm(row: dict[str, object], result: str, key: dict[str, str | int | float])
     mine = row["cases"]
     assert isinstance(mine, dict)
     for other in load(RESULTS / result):
-        if other["key"]["system"] == "none" and other["key"]["task"] == key["task"]:
+        alike = all(other["key"].get(name) == key.get(name) for name in ("task", "source_minutes", "development"))
+        if other["key"]["system"] == "none" and alike:
             change = [mine[case] - dice for case, dice in other["cases"].items() if case in mine]
             return {"harm": rounded(float(np.mean(np.array(change) < -HARM))), "gain": rounded(float(np.mean(change)))}
     return {}
@@ -167,8 +173,9 @@ def wanted(args: argparse.Namespace) -> list[dict[str, str | int | float]]:
         for k, seed, system in [(0, 0, "none"), *runs]:
             key: dict[str, str | int | float] = {"task": task, "k": k, "seed": seed, "system": system}
             if all(getattr(args, name) in (None, value) for name, value in key.items()):
+                key |= {"source_minutes": args.source_minutes}
                 if args.development:
-                    key |= {"development": 1, "source_minutes": args.source_minutes}
+                    key |= {"development": 1}
                     key |= {} if system == "none" else {"steps": args.steps}
                     key |= {"layers": args.layers, "lr": args.lr} if system in ("transfer", "unguarded") else {}
                 else:

@@ -161,9 +161,10 @@ def _transfer(rows: list[Row]) -> list[str]:
     for row in (r for r in rows if r["key"]["system"] == "transfer"):
         key = row["key"]
         for other in rows:
-            alike = all(other["key"].get(k) == key[k] for k in ("task", "k", "seed"))
-            is_scratch = other["key"]["system"] == "scratch" and alike
-            if is_scratch or (other["key"]["system"] == "none" and other["key"]["task"] == key["task"]):
+            alike = all(other["key"].get(k) == key.get(k) for k in ("task", "source_minutes"))
+            drawn = all(other["key"].get(k) == key[k] for k in ("k", "seed"))
+            system = other["key"]["system"]
+            if alike and (system == "none" or (system == "scratch" and drawn)):
                 same = [case for case in row["cases"] if case in other["cases"]]
                 paired = paired_test([row["cases"][c] for c in same], [other["cases"][c] for c in same])
                 what = f"{key['task']} k={key['k']} seed={key['seed']}: transfer {100 * paired.difference:+.2f} points"

@@ -83,15 +83,18 @@ def evaluate(
     json_file: Json = None,
 ) -> None:
     """Dice, overlap, overreach, volumes and ends of each bundle; empty ones are said to be empty."""
-    from fewscan.judge.results import plain
+    from fewscan.judge.results import plain, read_evaluation
     from fewscan.tables import bundle_scores
     from fewscan.tracts import bundles
 
     found = bundles.evaluate_bundles(predicted, reference, out=out)
-    table = bundles.summary(found)
-    if not to_json(plain(table), json_file):
+    table, unmatched = bundles.summary(found), read_evaluation(out / bundles.EVALUATION).unmatched
+    if not to_json(plain({"summary": table, "unmatched": unmatched}), json_file):
         screen = stdout()
         screen.print(bundle_scores(table))
+        for key, names in unmatched.items():
+            if names:
+                screen.print(f"{', '.join(names)}: {bundles.UNMATCHED[key]}", markup=False)
         screen.print(f"Every case in {out / bundles.TABLE}. For research use only.", markup=False)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fewscan import api
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.dicom_labels import plain_name
+from fewscan.data.headers import suffix_of
 from fewscan.data.io import read_labels
 from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
@@ -25,23 +25,21 @@ from fewscan.judge import shift as judging
 from fewscan.judge.evaluate import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, grafting, infer
-from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.plan import Plan
 from fewscan.learn.request import Observer
-from fewscan.methods import pairwise
 from fewscan.methods.transfer import score, score_answer
-from fewscan.space import directions, field
-from fewscan.space.volume import IGNORE, Case, Volume
+from fewscan.space import field
+from fewscan.space.volume import Case
+from fewscan.surroundings import deformation_around, placed, structures
 
 MOST_SCANS = 40  # of each population
 MOST_JUDGED = 12  # labelled scans of each population that the model is judged on
-MOST_LESIONS = 6  # cases with a lesion, and as many healthy scans, that are registered; the others are not
+MOST_LESIONS = 6  # cases with a lesion, and at most as many healthy people, that are registered; the others are not
 TEMPLATES = 2  # healthy scans that are brought onto each of them
-MASKED_MM = 2.0  # around a lesion, where likeness does not count
 WORSE = 0.1  # Dice by which the surroundings of a lesion may fall behind the rest before a case needs a human
 
 
@@ -129,7 +127,6 @@ def shift(
     found = judging.systematic(*seen, seed=seed)
     scores = dict[str, dict[str, float]]()
     lesion = _lesions(work, scores) if masks else {}
-    deformed = bool(lesion) and _more(lesion["measures"]["excess"])
     normalised = all(scaling.kind == "scan" for scaling in loaded.plan.scaling)
     review = [case for case, row in lesion.get("cases", {}).items() if row["why"]]
     patients = [len({one.patient for one in part}) for part in seen]
@@ -143,8 +140,12 @@ def shift(
         "target": {"name": new.root.name, "scans": len(seen[1]), "patients": patients[1]},
         "tellable": told,
         "model": dict(loaded.provenance.get("sha256", {})),
-        "advice": judging.advice(found, normalised=normalised, deformed=deformed, review=review, told=told, lost=lost),
+        "advice": judging.advice(
+            found, normalised=normalised, deformed=lesion.get("deformed", False), pushed=lesion.get("pushed_mm"),
+            review=review, told=told, lost=lost,
+        ),
         "systematic": asdict(found),
+        "near_lesions": [one.id for one in seen[1] if one.near],
         "scans": {side: {o.id: {k: v.tolist() for k, v in o.numbers.items()} for o in part}
                   for side, part in zip(("source", "target"), seen, strict=True)},
         "dice": dice,
@@ -172,15 +173,18 @@ def _refuse_others(data: Dataset, plan: Plan) -> None:
 
 
 def _masks(folder: Path, target: Dataset) -> dict[str, Path]:
-    """Case id to lesion mask; masks of cases that are not there, or none at all, are refused."""
+    """Case id to lesion mask, those of no case of the target too; two of one case, or none at all, are refused."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder of masks named like the cases of {target.root}")
-    known = {case.id for case in target.cases}
-    found = {case_id(path): path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] != "."}
-    masks = {case: path for case, path in found.items() if case in known}
-    if not masks:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name[0] == "." or suffix_of(path) is None:
+            continue
+        if (first := found.setdefault(case_id(path), path)) != path:
+            raise DataError(f"{path}: {first.name} is a mask of {case_id(path)} too; leave one of them")
+    if not found.keys() & {case.id for case in target.cases}:
         raise DataError(f"{folder}: none of its {len(found)} files is named like a case of {target.root}; rename them")
-    return masks
+    return found
 
 
 def _load(work: _Card, files: CaseFiles, data: Dataset) -> Case:
@@ -206,19 +210,21 @@ def _looks(work: _Card, data: Dataset, at: float) -> list[looks.Look]:
 def _dice(
     work: _Card, data: Dataset, at: float, *, known: Mapping[str, Mapping[str, float]] | None = None
 ) -> dict[str, Any]:
-    """The model's Dice on scans of a population; those it was trained on are left out while there are others.
+    """The model's Dice on scans of a population; those named as it was trained on are left out while there are others.
 
-    Of cases predicted before, the Dice of each label may be known.
+    A model remembers names, not scans: another copy of the source population is known by them, and so is, wrongly,
+    another population that numbers its cases alike. Of cases predicted before, the Dice of each label may be known.
     """
     trained = {str(name) for name in work.model.provenance.get("labelled", ())}
     if data.root.resolve() != work.source.root.resolve():
         trained = set()  # another population may number its cases alike
     unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
     rows = {}
+    left_out = len(data.labelled) - len(unseen) if unseen else 0
     sample = work.sample([c for c in data.labelled if c.id in unseen] or data.labelled, MOST_JUDGED)
     named = {plain_name(name) for name in work.model.names.values()}
     if not named & {plain_name(name) for name in data.names.values()}:
-        return {"mean": math.nan, "cases": {}, "trained": False}
+        return {"mean": math.nan, "cases": {}, "trained": False, "left_out": 0}
     for i, files in enumerate(sample):
         work.tell(at + 0.1 * i / len(sample), files.id)
         scores = (known or {}).get(files.id)
@@ -227,7 +233,8 @@ def _dice(
         shared = [value for name, value in scores.items() if plain_name(name) in named]
         rows[files.id] = float(np.mean(shared)) if shared else math.nan
     values = [v for v in rows.values() if math.isfinite(v)]
-    return {"mean": float(np.mean(values)) if values else math.nan, "cases": rows, "trained": not unseen}
+    mean = float(np.mean(values)) if values else math.nan
+    return {"mean": mean, "cases": rows, "trained": not unseen, "left_out": left_out}
 
 
 def _lesions(work: _Card, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -236,29 +243,40 @@ def _lesions(work: _Card, scores: dict[str, dict[str, float]]) -> dict[str, Any]
     registered = _around(work)
     rows: dict[str, dict[str, Any]] = {}
     held = [case for case in work.target.cases if case.id in work.lesions]
+    empty: list[str] = []
     for i, files in enumerate(held):
         work.tell(0.6 + 0.2 * i / len(held), f"{files.id}, structures around the lesion")
         case = _load(work, files, work.target)
         lesion = work.mask(case)
         if lesion is None:
+            empty.append(files.id)
             continue
         answer = infer.segment(work.model, case.image, predictor=infer.torch_predictor(work.model, work.hardware))
-        rows[case.id] = registered.rows.get(case.id, {}) | _structures(work.model, case, lesion, answer=answer)
+        rows[case.id] = registered.rows.get(case.id, {}) | structures(case, lesion, answer=answer, model=work.model)
         if case.label is not None:
             scores[case.id] = score_answer(answer, case, model=work.model)
     if not rows:
         raise DataError("no lesion mask has a voxel on its scan; draw them on the target's scans")
     measures = {key: _measure(registered, key, seed=work.seed) for key in ("excess", "displacement_mm", "turned_deg")}
-    usual = max((row["excess"] for row in registered.control), default=math.nan)
+    people = [len({patient for _, patient in part}) for part in registered.measured("excess")]
+    told = judging.tellable(*people)
+    deformed = told and _more(measures["excess"])
+    usual = max((value for value, _ in registered.measured("excess")[0]), default=math.nan)
+    pushed: dict[str, float] = {}
     for row in rows.values():
-        row["why"] = _why(row, deformed=_more(measures["excess"]) and row.get("excess", -math.inf) > usual)
+        row["why"] = _why(row, deformed=deformed and row.get("excess", -math.inf) > usual)
+        for name, mm in row["pushed_mm"].items():
+            if math.isfinite(mm):
+                pushed[name] = max(mm, pushed.get(name, 0.0))
     means = {}
     for key in ("dice_near", "dice_far"):
         values = [row[key] for row in rows.values() if math.isfinite(row[key])]
         means[key] = float(np.mean(values)) if values else math.nan
     return {
         "cases": rows, "control": registered.control, "registered": len(registered.rows), "measures": measures,
-        **means, "near_mm": lesions.NEAR_MM,
+        "tellable": told, "patients": people, "deformed": deformed, "pushed_mm": pushed, **means,
+        "near_mm": lesions.NEAR_MM, "empty": empty,
+        "unused": sorted(work.lesions[case].name for case in work.lesions.keys() - {files.id for files in held}),
     }  # fmt: skip
 
 
@@ -270,6 +288,14 @@ class _Around:
     control: list[dict[str, float]]
     patients: tuple[list[str], list[str]]  # of the control, of the rows
 
+    def measured(self, key: str) -> list[list[tuple[float, str]]]:
+        """A measure of the control and of the rows with whose it is, where there was tissue to measure it."""
+        parts = (self.control, list(self.rows.values()))
+        return [
+            [(row[key], patient) for row, patient in zip(part, patients, strict=True) if math.isfinite(row[key])]
+            for part, patients in zip(parts, self.patients, strict=True)
+        ]
+
 
 def _around(work: _Card) -> _Around:
     """Healthy templates registered onto a sample of the cases with a lesion, and onto other healthy scans."""
@@ -278,31 +304,31 @@ def _around(work: _Card) -> _Around:
     if len(healthy) <= TEMPLATES:
         raise DataError(f"{work.source.root}: {len(healthy)} scans; lesions need more than {TEMPLATES} healthy ones")
     templates = [to_look_at(_load(work, files, work.source).image) for files in healthy[:TEMPLATES]]
-    found = _Around({}, [], ([], []))
+    found, places, spare = _Around({}, [], ([], [])), [], healthy[TEMPLATES:]
     sample = work.sample(held, MOST_LESIONS)
     for i, files in enumerate(sample):
-        work.tell(0.4 + 0.2 * i / len(sample), f"{files.id}, around the lesion")
+        work.tell(0.4 + 0.1 * i / len(sample), f"{files.id}, around the lesion")
         case = _load(work, files, work.target)
         lesion = work.mask(case)
         if lesion is None:
             continue
         found.rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates=templates)
-        beside = healthy[TEMPLATES + i % (len(healthy) - TEMPLATES)]
-        other = to_look_at(_load(work, beside, work.source).image)
-        place = _placed(lesion, other.geometry.shape)
-        found.control.append(deformation_around(other, place, templates=templates))
-        for patients, one in zip(found.patients, (beside, files), strict=True):
-            patients.append(one.patient)
+        found.patients[1].append(files.patient)
+        places.append(lesion)
+    count = max(len(places), len(spare)) if places else 0  # every spare one: few controls can show nothing
+    for i in range(count):
+        files = spare[i % len(spare)]
+        work.tell(0.5 + 0.1 * i / count, f"{files.id}, the same places")
+        image = to_look_at(_load(work, files, work.source).image)
+        place = placed(places[i % len(places)], image.geometry.shape)
+        found.control.append(deformation_around(image, place, templates=templates))
+        found.patients[0].append(files.patient)
     return found
 
 
 def _measure(found: _Around, key: str, *, seed: int) -> dict[str, float]:
     """A measure around lesions less that at the same places of healthy scans."""
-    parts = (found.control, list(found.rows.values()))
-    kept = [
-        [(row[key], patient) for row, patient in zip(part, patients, strict=True) if math.isfinite(row[key])]
-        for part, patients in zip(parts, found.patients, strict=True)
-    ]
+    kept = found.measured(key)
     if not all(kept):
         return {"value": math.nan, "low": math.nan, "high": math.nan, "p": 1.0}
     (control, theirs), (around, ours) = (zip(*part, strict=True) for part in kept)
@@ -319,75 +345,6 @@ def _why(row: dict[str, Any], *, deformed: bool) -> list[str]:
     found = ["tissue around it is deformed"] if deformed else []
     if row["dice_far"] - row["dice_near"] > WORSE:
         found.append("Dice falls near it")
-    pushed = {name: mm for name, mm in row["pushed_mm"].items() if mm >= lesions.PUSHED_MM}
-    if pushed:
-        worst = max(pushed, key=lambda name: pushed[name])
-        others = f" and {len(pushed) - 1} more" if len(pushed) > 1 else ""
-        found.append(f"{worst}{others} may be pushed by {pushed[worst]:.0f} mm")
+    if moved := lesions.pushed_said(row["pushed_mm"]):
+        found.append(moved)
     return found
-
-
-def _placed(lesion: NDArray[np.bool_], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """The mask at the same relative place of another grid."""
-    index = [
-        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int) for n, m in zip(shape, lesion.shape, strict=True)
-    ]
-    return lesion[np.ix_(*index)]
-
-
-def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: Sequence[Volume]) -> dict[str, float]:
-    """How healthy templates must deform, beyond an affine map, to fit around a lesion: volume, length, rotation.
-
-    Parameters
-    ----------
-    image : Volume
-        Intensities, or what stands for them.
-    lesion : (X, Y, Z) bool
-        On its grid; likeness does not count there.
-    templates : sequence of Volume
-        Healthy scans that hold the same.
-    """
-    away = looks.distance_mm(lesion, image.geometry.spacing)
-    mask = looks.tissue(image.data[0])
-    rows = []
-    for template in templates:
-        found = pairwise.register(image, template, weight=away > MASKED_MM)
-        to_voxels = np.linalg.inv(image.geometry.affine) @ np.linalg.inv(found.matrix) @ image.geometry.affine
-        u = field.through(to_voxels, found.field.u)  # what is left without the affine part
-        change = np.abs(np.log(np.maximum(field.determinant(torch.from_numpy(u)[None])[0].numpy(), 1e-3)))
-        length = np.linalg.norm(np.einsum("ij,jxyz->ixyz", image.geometry.affine[:3, :3], u), axis=0)
-        near, far = lesions.near_and_far(change, away, mask=mask)
-        turned = directions.turned_deg(torch.from_numpy(u)[None], spacing=image.geometry.spacing)[0].numpy()
-        rows.append((near, far, *(lesions.near_and_far(values, away, mask=mask)[0] for values in (length, turned))))
-    near, far, moved, angle = (float(np.mean(column)) for column in zip(*rows, strict=True))
-    changed = {"volume change": near, "volume change, far": far, "excess": near - far}
-    return changed | {"displacement_mm": moved, "turned_deg": angle}
-
-
-def _structures(model: checkpoint.Model, case: Case, lesion: NDArray[np.bool_], *, answer: Segmented) -> dict[str, Any]:
-    """Of each structure, drawn or predicted, distance and expected push; Dice near and far where it was drawn.
-
-    Where nobody looked, at a structure or at a voxel, the prediction stands.
-    """
-    away = looks.distance_mm(lesion, case.image.geometry.spacing)
-    looked, drawn = _drawn(case)
-    effect = lesions.mass_effect_mm(lesion, case.image.geometry.spacing)
-    distances, pushed, pairs = {}, {}, []
-    for value, name in model.names.items():
-        mask, truth = answer.mask(value, model.plan), drawn.get(plain_name(name))
-        if truth is not None:
-            pairs.append(lesions.near_and_far_dice(mask & looked, truth, away=away))
-            mask = np.where(looked, truth, mask)
-        distances[name] = float(away[mask].min()) if mask.any() else math.nan
-        pushed[name] = float(effect[mask & ~lesion].mean()) if (mask & ~lesion).any() else math.nan
-    columns = [[v for v in column if math.isfinite(v)] for column in zip(*pairs, strict=True)] if pairs else [[], []]
-    near, far = (float(np.mean(column)) if column else math.nan for column in columns)
-    return {"distance_mm": distances, "pushed_mm": pushed, "dice_near": near, "dice_far": far}
-
-
-def _drawn(case: Case) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.bool_]]]:
-    """Voxels that somebody looked at, and the structures that were looked for."""
-    if case.label is None:
-        return np.zeros(case.image.geometry.shape, bool), {}
-    names = {v: n for v, n in case.label.names.items() if case.drawn is None or v in case.drawn}
-    return case.label.data != IGNORE, {plain_name(name): case.label.mask(value) for value, name in names.items()}

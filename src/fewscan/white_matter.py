@@ -18,6 +18,7 @@ from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry
 from fewscan.space.orientation import Orientation, said
 from fewscan.tracts import streamlines
+from fewscan.tracts.bundles import ENDS
 from fewscan.tracts.inputs import make_inputs
 
 PICTURE = "orientation.png"
@@ -90,8 +91,9 @@ def masks(tractograms: Sequence[Path], out: Path, *, like: Path) -> dict[str, di
     names = [f.stem for f in files]
     if not files or len(set(names)) < len(names):
         raise ConfigError(f"one .trk or .tck for each bundle is needed, got {names}")
-    if there := [n for n in names if (out / SEGMENTATIONS / f"{n}.nii.gz").exists()]:
-        raise ConfigError(f"{out / SEGMENTATIONS}: holds {there[0]} already; give another -o")
+    made = [(SEGMENTATIONS, n) for n in names] + [(ENDINGS, f"{n}_{end}") for n in names for end in ENDS]
+    if there := [(folder, n) for folder, n in made if (out / folder / f"{n}.nii.gz").exists()]:
+        raise ConfigError(f"{out / there[0][0]}: holds {there[0][1]} already; give another -o")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give a folder")
     new = not out.exists()
@@ -123,6 +125,7 @@ def _mask(file: Path, folder: Path, *, native: Geometry, like: Path) -> dict[str
         raise DataError(f"{file}: none of its streamlines lies on the grid of {like}; are both in one space?")
     first, last = streamlines.ends(lines, grid)
     write_bundles({file.stem: mask}, folder, native=native)
-    write_bundles({f"{file.stem}_b": first, f"{file.stem}_e": last}, folder, native=native, folder=ENDINGS)
+    two = {f"{file.stem}_{end}": mark for end, mark in zip(ENDS, (first, last), strict=True)}
+    write_bundles(two, folder, native=native, folder=ENDINGS)
     ml = float(mask.sum()) * grid.voxel_mm3 / 1000
     return {"streamlines": len(lines), "volume_ml": round(ml, 2), "points_beyond": beyond}

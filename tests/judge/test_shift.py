@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import benches
@@ -10,9 +11,10 @@ import pytest
 from phantom import phantom, write_dataset
 from torch import nn
 
-from fewscan import api, shifting
+from fewscan import api, shifting, surroundings
 from fewscan.data import dataset as datasets
 from fewscan.data.io import write_image, write_labelmap
+from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks, shift
 from fewscan.judge.shift import Distance, Systematic
@@ -74,9 +76,9 @@ def test_many_scans_of_one_patient_count_as_one(scans, normaliser):
 
 def test_features_tell_noisy_scans_from_others(scans, untrained):
     rng = np.random.default_rng(0)
-    images = [datasets.load(case, scans).image for case in scans.cases[:12]]
-    source = [looks.look(i, untrained, case=f"s{n}") for n, i in enumerate(images[:6])]
-    target = [looks.look(bench.inject(i, "noise", rng=rng), untrained, case=f"t{n}") for n, i in enumerate(images[6:])]
+    images = [datasets.load(case, scans).image for case in scans.cases[:18]]
+    source = [looks.look(i, untrained, case=f"s{n}") for n, i in enumerate(images[:9])]
+    target = [looks.look(bench.inject(i, "noise", rng=rng), untrained, case=f"t{n}") for n, i in enumerate(images[9:])]
     found = shift.systematic(source, target).distances
     assert set(found) == {"intensity, Wasserstein", "features, MMD", "features, Fréchet"}
     assert min(found["features, MMD"].p, found["features, Fréchet"].p) < 0.05
@@ -147,12 +149,41 @@ def test_three_and_three_patients_cannot_show_what_three_and_four_can(scans, nor
         (named("fine detail", "contrast", value=9.0), {}, "Fine detail and contrast differ: fine-tuning with about 10"),
         (named("contrast"), {"deformed": True}, "; it will not repair the deformation around lesions."),
         (named("contrast"), {"review": ["a", "b"]}, "; a and b need a human."),
+        (
+            named("contrast"),
+            {"pushed": {"AF": 3.4, "CST": 6.2, "UF": 1.0}, "review": ["a"]},
+            "; it will not repair the deformation around lesions: CST and 1 more may be pushed by up to 6 mm; a needs",
+        ),
+        (named(), {"lost": 0.28, "pushed": {"CST": 6.2}}, "; it will not repair the deformation around lesions: CST"),
+        (named(), {"pushed": {"CST": 6.2}}, "; around lesions CST may be pushed by up to 6 mm."),
+        (named(), {"pushed": {"CST": 6.2}, "deformed": True}, "; tissue is deformed around lesions: CST may be pushed"),
+        (named(), {"pushed": {"CST": 2.9}}, "check its first answers."),
     ],
 )  # fmt: skip
 def test_the_advice_is_one_plain_sentence(found, more, said):
     text = shift.advice(found, normalised=True, **more)
     assert said in text
     assert text.count(". ") == 0
+
+
+def test_looking_at_many_distances_finds_no_more_than_looking_at_one(monkeypatch):
+    """Ten measures that tell nothing, each a number drawn for each way to deal the scans out."""
+    monkeypatch.setattr(shift, "PERMUTATIONS", 199)
+    scans = [
+        looks.Look(id=str(i), patient=str(i), numbers={"contrast": np.ones(1)}, quantiles=np.ones((1, 1)),
+                   features=np.ones((1, 1))) for i in range(12)
+    ]  # fmt: skip
+    told = []
+    for seed in range(60):
+
+        def numbers(draw, name, seed=seed):
+            return np.random.default_rng([seed, name, *np.packbits(draw)]).random()
+
+        monkeypatch.setattr(shift, "_of_features", lambda looks: {str(n): partial(numbers, name=n) for n in range(10)})
+        found = shift.systematic(scans[:6], scans[6:], seed=seed).distances
+        told.append(min(distance.p for distance in found.values()) <= shift.RARE)
+    assert sum(told) <= 8  # one in twenty; without a correction two in five
+    np.testing.assert_allclose(shift._as_far(np.array([3.0, 1.0, 2.0, 3.0])), [0.5, 1.0, 0.75, 0.5])
 
 
 def test_chance_deals_whole_patients_around_lesions_too():
@@ -178,15 +209,15 @@ def test_what_nobody_looked_for_is_the_predictions(untrained):
     image = Volume(phantom(0)[0][None], grid, grid)
     truth = Labelmap(label, grid, {1: "ball", 2: "rod"})
     case = Case("case_00", image, truth, drawn=frozenset({1}))
-    found = shifting._structures(untrained, case, lesion, answer=answer)
+    found = surroundings.structures(case, lesion, answer=answer, model=untrained)
     assert (found["dice_near"], found["dice_far"]) == (1.0, 1.0)
     assert found["distance_mm"]["rod"] == pytest.approx(9.0)
     assert found["distance_mm"]["ball"] == pytest.approx(np.hypot(9.0, 5.0))  # of the part that nobody looked at
     assert found["pushed_mm"]["rod"] > 0
-    asked = shifting._structures(untrained, replace(case, drawn=None), lesion, answer=answer)
+    asked = surroundings.structures(replace(case, drawn=None), lesion, answer=answer, model=untrained)
     assert asked["dice_far"] == 1.0  # the rod lies where nobody looked
     missed = Case("case_00", image, Labelmap(np.where(ball, 1, 0).astype(np.uint16), grid, truth.names))
-    assert shifting._structures(untrained, missed, lesion, answer=answer)["dice_near"] == 0.5
+    assert surroundings.structures(missed, lesion, answer=answer, model=untrained)["dice_near"] == 0.5
 
 
 def test_channels_belong_together_by_name(untrained, tmp_path):
@@ -205,10 +236,101 @@ def test_channels_belong_together_by_name(untrained, tmp_path):
 def test_another_population_may_number_its_cases_alike(trained, tmp_path):
     data, model = trained
     new = api.open(write_dataset(tmp_path / "new", labelled=3))
-    card = card_of(model, api.open(data), new)
-    assert shifting._dice(card, card.source, 0.0)["trained"] is True
-    found = shifting._dice(card, new, 0.0)
+    work = card_of(model, api.open(data), new)
+    assert shifting._dice(work, work.source, 0.0)["trained"] is True
+    found = shifting._dice(work, new, 0.0)
     assert (found["trained"], sorted(found["cases"])) == (False, ["case_00", "case_01", "case_02"])
+
+
+def test_tissue_near_a_lesion_that_counts_after_all_is_said(untrained):
+    image, _, geometry = phantom(0, shape=(40, 40, 40))
+    volume, lesion = Volume(image[None], geometry, geometry), np.zeros(image.shape, bool)
+    lesion[2:8, 2:8, 2:8] = True
+    assert not looks.look(volume, untrained, case="a", lesion=lesion).near
+    lesion[4::8, 4::8, 4::8] = True
+    assert looks.look(volume, untrained, case="a", lesion=lesion).near
+    assert not looks.look(volume, untrained, case="a").near
+    [said] = card._caveats({"near_lesions": ["p1", "p2"]})
+    assert said.startswith("Less than 1000 voxels of tissue lie more than 10 mm away from the lesion in p1, p2: all")
+
+
+def lesioned(root, *, source, target):
+    """Two data sets and masks of all cases of the second: (source, target, folder of masks)."""
+    old, new = (api.open(write_dataset(root / n, labelled=k)) for n, k in (("source", source), ("target", target)))
+    (root / "masks").mkdir()
+    for case in new.cases:
+        write_mask(root / "masks" / f"{case.id}.nii.gz")
+    return old, new, root / "masks"
+
+
+def write_mask(path, *, voxels=True):
+    geometry = phantom(0)[2]
+    lesion = np.zeros(geometry.shape, np.uint8)
+    lesion[14:18, 4:8, 6:10] = voxels
+    write_labelmap(lesion, path, native=geometry)
+
+
+@pytest.mark.parametrize(("source", "healthy"), [(3, 1), (9, 5)])
+def test_every_spare_healthy_scan_is_a_control_and_too_few_are_said(untrained, tmp_path, monkeypatch, source, healthy):
+    old, new, masks = lesioned(tmp_path, source=source, target=3)
+    excesses = iter([1.0, 1.1, 1.2, np.nan, 0.1, 0.2, 0.1, 0.2, 0.1])  # three ill, then healthy; one beside no tissue
+
+    def around(image, lesion, *, templates):
+        assert (lesion.shape, lesion.any()) == (image.geometry.shape, True)
+        rest = dict.fromkeys(("volume change", "volume change, far", "displacement_mm", "turned_deg"), 0.1)
+        return rest | {"excess": next(excesses)}
+
+    monkeypatch.setattr(shifting, "deformation_around", around)
+    work = replace(card_of(untrained, old, new), lesions=shifting._masks(masks, new))
+    found = shifting._lesions(work, {})
+    assert len(found["control"]) == (3 if source == 3 else 6)  # as many as lesions, or all that are spare of eight
+    assert (found["patients"], found["tellable"], found["deformed"]) == ([healthy, 3], source == 9, source == 9)
+    assert ["tissue around it is deformed" in row["why"] for row in found["cases"].values()] == [source == 9] * 3
+    said = card._caveats({"lesion": found})
+    told = "Around lesions of 3 patients, beside the same places of 1 patient without, chance explains any deformation"
+    assert (said[:1] and told in said[0]) if source == 3 else said == []
+
+
+def test_masks_that_tell_nothing_are_listed_and_two_of_one_case_refused(untrained, tmp_path, monkeypatch):
+    old, new, masks = lesioned(tmp_path, source=3, target=3)
+    write_mask(masks / "case_01.nii.gz", voxels=False)
+    write_mask(masks / "case_0O.nii.gz")  # mistyped
+    (masks / "notes.txt").write_text("no mask")
+    rest = dict.fromkeys(("volume change", "volume change, far", "excess", "displacement_mm", "turned_deg"), 0.1)
+    monkeypatch.setattr(shifting, "deformation_around", lambda *a, **k: rest)
+    record = make_card(untrained, old, new, tmp_path / "card.html", lesions=masks)
+    assert (record["lesion"]["unused"], record["lesion"]["empty"]) == (["case_0O.nii.gz"], ["case_01"])
+    assert sorted(record["lesion"]["cases"]) == ["case_00", "case_02"]
+    page = (tmp_path / "card.html").read_text()
+    for said in ("the target were not used: case_0O.nii.gz.", "taken for no lesion: case_01."):
+        assert said in page
+        assert said in " ".join(card.lines(record))
+    write_mask(masks / "case_02_seg.nii.gz")
+    with pytest.raises(DataError, match=r"case_02_seg\.nii\.gz: case_02\.nii\.gz is a mask of case_02 too; leave one"):
+        shifting._masks(masks, new)
+
+
+def test_pushed_structures_reach_the_advice(untrained, tmp_path, monkeypatch):
+    old, new, masks = lesioned(tmp_path, source=3, target=3)
+    rest = dict.fromkeys(("volume change", "volume change, far", "excess", "displacement_mm", "turned_deg"), 0.1)
+    monkeypatch.setattr(shifting, "deformation_around", lambda *a, **k: rest)
+    away = {"distance_mm": {}, "dice_near": np.nan, "dice_far": np.nan}
+    pushed = iter([{"ball": 2.0, "rod": np.nan}, {"ball": 5.0, "rod": 1.0}, {"ball": 3.5, "rod": 1.0}])
+    monkeypatch.setattr(shifting, "structures", lambda *a, **k: away | {"pushed_mm": next(pushed)})
+    record = make_card(untrained, old, new, tmp_path / "card.html", lesions=masks)
+    assert record["lesion"]["pushed_mm"] == {"ball": 5.0, "rod": 1.0}
+    assert "around lesions ball may be pushed by up to 5 mm; case_01 and case_02 need a human." in record["advice"]
+
+
+def test_what_is_only_named_as_trained_on_is_said_so(trained, tmp_path):
+    _, model = trained
+    copy, more = (api.open(write_dataset(tmp_path / str(n), labelled=n)) for n in (3, 5))
+    found = shifting._dice(card_of(model, copy), copy, 0.0)
+    assert (found["trained"], found["left_out"]) == (True, 0)
+    assert "scans named as those it was trained on" in card._dice({"source": found})
+    found = shifting._dice(card_of(model, more), more, 0.0)
+    assert (found["trained"], found["left_out"], sorted(found["cases"])) == (False, 3, ["case_03", "case_04"])
+    assert "2 labelled scans, without 3 named as it was trained on" in card._dice({"source": found})
 
 
 def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monkeypatch):

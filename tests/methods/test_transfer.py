@@ -258,3 +258,55 @@ def test_the_record_of_a_transfer_of_a_transfer_tells_the_whole_way(untrained):
     grafted = SimpleNamespace(to_dict=dict)
     found = method._finish(session_, base, base.segmenter, grafted, {"kept": "adapted"}, None)
     assert found["from"] == {"method": "transfer", "sha256": None, "from": began}
+
+
+def test_an_old_population_that_cannot_be_read_is_refused_before_anything_is_spent(untrained, tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=1)
+    image, _, grid = phantom(0)
+    write_image(np.stack([image, image]), data / "images" / "case_00.nii.gz", native=grid)
+    data, source = api.open(data), api.open(write_dataset(tmp_path / "source", labelled=1))
+    both = replace(data, channels=("image", "T2"))  # the adapted model will want both, the old scans have one
+    with pytest.raises(DataError, match=r"channels image cannot tell what is forgotten: .* with image, T2 are read"):
+        transfer(untrained, both, tmp_path / "model", source=source, steps=4, device="cpu")
+    t1 = replace(untrained, plan=replace(untrained.plan, channels=("T1", "FLAIR")))
+    with pytest.raises(DataError, match=r"with T1, FLAIR are read; leave --source out"):
+        transfer(t1, replace(data, channels=("T1", "FLAIR")), tmp_path / "model", source=source, steps=4, device="cpu")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_damaged_scan_of_the_old_population_costs_neither_the_model_nor_the_others(trained, tmp_path):
+    data, base = trained
+    source = api.open(write_dataset(tmp_path / "source", labelled=3))
+    (tmp_path / "source" / "images" / "case_01.nii.gz").write_bytes(b"no image")
+    events = []
+    model = transfer(base, data, tmp_path / "model", source=source, steps=4, device="cpu", observe=events.append)
+    found = api.load(model.path).provenance["transfer"]["source"]
+    assert (sorted(found["cases"]), found["unread"]) == (["case_00", "case_02"], ["case_01"])
+    assert found["before"] == pytest.approx(np.mean([row["before"] for row in found["cases"].values()]))
+    assert "case_01 of the old population is left out: " in said_by(events)
+    assert "could not be read: case_01" in api.report(model.path, tmp_path / "report.html").read_text()
+
+
+def test_the_model_is_written_before_forgetting_is_measured(trained, tmp_path, monkeypatch):
+    data, base = trained
+
+    def broken(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(method, "_forgotten", broken)
+    with pytest.raises(MemoryError):
+        transfer(base, data, tmp_path / "model", source=data, steps=4, device="cpu")
+    assert api.load(tmp_path / "model").provenance["transfer"]["kept"] in ("base", "adapted")
+
+
+def test_a_rightly_empty_answer_counts_as_right(trained, tmp_path, monkeypatch):
+    assert method._paired({}, {}) == (1.0, 1.0)
+    assert method._paired({}, {"ball": 0.0}) == (1.0, 0.0)
+    before, after = {"a": {}, "b": {"ball": 0.9}}, {"a": {"ball": 0.0}, "b": {"ball": 0.9, "cyst": 0.5}}
+    assert method._by_label(before, after)["ball"] == {"base": pytest.approx(0.95), "adapted": pytest.approx(0.45)}
+    known = SimpleNamespace(names={1: "ball"})
+    assert method._shared(known, before, after)["lost"]
+    data, base = trained
+    monkeypatch.setattr(method, "score", lambda model, case, **k: {} if model is base else {"ball": 0.0})
+    record = transfer(base, data, tmp_path / "model", steps=4, device="cpu").provenance["transfer"]
+    assert (record["kept"], record["base"], record["adapted"]) == ("base", 1.0, 0.0)

@@ -19,6 +19,7 @@ from fewscan.deliver.verdict import remarks
 from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge.results import read_evaluation
 from fewscan.space.geometry import Geometry, ras_geometry
+from fewscan.tracts import streamlines
 from fewscan.tracts.bundles import (
     EVALUATION,
     RECORD,
@@ -104,7 +105,8 @@ def test_a_folder_of_cases_becomes_tables_that_state_what_is_missing(tmp_path: P
     assert (table["CST_left"]["dice"], table["CST_left"]["scored"]) == (0.75, 2)
     assert math.isnan(table["UF_left"]["dice"])
     record = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert record["unmatched"] == {"predictions": ["p3"], "references": [], "bundles": []}
+    assert {key for key, names in record["unmatched"].items() if names} == {"predictions"}
+    assert record["unmatched"]["predictions"] == ["p3"]
     assert record["cases"]["p2"]["AF_left"]["said"] == "in the reference, no file predicted"
     assert record["summary"]["UF_left"]["dice"] is None
     rows = (tmp_path / "out" / TABLE).read_text().splitlines()
@@ -146,7 +148,40 @@ def test_the_verb_shows_states_and_the_json_has_no_nan(tmp_path: Path) -> None:
     assert "1 absent" in done.output
     assert "research use" in done.output
     done = CliRunner().invoke(cli.app, [*words, "--json", "-"])
-    assert json.loads(done.output)["UF_left"]["dice"] is None
+    assert json.loads(done.output)["summary"]["UF_left"]["dice"] is None
+
+
+def test_a_case_without_a_bundle_in_common_is_stated_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    case(tmp_path / "reference" / "p1", CST_left=ROD)
+    case(tmp_path / "reference" / "p2", UF_left=ROD)  # references may be partial
+    for name in ("p1", "p2"):
+        case(tmp_path / "predicted" / name, CST_left=HALF)
+    found = evaluate_bundles(tmp_path / "predicted", tmp_path / "reference", out=tmp_path / "out")
+    assert found["p2"]["UF_left"].stated == "not predicted"
+    kept = read_evaluation(tmp_path / "out" / EVALUATION)
+    assert ([one.id for one in kept.cases], kept.unmatched["cases"]) == (["p1"], ("p2",))
+    assert kept.values("dice") == [0.5]
+    assert "1 case with no bundle to compare: not judged." in remarks(kept, None)
+    for name in ("p1", "p2"):
+        case(tmp_path / "other" / name, ILF_left=HALF)
+    with pytest.raises(DataError, match=r"p1: none of its bundles \['ILF_left'\] is among \['CST_left'\]"):
+        evaluate_bundles(tmp_path / "other", tmp_path / "reference", out=tmp_path / "out")
+
+
+def test_people_without_a_prediction_and_ends_that_nobody_predicted_are_said(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        case(tmp_path / "reference" / name, CST_left=ROD)
+    ends_of = {f"CST_left_{end}": ROD for end in "be"}
+    write_bundles(ends_of, tmp_path / "reference" / "p1", native=NATIVE, folder=ENDINGS)
+    case(tmp_path / "predicted" / "p1", CST_left=ROD)
+    words = ["tracts", "evaluate", str(tmp_path / "predicted"), str(tmp_path / "reference"), "-o", str(tmp_path / "o")]
+    done = CliRunner().invoke(cli.app, words)
+    assert "p2: in the reference, no prediction: in no mean" in done.output
+    assert "p1: no ends predicted" in done.output
+    told = json.loads(CliRunner().invoke(cli.app, [*words, "--json", "-"]).output)["unmatched"]
+    assert (told["references"], told["ends"], told["cases"]) == (["p2"], ["p1"], [])
+    write_bundles(ends_of, tmp_path / "predicted" / "p1", native=NATIVE, folder=ENDINGS)
+    assert "no ends" not in CliRunner().invoke(cli.app, words).output
 
 
 def test_cases_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -185,6 +220,24 @@ def test_visited_voxels_are_those_of_a_dense_walk() -> None:
     assert (mask & expected).sum() > 0.95 * expected.sum()  # corners that are barely touched may be passed over
 
 
+def test_streamlines_are_marked_a_few_at_a_time_and_only_their_own_points_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid, sizes = ras_geometry(NATIVE), list[int]()
+    beside = [*lines(), np.array([[0.0, -8, -4], [0, -8, 60]]), np.array([[500.0, 0, 0], [0, 0, 0], [0, 500, 0]])]
+    whole, beyond = visited(beside, grid)
+    assert beyond == 3
+    mark = streamlines._mark
+    monkeypatch.setattr(streamlines, "CHUNK", 2)
+    monkeypatch.setattr(
+        streamlines, "_mark", lambda points, geometry: sizes.append(len(points)) or mark(points, geometry)
+    )
+    again = visited(beside, grid)
+    dense = [len(streamlines._resampled(line, streamlines.STEP * 2)) for line in beside]
+    assert sizes == [sum(dense[:2]), sum(dense[2:4]), dense[4], sum(map(len, beside))]
+    assert np.array_equal(whole, again[0])
+
+
 def test_ends_do_not_depend_on_which_way_streamlines_run() -> None:
     first, last = ends(lines(), ras_geometry(NATIVE))
     again = ends([line[::-1] for line in lines()], ras_geometry(NATIVE))
@@ -207,6 +260,10 @@ def test_masks_of_tractograms_lie_on_the_image_in_its_own_axes(tmp_path: Path) -
     assert sorted(bundle_files(tmp_path / "case", folder="endings_segmentations")) == ["CST_left_b", "CST_left_e"]
     with pytest.raises(ConfigError, match="holds CST_left already"):
         white_matter.masks([tmp_path / "CST_left.trk"], tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+    files["CST_left"].unlink()  # ends that somebody drew are not replaced either
+    with pytest.raises(ConfigError, match="endings_segmentations: holds CST_left_b already"):
+        white_matter.masks([tmp_path / "CST_left.trk"], tmp_path / "case", like=tmp_path / "peaks.nii.gz")
+    assert not files["CST_left"].exists()
 
 
 @pytest.mark.parametrize("suffix", [".trk", ".tck"])

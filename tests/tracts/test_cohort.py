@@ -336,6 +336,23 @@ def test_an_anatomy_is_read_in_ras_order_and_faults_are_named(tmp_path: Path) ->
     (tmp_path / "c.npz").write_text("no")
     with pytest.raises(DataError, match="not an anatomy"):
         read_anatomy(tmp_path / "c.npz")
+    whole, faults = (tmp_path / "a.npz").read_bytes(), {}
+    for size in (0, 100, len(whole) // 2, len(whole) - 40):  # as a copy that was broken off
+        (tmp_path / "d.npz").write_bytes(whole[:size])
+        with pytest.raises(DataError, match=r"d\.npz: not an anatomy .*; give a \.npz file"):
+            read_anatomy(tmp_path / "d.npz")
+    np.save(tmp_path / "e.npy", REAL.s0)
+    with pytest.raises(DataError, match=r"e\.npy: not an anatomy"):
+        read_anatomy(tmp_path / "e.npy")
+    faults["bundles_ref"] = [(arrays["bundles_ref"][:, 1:], "bundles_ref is .* expected"),
+                             (arrays["bundles_ref"].astype(int), "bundles_ref is int64; pack")]  # fmt: skip
+    faults["affine"] = [(affine[:3], r"affine is \(3, 4\), \(4, 4\) expected"), (affine * np.nan, "affine holds NaN")]
+    faults["d"] = [(np.where(REAL.mask, np.inf, 0), "d holds NaN, infinite")]
+    for key, rows in faults.items():
+        for value, sentence in rows:
+            np.savez(tmp_path / "f.npz", **{"affine": affine, **arrays, key: value})
+            with pytest.raises(DataError, match=rf"f\.npz: {sentence}"):
+                read_anatomy(tmp_path / "f.npz")
     done = CliRunner().invoke(cli.app, ["tracts", "cohort", str(tmp_path / "a.npz"), "-o", str(tmp_path / "o")])
     assert isinstance(done.exception, DataError)
     assert "has no bundle" in str(done.exception)

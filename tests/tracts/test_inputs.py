@@ -13,9 +13,10 @@ import pytest
 from dipy.data import default_sphere
 from dipy.direction import peaks_from_model
 from phantoms import fibres, grid, scan, table
+from typer.testing import CliRunner
 
-from fewscan import white_matter
-from fewscan.data.io import read_image, read_raw, write_image, write_labelmap
+from fewscan import cli, white_matter
+from fewscan.data.io import read_image, read_labels, read_raw, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Geometry, ras_geometry, to_ras
 from fewscan.space.orientation import axes_text, parse_axes, prove, signed_permutations
@@ -24,6 +25,7 @@ from fewscan.tracts.estimate import SCALAR_CHANNELS
 from fewscan.tracts.gradients import Gradients, fsl_to_world
 from fewscan.tracts.inputs import (
     FA,
+    MASK,
     PEAKS,
     SCALARS,
     TENSOR,
@@ -31,6 +33,7 @@ from fewscan.tracts.inputs import (
     estimate_inputs,
     inputs_of_peaks,
     read_peaks,
+    write_inputs,
 )
 
 
@@ -41,10 +44,12 @@ def estimated() -> tuple[Inputs, Geometry]:
     return estimate_inputs(dwi, table(), mask=brain), geometry
 
 
-def files(folder: Path, native: Geometry) -> tuple[Path, Path, Path, Path]:
+def files(
+    folder: Path, native: Geometry, *, gradients: Gradients | None = None, seed: int = 0
+) -> tuple[Path, Path, Path, Path]:
     """A scan of the phantom as a scanner would write it: voxels and bvecs along the file's own axes."""
-    geometry, gradients = ras_geometry(native), table()
-    dwi, brain = scan(geometry, gradients)
+    geometry, gradients = ras_geometry(native), gradients or table()
+    dwi, brain = scan(geometry, gradients, seed=seed)
     write_image(dwi, folder / "dwi.nii.gz", native=native)
     write_labelmap(brain.astype(np.uint8), folder / "mask.nii.gz", native=native)
     np.savetxt(folder / "bvals", gradients.bvals[None])
@@ -163,6 +168,62 @@ def test_a_wrong_table_is_refused_and_its_remedy_works(tmp_path: Path) -> None:
     ).verdict == "right"  # fmt: skip
 
 
+def test_permuted_rows_are_refused_by_the_verb_whatever_the_noise(tmp_path: Path) -> None:
+    dwi, bvals, bvecs, mask = files(tmp_path, grid(), seed=1)
+    np.savetxt(bvecs, parse_axes("z,x,y") @ np.loadtxt(bvecs))
+    words = ["tracts", "inputs", str(dwi), "--bvals", str(bvals), "--bvecs", str(bvecs), "--mask", str(mask)]
+    refused = CliRunner().invoke(cli.app, [*words, "-o", str(tmp_path / "out")])
+    assert isinstance(refused.exception, DataError)
+    axes = str(refused.exception).partition("--axes=")[2]
+    assert np.allclose(np.abs(parse_axes(axes) @ parse_axes("z,x,y")), np.eye(3))
+    done = CliRunner().invoke(cli.app, [*words, "-o", str(tmp_path / "out"), f"--axes={axes}", "--json", "-"])
+    assert json.loads(done.stdout)["verdict"] == "right", done.output
+
+
+def test_a_tumour_is_kept_out_of_the_proof(estimated: tuple[Inputs, Geometry], tmp_path: Path) -> None:
+    inputs, geometry = estimated
+    peaks, lesion = inputs.images[PEAKS].copy(), np.zeros(geometry.shape, bool)
+    lesion[:, :, 12:] = True
+    peaks[:, lesion] = peaks[[1, 0, 2, 4, 3, 5, 7, 6, 8]][:, lesion]  # clear fibres, as if x and y were exchanged
+    write_image(peaks, tmp_path / "peaks.nii.gz", native=geometry)
+    write_labelmap(lesion.astype(np.uint8), tmp_path / "lesion.nii.gz", native=geometry)
+    words = ["tracts", "inputs", str(tmp_path / "peaks.nii.gz"), "-o"]
+    fooled = CliRunner().invoke(cli.app, [*words, str(tmp_path / "a"), "--json", "-"])
+    assert fooled.exception is not None or json.loads(fooled.stdout)["verdict"] != "right"
+    words += [str(tmp_path / "b"), "--lesion", str(tmp_path / "lesion.nii.gz"), "--json", "-"]
+    done = CliRunner().invoke(cli.app, words)
+    assert json.loads(done.stdout)["verdict"] == "right", done.output
+    assert not (read_labels(tmp_path / "b" / "mask.nii.gz").data[lesion] == 0).all()  # only the proof leaves it out
+
+
+def test_a_single_high_shell_gives_inputs_and_says_that_its_tensors_are_biased(tmp_path: Path) -> None:
+    dwi, bvals, bvecs, mask = files(tmp_path, grid(), gradients=table(b=3000.0))
+    lines: list[str] = []
+    found = white_matter.inputs(dwi, tmp_path / "out", bvals=bvals, bvecs=bvecs, mask=mask, tell=lines.append)
+    assert found.verdict == "right"
+    assert json.loads((tmp_path / "out" / "inputs.json").read_text())["tensor_bvals"] == [3000]
+    assert "tensors of b = 3000 s/mm2 are biased" in lines[0]
+    peaks, geometry, _ = read_peaks(tmp_path / "out" / PEAKS)
+    fractions, directions, _ = fibres(geometry)
+    one = ((fractions > 0).sum(-1) == 1) & (fractions[..., 0] > 0)
+    assert np.median(angles(peaks[:3].transpose(1, 2, 3, 0)[one], directions[one][:, 0])) < 8
+
+
+def test_tensors_take_the_lowest_shell_that_determines_one() -> None:
+    dwi, brain = scan(grid(), table())
+    signal, spread = np.ascontiguousarray(dwi[:, brain].T)[:50], table().directions
+
+    def fitted(*bvals: float) -> estimate.Tensors:
+        return estimate.fit_tensors(signal, Gradients(np.array([0.0, *bvals]), spread))
+
+    low = fitted(*[1000.0] * 10, *[2000.0] * 10, *[3000.0] * 10)
+    assert (low.shells, low.biased) == ((1000.0,), False)
+    high = fitted(*[1000.0] * 5, *[2000.0] * 10, *[3000.0] * 15)
+    assert (high.shells, high.biased) == ((2000.0,), True)
+    with pytest.raises(DataError, match=r"directions: 5 with b = 1000, 5 with b = 2000.* a tensor needs 6"):
+        estimate.fit_tensors(signal[:, :11], Gradients(np.array([0.0, *[1000.0] * 5, *[2000.0] * 5]), spread[:11]))
+
+
 def test_peaks_of_other_programs_are_read_nan_and_all(estimated: tuple[Inputs, Geometry], tmp_path: Path) -> None:
     inputs, _ = estimated
     native = grid(np.diag([-1.0, 1, 1]))
@@ -234,7 +295,31 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     write_image(np.ones((9, 4, 4, 4), np.float32), tmp_path / PEAKS, native=Geometry((4, 4, 4), np.eye(4)))
     with pytest.raises(ConfigError, match="would be overwritten"):
         white_matter.inputs(tmp_path / PEAKS, tmp_path)
+    write_labelmap(np.ones((4, 4, 4), np.uint8), tmp_path / "case" / MASK, native=Geometry((4, 4, 4), np.eye(4)))
+    (tmp_path / "case" / "inputs.json").write_text("{}")  # of an earlier run, whose mask was corrected by hand
+    for name in ("mask", "lesion"):
+        with pytest.raises(ConfigError, match=r"mask\.nii\.gz would be overwritten; give another -o"):
+            white_matter.inputs(tmp_path / PEAKS, tmp_path / "case", **{name: tmp_path / "case" / MASK})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / TENSOR).write_bytes(b"")
     with pytest.raises(ConfigError, match="not written by fewscan"):
         white_matter.inputs(tmp_path / PEAKS, tmp_path / "other")
+
+
+def test_what_an_earlier_run_made_and_this_one_does_not_goes(
+    estimated: tuple[Inputs, Geometry], tmp_path: Path
+) -> None:
+    inputs, geometry = estimated
+    out = tmp_path / "case"
+    write_inputs(inputs, out, native=geometry, record={})
+    write_image(inputs.images[PEAKS], tmp_path / "peaks.nii.gz", native=geometry)
+    (out / "notes.txt").write_text("the user's own")
+    white_matter.inputs(tmp_path / "peaks.nii.gz", out)
+    listed = {PEAKS, MASK, "inputs.json", white_matter.PICTURE, "notes.txt"}
+    assert {path.name for path in out.iterdir()} == listed
+    write_image(inputs.images[TENSOR], out / TENSOR, native=geometry)  # of another program: not in our record
+    white_matter.inputs(tmp_path / "peaks.nii.gz", out)
+    assert (out / TENSOR).is_file()
+    (out / "inputs.json").write_text("{")
+    with pytest.raises(DataError, match=r"inputs\.json: not readable as JSON"):
+        white_matter.inputs(tmp_path / "peaks.nii.gz", out)

@@ -14,6 +14,7 @@ from fewscan.deliver.markup import Cell, cell, number
 from fewscan.deliver.records import figure, part, parts
 from fewscan.deliver.report import render
 from fewscan.deliver.sections import tile
+from fewscan.judge.looks import AWAY_MM, ENOUGH
 
 MEANINGS = {
     "intensity scale": "how far apart dark and bright tissue lie in the file's own numbers",
@@ -79,8 +80,34 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     near, far = figure(lesion, "dice_near"), figure(lesion, "dice_far")
     if math.isfinite(near) and math.isfinite(far):
         found.append(f"Near lesions its Dice is {number(near)}, far from them {number(far)}.")
+    found += _caveats(record)
     found.append("How many cases a repair takes is a rule of thumb; fewscan transfer measures it.")
     return found
+
+
+def _caveats(record: Mapping[str, Any]) -> list[str]:
+    """What could not be measured as it should be, and which masks told nothing."""
+    lesion, found = part(record, "lesion"), []
+    if lesion and not lesion.get("tellable", True):
+        healthy, ill = (f"{n} {'patient' if n == 1 else 'patients'}" for n in lesion.get("patients") or (0, 0))
+        found.append(
+            f"Around lesions of {ill}, beside the same places of {healthy} without, chance explains any deformation: "
+            "none is named."
+        )
+    if near := _names(record, "near_lesions"):
+        found.append(
+            f"Less than {ENOUGH} voxels of tissue lie more than {AWAY_MM:.0f} mm away from the lesion in {near}: all "
+            "tissue counts there."
+        )
+    if unused := _names(lesion, "unused"):
+        found.append(f"Masks that are named like no case of the target were not used: {unused}.")
+    if empty := _names(lesion, "empty"):
+        found.append(f"Masks without a voxel on their scan, taken for no lesion: {empty}.")
+    return found
+
+
+def _names(record: Mapping[str, Any], key: str) -> str:
+    return ", ".join(str(name) for name in record.get(key) or ())
 
 
 def _systematic(record: Mapping[str, Any]) -> str:
@@ -101,7 +128,7 @@ def _systematic(record: Mapping[str, Any]) -> str:
         '<p class="hint">Ring: target minus source, in standard deviations within a population. Bar: the middle 95 % '
         "of what comes when patients are dealt to the two at random.</p>"
     )
-    caption = "Measured in tissue away from lesions. p is corrected for the number of kinds."
+    caption = "Measured in tissue away from lesions, where enough is left. p is corrected for the number of kinds."
     table = markup.table(["Kind", "difference", "by chance", "p", "verdict"], rows, caption=caption)
     panels = "".join(_panel(record, kind) for kind in (named or list(kinds)[:2]))
     return f'{chart}{hint}<div class="panels">{panels}</div>{table}'
@@ -146,7 +173,8 @@ def _distances(found: Mapping[str, Any]) -> str:
         for name, row in parts(found, "distances").items()
     ]
     caption = (
-        "Distances of the populations as the model sees them: normalised intensities, and features of its encoder."
+        "Distances of the populations as the model sees them: normalised intensities, and features of its encoder. "
+        "p is corrected for their number."
     )
     return markup.table(["Distance", "measured", "by chance", "p"], rows, caption=caption) if rows else ""
 
@@ -193,7 +221,9 @@ def _dice(found: Mapping[str, Any]) -> str:
         row = part(found, side)
         mean, count = figure(row, "mean"), len(part(row, "cases"))
         if math.isfinite(mean):
-            seen = "scans the model was trained on" if row.get("trained") else f"{count} labelled scans"
+            seen = "scans named as those it was trained on" if row.get("trained") else f"{count} labelled scans"
+            if left := int(figure(row, "left_out")) if math.isfinite(figure(row, "left_out")) else 0:
+                seen += f", without {left} named as it was trained on"
             tiles.append(tile(f"Dice, {side}", number(mean), between=seen, meaning="of the labels that both know"))
     return f'<ul class="figures">{"".join(tiles)}</ul>' if tiles else ""
 
@@ -215,4 +245,4 @@ def lines(record: Mapping[str, Any]) -> Sequence[str]:
     found = [str(record.get("advice", ""))]
     for kind, row in parts(part(record, "systematic"), "kinds").items():
         found.append(f"{kind}: {figure(row, 'value'):+.1f} SD, p = {figure(row, 'p'):.3f}")
-    return found
+    return [*found, *_caveats(record)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from fewscan.deliver import markup
@@ -66,7 +67,7 @@ def _figures(record: Mapping[str, Any]) -> str:
     if math.isfinite(after):
         meaning = "on the case it learnt from: no accuracy" if learnt else "each case by a network that has not seen it"
         tiles.append(tile("Dice, adapted", number(after), between=f"{number(before)} before", meaning=meaning))
-    if old:
+    if math.isfinite(figure(old, "after")):
         tiles.append(
             tile(
                 "Dice, old population", number(figure(old, "after")), between=f"{number(figure(old, 'before'))} before",
@@ -105,10 +106,15 @@ def _old(source: Mapping[str, Any]) -> str:
         before, after = figure(row, "before"), figure(row, "after")
         seen = Cell("yes" if row.get("trained") else "no")
         rows.append([Cell(name), cell(before, bar=True), cell(after, bar=True), signed(after - before), seen])
+    unread = [str(name) for name in source.get("unread") or ()]
+    left = f"<p>Of the old population could not be read: {escape(', '.join(unread))}.</p>" if unread else ""
     if not rows:
-        return ""
-    caption = "Old population: Dice of a sample with the model from before and with the one that was kept."
-    return markup.table(["Case", "before", "after", "points", "trained on"], rows, caption=caption)
+        return left
+    caption = (
+        "Old population: Dice of a sample with the model from before and with the one that was kept. Named as trained "
+        "on: a case of that name taught the model from before."
+    )
+    return markup.table(["Case", "before", "after", "points", "named as trained on"], rows, caption=caption) + left
 
 
 def _weights(record: Mapping[str, Any]) -> str:

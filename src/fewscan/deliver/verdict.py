@@ -244,6 +244,10 @@ def _judged(evaluation: Evaluation) -> list[str]:
     unmatched = sum(len(evaluation.unmatched.get(key, ())) for key in ("predictions", "references"))
     if bundles := evaluation.unmatched.get("bundles"):
         found.append(f"{_count(len(bundles), 'bundle')} of the reference predicted in no case: not judged.")
+    if cases := evaluation.unmatched.get("cases"):
+        found.append(f"{_count(len(cases), 'case')} with no bundle to compare: not judged.")
+    if ends := evaluation.unmatched.get("ends"):
+        found.append(f"No ends predicted in {_count(len(ends), 'case')} whose reference has them: not judged.")
     if unmatched:
         found.append(f"{_count(unmatched, 'file')} without a counterpart: not judged.")
     return found

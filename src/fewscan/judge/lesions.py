@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cc3d
@@ -85,3 +85,24 @@ def mass_effect_mm(lesion: NDArray[np.bool_], spacing: Sequence[float]) -> NDArr
     r = ball + away
     pushed: NDArray[np.float32] = np.where(lesion, 0.0, r - np.cbrt(np.maximum(r**3 - ball**3, 0.0))).astype(np.float32)
     return pushed
+
+
+def pushed_said(pushed: Mapping[str, float]) -> str:
+    """Which structures are displaced and by how much, in words; nothing where none is, by `PUSHED_MM`.
+
+    Parameters
+    ----------
+    pushed : mapping of str to float
+        Expected displacement of each structure, mm.
+
+    Examples
+    --------
+    >>> pushed_said({"AF_left": 3.2, "CST_left": 6.1, "UF_left": 0.4})
+    'CST_left and 1 more may be pushed by up to 6 mm'
+    """
+    moved = {name: mm for name, mm in pushed.items() if mm >= PUSHED_MM}
+    if not moved:
+        return ""
+    worst = max(moved, key=lambda name: moved[name])
+    others = f" and {len(moved) - 1} more" if len(moved) > 1 else ""
+    return f"{worst}{others} may be pushed by up to {moved[worst]:.0f} mm"

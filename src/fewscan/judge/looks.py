@@ -23,6 +23,7 @@ from fewscan.space import directions
 from fewscan.space.volume import Volume, resample
 
 AWAY_MM = 10.0  # tissue nearer than this to a lesion does not count
+ENOUGH = 1000  # voxels of tissue away from a lesion that scans are compared by
 FEATURES = 256  # of a scan, at most
 WINDOWS = 4  # of a scan, at most
 QUANTILES = np.linspace(0.01, 0.99, 99)
@@ -46,6 +47,8 @@ class Look:
         Of the normalised intensities in the tissue, at `QUANTILES`.
     features : (M, D) float
         Of the model's encoder, at places in the tissue; none without a model that has an encoder.
+    near : bool
+        Whether tissue near a lesion counted after all, because too little is left away from it.
     """
 
     id: str
@@ -53,10 +56,11 @@ class Look:
     numbers: dict[str, Array]
     quantiles: Array
     features: Array
+    near: bool = False
 
 
 def tissue(image: NDArray[Any], *, away: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """Voxels that are no background and not near a lesion.
+    """Voxels that are no background and not near a lesion; near it, too, where less than `ENOUGH` are away from it.
 
     Parameters
     ----------
@@ -67,7 +71,7 @@ def tissue(image: NDArray[Any], *, away: NDArray[np.bool_] | None = None) -> NDA
     """
     low, high = np.quantile(image[:: max(1, image.shape[0] // 64)], [0.01, 0.99])
     mask: NDArray[np.bool_] = image > low + 0.1 * (high - low)
-    if away is not None and (mask & away).sum() >= 1000:
+    if away is not None and (mask & away).sum() >= ENOUGH:
         mask &= away
     return mask if mask.sum() >= 100 else np.ones(image.shape, bool)
 
@@ -128,7 +132,8 @@ def look(image: Volume, model: Model, *, case: str, patient: str = "", lesion: N
         numbers |= _of_directions(image, mask)
     quantiles = np.stack([np.quantile(channel[mask].astype(np.float64), QUANTILES) for channel in unit])
     found = features(seen, mask, model=model, spacing=spacing)
-    return Look(id=case, patient=patient or case, numbers=numbers, quantiles=quantiles, features=found)
+    near = away is not None and bool((mask & ~away).any())
+    return Look(id=case, patient=patient or case, numbers=numbers, quantiles=quantiles, features=found, near=near)
 
 
 def _of_directions(image: Volume, mask: NDArray[np.bool_]) -> dict[str, Array]:

@@ -72,7 +72,7 @@ class Evaluation:
         In the order of their ids.
     unmatched : mapping of str to tuple of str
         ``"predictions"`` without a reference and ``"references"`` without a prediction; ``"bundles"`` of the reference
-        that are predicted in no case.
+        that are predicted in no case, ``"cases"`` left without any, and ``"ends"``: cases with ends, none predicted.
     """
 
     cases: tuple[CaseScore, ...]

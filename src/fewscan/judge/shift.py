@@ -3,8 +3,9 @@
 Systematic differences, of acquisition and pre-processing, are looked for in tissue away from lesions: intensity scale,
 contrast, fine detail, voxel size, field of view, and of directions how disordered they are and how many fibres cross;
 and in the features of a model's encoder. Each is held against what chance gives when patients are dealt to the two
-populations at random (permutation; the largest of all kinds for the verdict, so that looking at many kinds finds no
-more than 5 % of false ones: Westfall & Young 1993). The split into a systematic and a lesion-specific part follows
+populations at random (permutation; the largest of all kinds for the verdict, and the rarest of all distances, so that
+looking at many kinds finds no more than 5 % of false ones, and neither does looking at many distances: Westfall & Young
+1993). The split into a systematic and a lesion-specific part follows
 Riccardi et al., Medical Image Analysis 2025, doi 10.1016/j.media.2025.103766; of that paper only the abstract was
 readable, the measures are ours.
 """
@@ -12,12 +13,13 @@ readable, the measures are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.judge.lesions import pushed_said
 from fewscan.judge.looks import Array, Look
 
 PERMUTATIONS = 999
@@ -65,7 +67,8 @@ class Systematic:
         Target minus source for each kind, in standard deviations within a population; of several channels or axes the
         one that differs most. ``p`` is corrected for the number of kinds.
     distances : mapping of str to Distance
-        Wasserstein distance of the intensities; maximum mean discrepancy and Fréchet distance of the features.
+        Wasserstein distance of the intensities; maximum mean discrepancy and Fréchet distance of the features. ``p`` is
+        corrected for the number of distances.
     named : tuple of str
         Kinds that chance does not explain, the most telling first.
     """
@@ -154,13 +157,22 @@ def _distances(looks: Sequence[Look], draws: NDArray[np.bool_]) -> dict[str, Dis
     measures: dict[str, Callable[[NDArray[np.bool_]], float]] = {"intensity, Wasserstein": wasserstein}
     if all(len(one.features) for one in looks):
         measures |= _of_features(looks)
+    values = {name: np.array([measure(draw) for draw in draws]) for name, measure in measures.items()}
+    rarity = {name: _as_far(row) for name, row in values.items()}
+    rarest = np.min(list(rarity.values()), axis=0)
     found = {}
-    for name, measure in measures.items():
-        values = np.array([measure(draw) for draw in draws])
-        low, high = np.quantile(values[1:], [0.025, 0.975])
-        p = float(np.mean(values >= values[0] - 1e-12))
-        found[name] = Distance(value=float(values[0]), low=float(low), high=float(high), p=p)
+    for name, row in values.items():
+        low, high = np.quantile(row[1:], [0.025, 0.975])
+        p = float(np.mean(rarest <= rarity[name][0] + 1e-12))
+        found[name] = Distance(value=float(row[0]), low=float(low), high=float(high), p=p)
     return found
+
+
+def _as_far(values: Array) -> Array:
+    """For each draw, the share of draws that are at least as far apart."""
+    below = np.searchsorted(np.sort(values), values - 1e-12)
+    share: Array = 1 - below / len(values)
+    return share
 
 
 def _of_features(looks: Sequence[Look]) -> dict[str, Callable[[NDArray[np.bool_]], float]]:
@@ -234,6 +246,7 @@ def advice(
     *,
     normalised: bool,
     deformed: bool = False,
+    pushed: Mapping[str, float] | None = None,
     review: Sequence[str] = (),
     told: bool = True,
     lost: float = math.nan,
@@ -250,6 +263,8 @@ def advice(
         Whether the model divides each scan by its own intensity scale.
     deformed : bool
         Whether tissue around lesions is deformed more than chance explains.
+    pushed : mapping of str to float, optional
+        How far lesions may push each structure, mm; those from `lesions.PUSHED_MM` on are told.
     review : sequence of str
         Cases that need a human.
     told : bool
@@ -274,10 +289,7 @@ def advice(
         )
     else:
         said = _nothing_named(found, told=told)
-    if deformed:
-        said += (
-            "; it will not repair the deformation around lesions" if named else "; tissue is deformed around lesions"
-        )
+    said += _around_lesions(said, deformed=deformed, moved=pushed_said(pushed or {}))
     if review:
         said += f"; {_listed(list(review))} {'needs' if len(review) == 1 else 'need'} a human"
     return said + "."
@@ -289,6 +301,17 @@ def _repaired(found: Systematic, named: Sequence[str]) -> str:
     verb = "differs" if len(named) == 1 else "differ"
     said = f"{_listed(named)} {verb}: fine-tuning with about {count} labelled cases should repair this part"
     return said[0].upper() + said[1:]
+
+
+def _around_lesions(said: str, *, deformed: bool, moved: str) -> str:
+    """What fine-tuning, where it was advised, leaves as it is."""
+    if not (deformed or moved):
+        return ""
+    if "fine-tun" in said:
+        return "; it will not repair the deformation around lesions" + (f": {moved}" if moved else "")
+    if deformed:
+        return "; tissue is deformed around lesions" + (f": {moved}" if moved else "")
+    return f"; around lesions {moved}"
 
 
 def _nothing_named(found: Systematic, *, told: bool) -> str:

@@ -26,11 +26,12 @@ from torch import nn
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.dicom_labels import plain_name
-from fewscan.errors import ModelError
+from fewscan.errors import DataError, FewscanError, ModelError
 from fewscan.judge.metrics import dice
 from fewscan.learn import grafting, infer
 from fewscan.learn.answers import Segmented
 from fewscan.learn.batches import Prepared
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model, build_segmenter
 from fewscan.learn.engine import Phase
 from fewscan.learn.grafting import Grafted
@@ -76,13 +77,15 @@ def run(request: Request, *, source: Dataset | None = None) -> Model:
     Raises
     ------
     DataError
-        If nothing is labelled.
+        If nothing is labelled, or the old population lacks a channel that either model needs.
     ModelError
         If the base has no segmenter.
     """
     base = request.base
     if base is None or isinstance(base.segmenter, Absent):
         raise ModelError(f"{base.path if base else 'no model'}: it only registers; give one that segments")
+    if source is not None:
+        _refuse_unreadable(source, base, adapted=request.dataset.channels)
     with open_session(request, unlabelled=LOOKED, plan_of=grafting.plan_of) as session:
         for change in grafting.changes(session.plan, base.plan):
             request.say(change)
@@ -96,6 +99,17 @@ def run(request: Request, *, source: Dataset | None = None) -> Model:
         verdict = _verdict(session, base, state, learners=learners, before=before)
         request.say(verdict["reason"])
         return _finish(session, base, state.average_of(learners[0].network), grafted, verdict, source)
+
+
+def _refuse_unreadable(source: Dataset, base: Model, *, adapted: Sequence[str]) -> None:
+    """Before anything is spent: both models must be able to read the old population, whichever is kept."""
+    plan = base.plan
+    for channels in (plan.channels, tuple(adapted) if plan.kind == "scalar" else plan.channels):
+        if grafting.columns_of(source.channels, replace(plan, channels=channels), kind=source.kind) is None:
+            raise DataError(
+                f"{source.root}: {said(source.kind)} with the channels {', '.join(source.channels)} cannot tell what "
+                f"is forgotten: {said(plan.kind)} with {', '.join(channels)} are read; leave --source out"
+            )
 
 
 def _learners(session: Session, base: Model) -> tuple[list[_Learner], Grafted]:
@@ -225,8 +239,8 @@ def _verdict(
             if case in before:
                 loaded = datasets.load(files[case], session.request.dataset)
                 after[case] = score(model, loaded, hardware=session.hardware)
-    cases = {i: {"base": _mean(before[i]), "adapted": _mean(after[i])} for i in before}
-    means = {k: _mean({i: row[k] for i, row in cases.items()}) for k in ("base", "adapted")}
+    cases = {i: dict(zip(("base", "adapted"), _paired(before[i], after[i]), strict=True)) for i in before}
+    means = {k: float(np.mean([row[k] for row in cases.values()])) for k in ("base", "adapted")}
     shared = _shared(base, before, after)
     found = {"cases": cases, "labels": _by_label(before, after), **means} | ({"shared": shared} if shared else {})
     if learners[1:]:
@@ -246,11 +260,13 @@ def _shared(base: Model, before: Scores, after: Scores) -> dict[str, Any]:
     shared = {name for name in names if plain_name(name) in known}
     if not shared or shared == names:
         return {}
-    means = {}
-    for key, scores in (("base", before), ("adapted", after)):
-        rows = {case: {name: row[name] for name in shared & row.keys()} for case, row in scores.items()}
-        means[key] = _mean({case: _mean(row) for case, row in rows.items() if row})
-    return {"labels": sorted(shared), **means, "lost": means["adapted"] < means["base"] - LOST}
+    rows = []
+    for case in before:
+        one, other = ({name: row[case][name] for name in shared & row[case].keys()} for row in (before, after))
+        rows += [_paired(one, other)] if one or other else []  # none of them was looked for, or all are rightly absent
+    base_mean, adapted_mean = (float(np.mean(column)) for column in zip(*rows, strict=True))
+    lost = adapted_mean < base_mean - LOST
+    return {"labels": sorted(shared), "base": base_mean, "adapted": adapted_mean, "lost": lost}
 
 
 def _said(shared: Mapping[str, Any]) -> str:
@@ -296,25 +312,27 @@ def _called(kept: str) -> str:
 
 
 def _by_label(before: Scores, after: Scores) -> dict[str, dict[str, float]]:
-    names = dict.fromkeys(name for row in (*before.values(), *after.values()) for name in row)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for case in before:
+        for name in before[case] | after[case]:
+            found.setdefault(name, []).append((before[case].get(name, 1.0), after[case].get(name, 1.0)))
     return {
-        name: {
-            key: _mean({i: row[name] for i, row in scores.items() if name in row})
-            for key, scores in (("base", before), ("adapted", after))
-        }
-        for name in names
+        name: dict(zip(("base", "adapted"), map(float, np.mean(rows, 0)), strict=True)) for name, rows in found.items()
     }
 
 
-def _mean(row: Mapping[str, float]) -> float:
-    return float(np.mean(list(row.values()))) if row else 0.0
+def _paired(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:
+    """Mean Dice of a case by two models. A label that only the other's row has is rightly absent: 1, as `mean_dice`."""
+    names = one.keys() | other.keys()
+    first, second = (float(np.mean([row.get(n, 1.0) for n in names])) if names else 1.0 for row in (one, other))
+    return first, second
 
 
 def _finish(
     session: Session, base: Model, adapted: nn.Module, grafted: Grafted, verdict: dict[str, Any], source: Dataset | None
 ) -> Model:
     """Write the model that is kept, with where it came from and what spoke for it."""
-    request, config = session.request, session.settings.transfer
+    config = session.settings.transfer
     came = {key: base.provenance.get(key) for key in ("method", "sha256")}
     if "transfer" in base.provenance:  # then the whole way is told
         came["from"] = base.provenance["transfer"].get("from")
@@ -330,20 +348,33 @@ def _finish(
     segmenter = adapted if keeps else base.segmenter
     plan = session.plan if keeps else replace(base.plan, names=grafting.renumbered(base.names, session.plan.names))
     others = base.others if plan.channels == base.plan.channels else {}
-    if source is not None and not session.interrupted:
-        record["source"] = _forgotten(base, replace(base, segmenter=segmenter, plan=plan), source, session)
-        request.say("on the old population: Dice {before:.3f} before, {after:.3f} after".format(**record["source"]))
-    return session.finish(segmenter, others=others, record={"transfer": record}, plan=plan)
+    model = session.finish(segmenter, others=others, record={"transfer": record}, plan=plan)
+    if source is None or session.interrupted:
+        return model
+    record["source"] = _forgotten(base, replace(base, segmenter=segmenter, plan=plan), source, session)
+    return session.finish(segmenter, others=others, record={"transfer": record}, plan=plan)  # the model was safe before
 
 
 def _forgotten(base: Model, kept: Model, source: Dataset, session: Session) -> dict[str, Any]:
-    """Dice of both models on labelled cases of the old population; those that the base was trained on are marked."""
-    rng, known = np.random.default_rng(session.request.seed), source.labelled
+    """Dice of both models on labelled cases of the old population; those called as the base's training are marked."""
+    say, rng, known = session.request.say, np.random.default_rng(session.request.seed), source.labelled
     drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
     trained = {str(i) for i in base.provenance.get("labelled", ())}
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
+    unread = []
     for files in drawn:
-        case = datasets.load(files, source)
-        pair = [score(model, case, hardware=session.hardware) for model in (base, kept)]
-        rows[files.id] = {"before": _mean(pair[0]), "after": _mean(pair[1]), "trained": files.id in trained}
-    return {"cases": rows, **{k: _mean({i: row[k] for i, row in rows.items()}) for k in ("before", "after")}}
+        try:
+            case = datasets.load(files, source)
+            pair = _paired(*(score(model, case, hardware=session.hardware) for model in (base, kept)))
+        except FewscanError as error:  # one damaged scan does not cost the others theirs
+            say(f"{files.id} of the old population is left out: {error}")
+            unread.append(files.id)
+            continue
+        rows[files.id] = {"before": pair[0], "after": pair[1], "trained": files.id in trained}
+    found: dict[str, Any] = {"cases": rows} | ({"unread": unread} if unread else {})
+    if not rows:
+        say("on the old population: no case could be judged")
+        return found
+    found |= {k: float(np.mean([row[k] for row in rows.values()])) for k in ("before", "after")}
+    say("on the old population: Dice {before:.3f} before, {after:.3f} after".format(**found))
+    return found

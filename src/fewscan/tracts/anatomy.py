@@ -6,9 +6,12 @@ directions, the diffusivity and the unweighted signal; and the bundles that were
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,25 +73,13 @@ def read_anatomy(path: Path) -> Anatomy:
     Raises
     ------
     DataError
-        If an array is missing or does not fit.
+        If it cannot be read, or an array is missing, does not fit or is not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if lacking := [key for key in KEYS if key not in stored]:
-                raise DataError(f"{path}: holds no {', '.join(lacking)}; an anatomy needs {', '.join(KEYS)}")
-            arrays = {key: stored[key] for key in KEYS}
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not an anatomy ({error}); give a .npz file") from None
+    arrays = _arrays(path)
     names = [str(name) for name in arrays["bundle_names"]]
-    masks = np.unpackbits(arrays["bundles_ref"], axis=0)[: len(names)].astype(bool)
     shape = arrays["mask"].shape
     native = Geometry(shape, arrays["affine"])
-    fits = {"S0": shape, "d": shape, "f": (*shape, 3), "v": (*shape, 3, 3)}
-    for key, wanted in fits.items():
-        if arrays[key].shape != wanted:
-            raise DataError(f"{path}: {key} is {arrays[key].shape}, {wanted} expected")
+    masks = np.unpackbits(arrays["bundles_ref"], axis=0)[: len(names)].astype(bool)
 
     def turned(data: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.ascontiguousarray(to_ras(data, native)[0])
@@ -103,6 +94,37 @@ def read_anatomy(path: Path) -> Anatomy:
         v=sticks.astype(np.float32),
         bundles=dict(zip(names, turned(masks).astype(bool), strict=True)),
     )
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """What the file holds, each array of the shape that the mask calls for."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            if lacking := [key for key in KEYS if key not in stored]:
+                raise DataError(f"{path}: holds no {', '.join(lacking)}; an anatomy needs {', '.join(KEYS)}")
+            arrays = {key: stored[key] for key in KEYS}
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not an anatomy ({error}); give a .npz file") from None
+    shape, count = arrays["mask"].shape, arrays["bundle_names"].size
+    fits = {
+        "S0": shape, "d": shape, "f": (*shape, 3), "v": (*shape, 3, 3), "affine": (4, 4), "bundle_names": (count,),
+        "bundles_ref": (-(-count // 8), *shape),
+    }  # fmt: skip
+    if len(shape) != 3:
+        raise DataError(f"{path}: mask is {shape}, three axes expected; save it as (X, Y, Z)")
+    for key, wanted in fits.items():
+        if arrays[key].shape != wanted:
+            raise DataError(f"{path}: {key} is {arrays[key].shape}, {wanted} expected")
+    if arrays["bundles_ref"].dtype != np.uint8:
+        raise DataError(
+            f"{path}: bundles_ref is {arrays['bundles_ref'].dtype}; pack the masks with np.packbits(axis=0)"
+        )
+    for key in ("S0", "d", "f", "v", "affine"):
+        if not (np.issubdtype(arrays[key].dtype, np.number) and np.isfinite(arrays[key]).all()):
+            raise DataError(f"{path}: {key} holds NaN, infinite values or no numbers; write 0 where nothing is known")
+    return arrays
 
 
 def warped(anatomy: Anatomy, field: Field, *, mirror: bool = False) -> Anatomy:

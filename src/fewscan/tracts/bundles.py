@@ -33,6 +33,14 @@ STATED: Mapping[str, str] = {
     "extra": "predicted, the reference is empty",
     "absent": "empty in both: nothing to score",
 }
+UNMATCHED: Mapping[str, str] = {
+    "predictions": "predicted, not in the reference",
+    "references": "in the reference, no prediction: in no mean",
+    "bundles": "in the reference, predicted in no case: in no mean",
+    "cases": "no bundle that was predicted in any case is in their reference: in no mean",
+    "ends": "no ends predicted, though the reference has them: no figures of ends",
+}
+"""What `evaluate_bundles` could not judge."""
 BUNDLE_RULES: Mapping[str, str] = {
     "overlap": "share of the reference that is predicted (Cote et al. 2013, doi 10.1016/j.media.2013.03.009)",
     "overreach": "predicted voxels outside the reference, as a share of the reference (same source); may exceed 1",
@@ -163,7 +171,7 @@ def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str
     """Judge each bundle of each case that the reference has; write `RECORD`, `TABLE` and `EVALUATION`.
 
     A bundle that is predicted in some case is wrong where it is missing, and scores 0 there. One that is predicted in
-    none was never asked for: it is listed as not predicted, and enters no mean.
+    none was never asked for: it is listed as not predicted, and enters no mean. A case left without any is listed, too.
 
     Parameters
     ----------
@@ -188,16 +196,21 @@ def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str
         raise DataError(f"{predicted}: cases {sorted(cases)[:3]} are not among {sorted(truths)[:3]} of {reference}")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give a folder")
+    if not any(bundle_files(cases[case]).keys() & bundle_files(truths[case]).keys() for case in shared):
+        raise _nothing_shared(cases[shared[0]], truths[shared[0]])
     given = {name for folder in cases.values() for name in bundle_files(folder)}
     found = {case: _judge(cases[case], truths[case], given=given) for case in shared}
     judged = {case: {name: one for name, one in row.items() if name in given} for case, row in found.items()}
     missing = sorted({name for row in found.values() for name in row} - given)
+    drawn, made = ([case for case in shared if bundle_files(of[case], folder=ENDINGS)] for of in (truths, cases))
     evaluation = Evaluation(
-        cases=tuple(_case_score(case, bundles, cases[case], truths[case]) for case, bundles in judged.items()),
+        cases=tuple(_case_score(case, row, cases[case], truths[case]) for case, row in judged.items() if row),
         unmatched={
             "predictions": tuple(sorted(cases.keys() - truths)),
             "references": tuple(sorted(truths.keys() - cases)),
             "bundles": tuple(missing),
+            "cases": tuple(case for case, row in judged.items() if not row),
+            "ends": tuple(case for case in drawn if case not in made),
         },
     )
     evaluation.save(out / EVALUATION)
@@ -251,15 +264,20 @@ def judge_case(case: str, predicted: Path, *, reference: Path, names: Collection
     GeometryError
         If grids differ.
     """
+    if not bundle_files(predicted).keys() & bundle_files(reference).keys():
+        raise _nothing_shared(predicted, reference)
     found = {name: score for name, score in _judge(predicted, reference, given=names).items() if name in names}
     return Evaluation(cases=(_case_score(case, found, predicted, reference),))
+
+
+def _nothing_shared(case: Path, truth: Path) -> DataError:
+    ours, theirs = (sorted(bundle_files(folder))[:4] for folder in (case, truth))
+    return DataError(f"{case}: none of its bundles {ours} is among {theirs} of {truth}; name them alike")
 
 
 def _judge(case: Path, truth: Path, *, given: Collection[str]) -> dict[str, BundleScore]:
     """Every bundle of the reference; those that no case is given of have no figures."""
     files, references = bundle_files(case), bundle_files(truth)
-    if not files.keys() & references.keys():
-        raise DataError(f"{case}: none of its bundles {sorted(files)[:4]} is among {sorted(references)[:4]} of {truth}")
     ends, true_ends = (bundle_files(folder, folder=ENDINGS) for folder in (case, truth))
     found = {}
     for name, file in references.items():

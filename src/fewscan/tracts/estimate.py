@@ -26,7 +26,7 @@ MOST_B_OF_TENSOR = 1600.0  # s/mm2; above it the signal is no longer a tensor's
 HIGHEST_ORDER = 8
 RESPONSE_VOXELS = 300
 LEAST_FA = 0.4
-LEAST_DIRECTIONS = 6  # of a shell, for harmonics of order 2
+LEAST_DIRECTIONS = 6  # of a tensor, and of a shell, for harmonics of order 2
 LEAST_PEAK = 0.1  # of the largest peak of the voxel
 LEAST_ANGLE_DEG = 25
 FULL_LENGTH = 99  # percentile of the first peaks' lengths that becomes length 1
@@ -49,12 +49,20 @@ class Tensors:
         Unit direction of the largest.
     s0 : (N,) float32
         Mean of the unweighted volumes.
+    shells : tuple of float
+        b-values that they were fitted to, s/mm2.
     """
 
     values: Signal
     eigenvalues: Signal
     principal: Signal
     s0: Signal
+    shells: tuple[float, ...]
+
+    @property
+    def biased(self) -> bool:
+        """Whether the signal was no longer a tensor's: directions hold, diffusivities come out too low."""
+        return max(self.shells) > MOST_B_OF_TENSOR
 
     @property
     def md(self) -> Signal:
@@ -74,6 +82,9 @@ class Tensors:
 def fit_tensors(signal: Signal, gradients: Gradients) -> Tensors:
     """Diffusion tensors by weighted least squares, from b-values up to 1600 s/mm2.
 
+    Where these have fewer than six directions, from the lowest shell that has six: its directions still serve for the
+    proof and the response of peaks, see `Tensors.biased`.
+
     Parameters
     ----------
     signal : (N, V) float32
@@ -86,15 +97,10 @@ def fit_tensors(signal: Signal, gradients: Gradients) -> Tensors:
     ConfigError
         If dipy is missing.
     DataError
-        If too few volumes lie below 1600 s/mm2.
+        If no shell has six directions.
     """
     dti = _dipy("dipy.reconst.dti")
-    used = gradients.bvals <= MOST_B_OF_TENSOR
-    if int((used & (gradients.bvals > B0)).sum()) < 6:
-        raise DataError(
-            f"{int((used & (gradients.bvals > B0)).sum())} directions with b <= {MOST_B_OF_TENSOR:.0f} s/mm2, "
-            "a tensor needs 6; take an acquisition with a lower shell"
-        )
+    used = _of_tensor(gradients)
     fit = dti.TensorModel(_table(gradients, used), fit_method="WLS").fit(np.maximum(signal[:, used], 1e-3))
     matrix = fit.quadratic_form * 1e3
     return Tensors(
@@ -102,6 +108,23 @@ def fit_tensors(signal: Signal, gradients: Gradients) -> Tensors:
         eigenvalues=(fit.evals * 1e3).astype(np.float32),
         principal=fit.evecs[..., 0].astype(np.float32),
         s0=signal[:, gradients.bvals <= B0].mean(1),
+        shells=tuple(b for b in gradients.shells if (gradients.shell(b) & used).any()),
+    )
+
+
+def _of_tensor(gradients: Gradients) -> NDArray[np.bool_]:
+    """Volumes that a tensor is fitted to."""
+    plain, low = gradients.bvals <= B0, gradients.bvals <= MOST_B_OF_TENSOR
+    if (low & ~plain).sum() >= LEAST_DIRECTIONS:
+        return low
+    counts = {b: int(gradients.shell(b).sum()) for b in gradients.shells}
+    for b, count in counts.items():
+        if count >= LEAST_DIRECTIONS:
+            return plain | gradients.shell(b)
+    told = ", ".join(f"{count} with b = {b:.0f}" for b, count in counts.items())
+    raise DataError(
+        f"directions: {told} s/mm2; a tensor needs {LEAST_DIRECTIONS} up to {MOST_B_OF_TENSOR:.0f}, or in one shell; "
+        "take an acquisition with more directions per shell"
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fewscan.data.io import read_labels, read_raw, write_image, write_labelmap
 from fewscan.data.layouts import TRACT_IMAGES
-from fewscan.data.listing import RECORD, TENSOR_CHANNELS
+from fewscan.data.listing import RECORD, TENSOR_CHANNELS, read_json
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.space.geometry import Array, Geometry, check_same, ras_geometry, to_ras
@@ -127,7 +127,7 @@ def make_inputs(
         If files cannot be used, dipy is missing, or the directions are proven wrong.
     """
     begin, tell = time.perf_counter(), tell or (lambda line: None)
-    claim(out, [source, *(tables or ())])
+    claim(out, [path for path in (source, *(tables or ()), mask, lesion) if path is not None])
     turn = np.eye(3) if axes is None else parse_axes(axes)
     opened = _open_peaks(source, mask, turn) if tables is None else _open_scan(source, tables, mask, turn)
     tell(opened.line)
@@ -175,6 +175,7 @@ def _open_scan(dwi: Path, tables: tuple[Path, Path], mask: Path | None, turn: Ar
     brain = brain & (scan > 0).any(0)
     tensors = estimate.fit_tensors(np.ascontiguousarray(scan[:, brain].T), gradients)
     directions = int((gradients.bvals > B0).sum())
+    biased = f"; no lower shell: tensors of b = {max(tensors.shells):.0f} s/mm2 are biased" if tensors.biased else ""
     return _Opened(
         principal=fill(tensors.principal, brain),
         clearness=fill(tensors.fa[:, None], brain)[0],
@@ -185,8 +186,9 @@ def _open_scan(dwi: Path, tables: tuple[Path, Path], mask: Path | None, turn: Ar
             "bvals": [round(b) for b in gradients.shells],
             "directions": directions,
             "mask": "median Otsu threshold" if mask is None else "given",
+            "tensor_bvals": [round(b) for b in tensors.shells],
         },
-        line=f"{int(brain.sum())} voxels of brain, {directions} directions, {len(gradients.shells)} shells",
+        line=f"{int(brain.sum())} voxels of brain, {directions} directions, {len(gradients.shells)} shells{biased}",
         finish=lambda: estimate_inputs(scan, gradients, mask=brain, tensors=tensors),
     )
 
@@ -284,6 +286,8 @@ def read_mask(path: Path, geometry: Geometry) -> NDArray[np.bool_]:
 def write_inputs(inputs: Inputs, out: Path, *, native: Geometry, record: Mapping[str, Any]) -> None:
     """Write images, the first of the scalars alone too for programs that take one map, mask and, last, the record.
 
+    What an earlier run wrote and this one does not goes: the record would no longer speak for it.
+
     Parameters
     ----------
     inputs : Inputs
@@ -300,13 +304,15 @@ def write_inputs(inputs: Inputs, out: Path, *, native: Geometry, record: Mapping
     DataError
         If a file cannot be written.
     """
-    grid = ras_geometry(native)
+    grid, before = ras_geometry(native), written_before(out)
     for name, image in inputs.images.items():
         write_image(image.astype(np.float32), out / name, native=native)
     if SCALARS in inputs.images:
         write_image(inputs.images[SCALARS][0].astype(np.float32), out / FA, native=native)
     write_labelmap(inputs.mask.astype(np.uint8), out / MASK, native=native)
     written = {*inputs.images, *([FA] if SCALARS in inputs.images else [])}
+    for name in before - written:
+        (out / name).unlink(missing_ok=True)
     told = {
         "format": "fewscan tract inputs 1",
         "kind": {name: list(names) for name, names in (*CHANNELS.items(), (FA, ("FA",))) if name in written},
@@ -331,15 +337,35 @@ def claim(out: Path, sources: list[Path]) -> None:
     ------
     ConfigError
         If something is in the way.
+    DataError
+        If the record of an earlier run is damaged.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; give a folder")
     for source in sources:
         if source.resolve() in [(out / name).resolve() for name in FILES]:
             raise ConfigError(f"{source} would be overwritten; give another -o")
+    written_before(out)
     there = [name for name in FILES if (out / name).exists()]
     if there and not (out / RECORD).is_file():
         raise ConfigError(f"{out / there[0]} exists and was not written by fewscan; give another -o")
+
+
+def written_before(out: Path) -> set[str]:
+    """Images that the record of an earlier run lists; none without one.
+
+    Parameters
+    ----------
+    out : Path
+        Folder.
+
+    Raises
+    ------
+    DataError
+        If the record is damaged.
+    """
+    listed = read_json(out / RECORD).get("kind") if (out / RECORD).is_file() else None
+    return set(listed) & set(FILES) if isinstance(listed, dict) else set()
 
 
 def fill(values: Floats, mask: NDArray[np.bool_]) -> Floats:

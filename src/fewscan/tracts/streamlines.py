@@ -13,6 +13,7 @@ from fewscan.space.geometry import Array, Geometry
 
 SUFFIXES = (".trk", ".tck")
 STEP = 0.1  # of the smallest voxel edge: no voxel that a segment crosses by more than that is passed over
+CHUNK = 1000  # streamlines that are resampled at a time: all of a whole brain's would take gigabytes
 
 Mask = NDArray[np.bool_]
 
@@ -47,7 +48,7 @@ def read_streamlines(path: Path) -> list[Array]:
 
 
 def visited(lines: list[Array], geometry: Geometry) -> tuple[Mask, int]:
-    """Voxels that streamlines pass through, and how many points lie beyond the grid.
+    """Voxels that streamlines pass through, and how many of their own points lie beyond the grid.
 
     Parameters
     ----------
@@ -58,9 +59,11 @@ def visited(lines: list[Array], geometry: Geometry) -> tuple[Mask, int]:
     """
     if not lines:
         return np.zeros(geometry.shape, bool), 0
-    step = STEP * min(geometry.spacing)
-    dense = np.concatenate([_resampled(line, step) for line in lines])
-    return _mark(dense, geometry)
+    step, mask = STEP * min(geometry.spacing), np.zeros(geometry.shape, bool)
+    for first in range(0, len(lines), CHUNK):
+        dense = np.concatenate([_resampled(line, step) for line in lines[first : first + CHUNK]])
+        mask |= _mark(dense, geometry)[0]
+    return mask, _mark(np.concatenate(lines), geometry)[1]
 
 
 def ends(lines: list[Array], geometry: Geometry) -> tuple[Mask, Mask]:
