@@ -7,7 +7,7 @@ out at a time (``--fold-minutes`` each). From what the folds say, the Dice of ea
 
 * ``error``: mean absolute difference, mean over labels of a scan.
 * ``constant``: the same when the mean of the cross-validation is expected of every scan.
-* ``held``: share of the labels of test scans whose Dice lies in the label's range, beside the ``level`` promised.
+* ``held``: share of the labels found in test scans whose Dice lies in the label's range, beside the ``level`` promised.
 * ``flagged``: of the worst tenth of the scans, the share that is in the fifth of which least is expected.
 * ``rank``: Spearman's correlation of expected and true Dice.
 
@@ -54,16 +54,17 @@ def run(root: Path, work: Path, *, task: str, seed: int, minutes: float, fold_mi
     labels = {p.id: p.expected["labels"] for p in done if p.expected is not None and p.id in true}
     ids = sorted(labels)
     held = [
-        labels[case["id"]][name]["low"] <= score["dice"] <= labels[case["id"]][name]["high"]
-        for case in scored if case["id"] in labels
-        for name, score in case["labels"].items() if score["dice"] is not None
-    ]  # fmt: skip
+        row["low"] <= case["labels"][name]["dice"] <= row["high"]
+        for case in scored
+        for name, row in labels.get(case["id"], {}).items()
+        if row["found"] and case["labels"][name]["dice"] is not None
+    ]
     expected = np.array([np.mean([row["dice"] for row in labels[i].values()] or [0.0]) for i in ids])
     actual = np.array([true[i] for i in ids])
     known = read_calibration(folds)
     mean = float(np.mean([case.mean("dice") for case in read_evaluation(folds / "evaluation.json").cases]))
-    worst = set(np.argsort(actual)[: max(1, round(len(ids) / 10))].tolist())
-    flagged = set(np.argsort(expected)[: max(1, round(len(ids) / 5))].tolist())
+    worst = set(np.argsort(actual, kind="stable")[: max(1, round(len(ids) / 10))].tolist())
+    flagged = set(np.argsort(expected, kind="stable")[: max(1, round(len(ids) / 5))].tolist())
     return {
         "n": len(ids), "true": rounded(float(actual.mean())), "expected": rounded(float(expected.mean())),
         "error": rounded(float(np.abs(expected - actual).mean())),

@@ -123,6 +123,7 @@ EVERY_VERB = [
     ("predict", "m", "a.nii.gz", "b", "-o", "out", "--probabilities", "--tta", "--skip-existing"),
     ("predict", "m", "a.nii.gz", "-o", "out", "--personalize", "auto", "--atlases", "scans", "--budget-per-case", "2m"),
     ("predict", "m", "a.nii.gz", "-o", "out", "--calibration", "folds"),
+    ("predict", "m", "a.nii.gz", "-o", "out", "--calibration", "folds", "--personalize", "auto"),
     ("evaluate", "out", "labels", "--images", "images"),
     ("compare", "a.json", "b.json"),
     ("crossval", "scans", "-o", "folds", "--folds", "4", "--steps", "5"),

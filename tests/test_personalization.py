@@ -116,6 +116,26 @@ def test_the_answer_of_before_lies_beside_the_one_that_was_kept(project, given, 
     assert "; personalised: 42.9 % of the labelled voxels changed, atlases and scan fit each other" in said[-1]
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"), [({}, 120.0), ({"budget_per_case": 5}, 5), ({"budget_per_case": None}, None)]
+)
+def test_a_scan_gets_the_time_that_its_size_asks_for_unless_told(
+    project, refined, monkeypatch, tmp_path, given, seconds
+):
+    spent, answer = [], personalization.Personalizer.__call__
+    monkeypatch.setattr(
+        personalization.Personalizer,
+        "__call__",
+        lambda self, case, **options: spent.append(options["seconds"]) or answer(self, case, **options),
+    )
+    root, _, model = project
+    scan = root / "data" / "images" / "case_03.nii.gz"
+    voxels = np.prod(nib.load(scan).shape)
+    monkeypatch.setattr(personalization, "WIDE", 2 * voxels)  # so that the scan is half as large as the largest
+    api.personalize(model, scan, tmp_path / "out", atlases=root / "data", config=QUICK, device="cpu", **given)
+    assert spent == [pytest.approx(seconds) if seconds else None]
+
+
 def test_what_was_asked_for_against_the_evidence_is_called_so(project, given, tmp_path):
     given[2]["reason"] = "nothing was calibrated; ask for --personalize always"
     [done] = asked(project, tmp_path / "out", atlases=project[0] / "data", mode="always")
@@ -225,7 +245,7 @@ def test_the_archive_knows_which_scans_are_of_one_patient_but_not_whose(project,
         replace(one, patient="Jane Doe") for one in atlases.atlases_of(found, model.plan, folder=tmp_path / "grid")
     ]
     copy = replace(model, path=tmp_path)
-    file = atlases.save_atlases([*frames[:2], replace(frames[2], patient="John Doe")], tmp_path)
+    file = atlases.save_atlases([*frames[:2], replace(frames[2], patient="John Doe")], tmp_path, plan=model.plan)
     assert b"Doe" not in file.read_bytes()
     (tmp_path / "scratch").mkdir()
     kept = atlases.load_atlases(copy, folder=tmp_path / "scratch")
@@ -312,4 +332,7 @@ def test_foreign_atlases_and_impossible_wishes_are_refused(project, tmp_path):
         asked(project, tmp_path / "out", atlases=write_dataset(tmp_path / "bare", labelled=0, unlabelled=1))
     with pytest.raises(ConfigError, match="auto or always"):
         asked(project, tmp_path / "out", mode="perhaps")
+    for budget in (0, "2m"):
+        with pytest.raises(ConfigError, match="budget of a case must be above 0 s, auto or None"):
+            api.personalize(project[2], tmp_path / "scan", tmp_path / "out", budget_per_case=budget)
     assert not (tmp_path / "out").exists()

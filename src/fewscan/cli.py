@@ -160,7 +160,8 @@ def predict(
         Path | None, typer.Option(help="Labelled scans to deform; else those the model keeps.", metavar="DATA")
     ] = None,
     budget_per_case: Annotated[
-        str | None, typer.Option(help="Wall clock for personalising one scan; 60s if not given.", metavar="TIME")
+        str | None,
+        typer.Option(help="Wall clock for personalising one scan; if not given 60s to 4m by its size.", metavar="TIME"),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Folder that crossval wrote: says what Dice to expect.", metavar="FOLDS")
@@ -178,21 +179,18 @@ def predict(
         raise ConfigError("--atlases are there to personalise with; add --personalize auto, or leave them out")
     if personalize == "never" and budget_per_case is not None:
         raise ConfigError("--budget-per-case is that of personalising; add --personalize auto, or leave it out")
-    if personalize != "never" and calibration is not None:
-        raise ConfigError("--calibration was learnt from plain predictions; leave it out, or --personalize")
     if personalize != "never" and tta:
         raise ConfigError("--personalize averages over disturbed copies already; leave --tta out")
     if personalize != "never" and max_memory is not None:
         raise ConfigError("--max-memory bounds plain predictions, --personalize holds scans whole; leave one out")
     with display("predict") as observe:
         shared: dict[str, Any] = {
-            "probabilities": probabilities, "skip_existing": skip_existing, "device": device, "observe": observe
+            "probabilities": probabilities, "skip_existing": skip_existing, "calibration": calibration,
+            "device": device, "observe": observe,
         }  # fmt: skip
         if personalize == "never":
-            done = api.predict(
-                api.load(model), inputs, out, tta=tta, calibration=calibration, max_memory=maybe(size, max_memory),
-                **shared,
-            )  # fmt: skip
+            memory = maybe(size, max_memory)
+            done = api.predict(api.load(model), inputs, out, tta=tta, max_memory=memory, **shared)
         else:
             if budget_per_case is not None:
                 shared["budget_per_case"] = duration(budget_per_case)

@@ -1,11 +1,11 @@
-"""Prediction made to measure: each scan segmented by a model personalised to it, where that helps."""
+"""Prediction made to measure: each scan segmented by a model personalised to it, where nothing speaks against that."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
 from fewscan.learn.request import Observer
 from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
-from fewscan.prediction import Answer, Inputs, Prediction, Tick, predict_by
+from fewscan.prediction import Answer, Inputs, Prediction, Tick, calibration_of, expectation, predict_by
 from fewscan.space.volume import Volume
 
-PER_CASE = 60.0  # seconds
+SHORTEST, LONGEST = 60.0, 240.0  # seconds that a scan may take unless told
+WIDE = 500_000  # voxels on the model's grid from which it may take the longest: an abdomen of 2.5 x 2.5 x 8 mm has more
 
 
 def personalize(
@@ -33,7 +34,8 @@ def personalize(
     *,
     atlases: Dataset | Path | str | None = None,
     mode: Mode = "auto",
-    budget_per_case: float | None = PER_CASE,
+    budget_per_case: float | Literal["auto"] | None = "auto",
+    calibration: Path | str | None = None,
     probabilities: bool = False,
     skip_existing: bool = False,
     device: str = "auto",
@@ -53,13 +55,17 @@ def personalize(
     out : path
         Folder to write; made if need be.
     atlases : Dataset or path, optional
-        Labelled scans to deform to each; those that the model keeps when None.
+        Labelled scans to deform to each, as a folder in any layout or as `api.open` found them; those that the model
+        keeps when None.
     mode : {"auto", "always"}
         Auto keeps the model's own answer where the evidence speaks against the change, and where atlases of a single
-        patient give none. Always keeps it only where there is no other: the first mask is empty, every atlas folds on
-        the scan, or memory lacks.
-    budget_per_case : float, optional
-        Seconds for a scan; None takes as long as it takes.
+        patient give none. Always keeps it only where there is no other: the first mask is empty, no atlas can be laid
+        onto the scan, the refinement diverges, or memory lacks.
+    budget_per_case : float or "auto", optional
+        Seconds for a scan; auto goes by its size, see `budget_for`, and None takes as long as it takes.
+    calibration : path, optional
+        As for `predict`: what is expected is the Dice of the model's own answer, and the slices are those to look at
+        first in it.
     probabilities : bool
         As for `predict`.
     skip_existing : bool
@@ -75,12 +81,22 @@ def personalize(
     ------
     FewscanError
         If there is no atlas, or the model or a scan cannot be used; scans finished before stay.
+
+    Examples
+    --------
+    Atlases are given by name; the third argument is the folder to write, as for `predict`::
+
+        cases = fewscan.open("scans")  # or some of them: fewscan.data.dataset.select(cases, labelled=["p1", "p7"])
+        fewscan.personalize("model", "new.nii.gz", "out", atlases=cases)
+
+    Atlases are files: those that are in memory alone have to be written first.
     """
     model = model if isinstance(model, Model) else load_model(Path(model))
     if mode not in ("auto", "always"):
         raise ConfigError(f"mode must be auto or always, got {mode!r}; predict alone never personalises")
-    if budget_per_case is not None and budget_per_case <= 0:
-        raise ConfigError(f"the budget of a case must be above 0 s, got {budget_per_case:g}")
+    seconds = None if isinstance(budget_per_case, str) else budget_per_case
+    if budget_per_case not in ("auto", seconds) or (seconds is not None and seconds <= 0):
+        raise ConfigError(f"the budget of a case must be above 0 s, auto or None, got {budget_per_case!r}")
     hardware = pick(device)
     with tempfile.TemporaryDirectory() as scratch:
         known = _atlases(model, atlases, folder=Path(scratch))
@@ -88,6 +104,7 @@ def personalize(
             model, known, config=config or PersonalizeConfig(), hardware=hardware, say=observe or (lambda line: None)
         )
         predictor = infer.fastest_predictor(model, hardware)
+        learnt = None if calibration is None else calibration_of(model, Path(calibration))
 
         def work(volume: Volume, tick: Tick) -> Answer:
             each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them
@@ -98,9 +115,11 @@ def personalize(
             else:
                 everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
                 case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind)
-                found = maker(case, mode=mode, seconds=budget_per_case, tick=tick)
-            told = {"personalized": _record(found)}
-            kept, shape = found.kept == "before", volume.geometry.shape
+                limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
+                found = maker(case, mode=mode, seconds=limit, tick=tick)
+            kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
+            if learnt is not None:
+                told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)
             own = infer.segment(model, volume, predictor=predictor, probabilities=probabilities and kept)
             if kept:
                 return Answer(own, told)
@@ -111,6 +130,22 @@ def personalize(
             work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True,
             probabilities=probabilities, observe=observe,
         )  # fmt: skip
+
+
+def budget_for(voxels: int) -> float:
+    """Seconds that personalising to a scan may take unless told: one minute for a hippocampus, four for an abdomen.
+
+    Parameters
+    ----------
+    voxels : int
+        Of the scan on the model's grid.
+
+    Examples
+    --------
+    >>> [budget_for(voxels) for voxels in (64_000, 250_000, 2_000_000)]
+    [60.0, 120.0, 240.0]
+    """
+    return min(LONGEST, max(SHORTEST, LONGEST * voxels / WIDE))
 
 
 def keep_atlases(model: Model, dataset: Dataset, *, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -137,7 +172,7 @@ def keep_atlases(model: Model, dataset: Dataset, *, say: Callable[[str], None] =
     with tempfile.TemporaryDirectory() as scratch:
         every = shared_atlases(dataset, model.plan, folder=Path(scratch))
         kept = in_turn(every, most=MOST_KEPT)
-        file = save_atlases(kept, model.path)
+        file = save_atlases(kept, model.path, plan=model.plan)
     size = file.stat().st_size / 1e6
     say(f"atlases: {len(kept)} of {len(every)} labelled scans lie beside the model now, {size:.1f} MB")
     return file

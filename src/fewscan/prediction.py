@@ -18,7 +18,7 @@ from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.deliver.records import personalised
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.confidence import Calibration, read_calibration
-from fewscan.judge.doubt import Doubt, doubt
+from fewscan.judge.doubt import doubt
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said
@@ -26,6 +26,7 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer
+from fewscan.naming import BEFORE
 from fewscan.recording import Record
 from fewscan.space.volume import Volume
 
@@ -96,7 +97,8 @@ class Prediction:
     probabilities : Path, optional
         The probabilities written.
     expected : mapping, optional
-        Expected Dice of each label with its range, what that is to hold, and the slices to look at first.
+        Expected Dice of each label with its range, what that is to hold, and the slices to look at first; of the
+        model's own answer, which ``of`` says where another took its place.
     warning : str, optional
         What was found wrong with the scan that does not keep it from being segmented.
     """
@@ -162,17 +164,14 @@ def predict(
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
-    known = None if calibration is None else _calibration(Path(calibration), model, tta=tta)
+    known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta)
 
     def whole(volume: Volume, tick: Tick) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
         answer = infer.segment(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
         )
-        told = {}
-        if known is not None:
-            told["expected"] = _expected(known, doubt(volume, model.plan, predictor=predictor), model)
-        return Answer(answer, told)
+        return Answer(answer, {} if known is None else expectation(known, volume, model=model, predictor=predictor))
 
     return predict_by(
         whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, probabilities=probabilities,
@@ -244,8 +243,23 @@ def predict_by(
     return done
 
 
-def _calibration(path: Path, model: Model, *, tta: bool) -> Calibration:
-    """What was learnt of predictions such as these; of others it would tell nothing."""
+def calibration_of(model: Model, path: Path, *, tta: bool = False) -> Calibration:
+    """What a cross-validation learnt of predictions such as these; of others it would tell nothing.
+
+    Parameters
+    ----------
+    model : Model
+        That predicts.
+    path : Path
+        Folder of the cross-validation.
+    tta : bool
+        Whether it averages with mirrored inputs.
+
+    Raises
+    ------
+    FewscanError
+        If it does, or there is no calibration, or it is that of other labels.
+    """
     if tta:
         raise ConfigError("--calibration was learnt from predictions without mirrored inputs; leave it out, or --tta")
     known = read_calibration(path)
@@ -253,16 +267,38 @@ def _calibration(path: Path, model: Model, *, tta: bool) -> Calibration:
     return known
 
 
-def _expected(known: Calibration, found: Doubt | None, model: Model) -> dict[str, Any]:
-    """For the record: expected Dice by label, also of those that were not found, and where to look."""
+def expectation(
+    known: Calibration, volume: Volume, *, model: Model, predictor: infer.Predictor, replaced: bool = False
+) -> dict[str, Any]:
+    """What is expected of the model's own answer to a scan, as a field of its `Prediction`.
+
+    Expected Dice by label, also of those that were not found, without a range; and where to look.
+
+    Parameters
+    ----------
+    known : Calibration
+        From a cross-validation.
+    volume : Volume
+        The scan.
+    model : Model
+        That predicts.
+    predictor : callable
+        Windows to logits.
+    replaced : bool
+        Whether another answer took the place of its own, of which then nothing is expected.
+    """
+    of, found = {"of": BEFORE} if replaced else {}, doubt(volume, model.plan, predictor=predictor)
     if found is None:
-        return {"labels": {}, "reason": "the scan is too large to be held whole"}
+        return {"expected": {"labels": {}, "reason": "the scan is too large to be held whole", **of}}
     labels: dict[str, dict[str, Any]] = {}
     for name in model.names.values():
         signs = found.signs.get(name)
-        row = asdict(known.expect(name, signs))
-        labels[name] = {key: round(value, 3) for key, value in row.items()} | {"found": signs is not None}
-    return {"labels": labels, "error": round(known.error, 3), "patients": known.patients, **found.to_json()}
+        row: dict[str, Any] = asdict(known.expect(name, signs))  # unrounded: which label is the worst is never tied
+        if signs is None:  # Dice is 0 if the label is there, and nobody knows whether it is: no range holds that
+            row |= dict.fromkeys(("low", "high", "level", "at_least"))
+        labels[name] = row | {"found": signs is not None}
+    rest = {"error": round(known.error, 3), "patients": known.patients, **found.to_json(), **of}
+    return {"expected": {"labels": labels, **rest}}
 
 
 def _said(row: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fewscan.deliver.records import OF_BEFORE, expected_of
+
 METRICS = {
     "dice": ("Dice", 3),
     "hd95_mm": ("HD95, mm", 2),
@@ -21,8 +23,8 @@ ABSENT = "\N{EN DASH}"
 MOST_CASES, MOST_LABELS = 40, 6
 BUNDLE_STATES = ("scored", "missed", "not predicted", "extra", "absent")
 HELD = (
-    "In brackets the share of patients that such a range holds on average, and the least that it holds in 19 of 20 "
-    "cross-validations."
+    "In brackets the share of patients like those it was calibrated on that such a range holds on average, and the "
+    "least that it holds in 19 of 20 cross-validations."
 )
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -134,18 +136,24 @@ def expected(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     """
     table = Table("scan", "label", "expected Dice", "range", "look first at", box=None, pad_edge=False,
                   header_style="bold", caption_justify="left")  # fmt: skip
-    for name, found in rows:
+    captions = set[str]()
+    for scan, found in rows:
+        name = expected_of(scan, found)
+        if name != scan:
+            captions.add(OF_BEFORE)
         labels = sorted(found["labels"].items(), key=lambda row: row[1]["dice"])
         places = zip(found.get("slices", ()), found.get("heights_mm", ()), strict=True)
         slices = ", ".join(f"{z} ({mm:g} mm)" for z, mm in places)
         for i, (label, row) in enumerate(labels):
-            told = f"{row['low']:.2f} to {row['high']:.2f} ({row['level']:.0%}, {row['at_least']:.0%})"
-            table.caption = HELD
-            told = told if row.get("found", True) else "not found; 0 if it is there"
+            told = "not found; 0 if it is there"
+            if row.get("found", True):
+                told = f"{row['low']:.2f} to {row['high']:.2f} ({row['level']:.0%}, {row['at_least']:.0%})"
+                captions.add(HELD)
             table.add_row(escape(name if i == 0 else ""), escape(label), f"{row['dice']:.2f}", told,
                           slices if i == 0 else "")  # fmt: skip
         if not labels:
             table.add_row(escape(name), "", "", escape(str(found.get("reason", "no label was found"))), slices)
+    table.caption = " ".join(text for text in (HELD, OF_BEFORE) if text in captions)
     return table
 
 

@@ -1,5 +1,6 @@
 """Signs of doubt, and the way from a cross-validation to an expected Dice."""
 
+import html
 import io
 import json
 import shutil
@@ -14,12 +15,14 @@ from rich.console import Console
 
 import fewscan
 from fewscan import api, prediction, runs
+from fewscan.data import dataset as datasets
 from fewscan.data.io import read_image
 from fewscan.deliver.predicted import expectations
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import doubt as doubts
 from fewscan.judge.confidence import read_calibration
 from fewscan.judge.doubt import doubt, signs_of
+from fewscan.methods.personalize import PersonalizeConfig
 from fewscan.space.geometry import Geometry
 from fewscan.tables import expected
 
@@ -115,13 +118,16 @@ def test_a_cross_validation_tells_what_dice_to_expect(trained, tmp_path):
     rows = done[0].expected["labels"]
     assert set(rows) == {"ball", "rod"}
     assert all(0 <= row["low"] <= row["dice"] <= row["high"] <= 1 for row in rows.values())
-    assert all((row["level"], row["at_least"]) == (0.8, 0.473) for row in rows.values())
+    assert all((row["level"], row["at_least"]) == (0.8, pytest.approx(0.05**0.25)) for row in rows.values())
+    noted = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]["expected"]["labels"]
+    assert noted["ball"]["dice"] == rows["ball"]["dice"] != round(rows["ball"]["dice"], 3)
     assert len(done[0].expected["slices"]) > 0
     screen = Console(width=200, record=True, file=io.StringIO())
     screen.print(expected([("new", done[0].expected)]))
     told = " ".join(screen.export_text().split())
     assert "(80%, 47%)" in told
-    assert "holds on average, and the least that it holds in 19 of 20 cross-validations" in told
+    assert "share of patients like those it was calibrated on that such a range holds on average" in told
+    assert "and the least that it holds in 19 of 20 cross-validations" in told
     (tmp_path / "run").mkdir()
     (tmp_path / "out").rename(tmp_path / "run" / "predictions")
     page = api.report(tmp_path / "run", tmp_path / "r.html").read_text()
@@ -141,6 +147,21 @@ def test_the_report_of_a_cross_validation_shows_expected_against_measured_dice(t
     shutil.copy(folds / "evaluation.json", tmp_path)
     (tmp_path / "calibration.json").write_text('{"signs": [], "half": 0.1}')  # as it was written before
     assert "cross-validate again" in api.report(tmp_path, tmp_path / "old.html").read_text()
+
+
+def expectation(dice, **more):
+    return {"dice": dice, "low": dice - 0.1, "high": dice + 0.1, "level": 0.8, "at_least": 0.5, "found": True} | more
+
+
+def test_the_worst_comes_first_where_rounding_would_tie():
+    near = {"liver": expectation(0.85449), "spleen": expectation(0.85431), "aorta": expectation(0.85440)}
+    screen = Console(width=200, record=True, file=io.StringIO())
+    screen.print(expected([("new", {"labels": near})]))
+    one_each = [{"id": name, "expected": {"labels": {name: row}}} for name, row in near.items()]
+    unknown = {"id": "old", "expected": {"labels": {"vein": {}}}}  # sorts last, wherever it stood
+    for told in (screen.export_text(), expectations([unknown, *one_each])):
+        assert told.index("spleen") < told.index("aorta") < told.index("liver")
+    assert told.index("liver") < told.index("vein")
 
 
 def test_a_label_that_is_missed_is_learnt_from_and_expected_to_be_worth_nothing(trained, tmp_path, monkeypatch):
@@ -167,11 +188,18 @@ def test_a_label_that_is_missed_is_learnt_from_and_expected_to_be_worth_nothing(
     scan = root / "data" / "images" / "case_03.nii.gz"
     [done] = api.predict(model, scan, tmp_path / "out", calibration=folds, device="cpu")
     rod = done.expected["labels"]["rod"]
-    assert (rod["dice"], rod["low"], rod["found"]) == (0.0, 0.0, False)
+    assert rod == {"dice": 0.0, "low": None, "high": None, "level": None, "at_least": None, "found": False}
+    noted = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"][0]["expected"]["labels"]
+    assert noted["rod"] == rod
     assert done.expected["labels"]["ball"]["found"]
     page = expectations([{"id": "new", "expected": done.expected}])
     assert page.index("rod") < page.index("ball")
     assert "not found; 0 if it is there" in page
+    screen = Console(width=200, record=True, file=io.StringIO())
+    screen.print(expected([("new", {"labels": {"rod": rod}}), ("older", {"labels": {"rod": rod | {"low": 0.0}}})]))
+    told = screen.export_text()
+    assert told.count("not found; 0 if it is there") == 2
+    assert "on average" not in told + expectations([{"id": "new", "expected": {"labels": {"rod": rod}}}])
 
 
 def test_a_calibration_of_other_predictions_or_labels_is_refused(trained, tmp_path):
@@ -184,6 +212,41 @@ def test_a_calibration_of_other_predictions_or_labels_is_refused(trained, tmp_pa
     with pytest.raises(DataError, match=r"labels ball, liver, the model gives ball, rod"):
         api.predict(model, scan, tmp_path / "out", calibration=tmp_path, device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_of_a_personalised_scan_the_answer_of_before_is_expected_and_called_so(trained, tmp_path):
+    root, model = trained
+    scan, quick = root / "data" / "images" / "case_03.nii.gz", PersonalizeConfig(views=1, rounds=1, steps=0)
+    [plain] = api.predict(model, scan, tmp_path / "plain", calibration=root / "folds", device="cpu")
+    out = tmp_path / "run" / "predictions"
+    [done] = api.personalize(
+        model, scan, out, atlases=api.open(root / "data"), mode="always", config=quick, calibration=root / "folds",
+        device="cpu",
+    )  # fmt: skip
+    assert done.personalized["kept"] == "after"
+    assert done.expected == plain.expected | {"of": "before"}
+    assert done.expected["slices"]
+    noted = json.loads((out / "predictions.json").read_text())["predictions"][0]["expected"]
+    assert noted["of"] == "before"
+    screen = Console(width=200, record=True, file=io.StringIO())
+    screen.print(expected([("case_03", done.expected)]))
+    page = api.report(tmp_path / "run", tmp_path / "r.html").read_text()
+    for told in (" ".join(screen.export_text().split()), html.unescape(page)):
+        assert "case_03 (before)" in told
+        assert "the Dice expected is that of the model's own answer" in told
+
+
+def test_where_the_guard_keeps_the_model_s_own_answer_it_is_that_of_which_dice_is_expected(trained, tmp_path):
+    root, model = trained
+    scan, quick = root / "data" / "images" / "case_03.nii.gz", PersonalizeConfig(views=1, rounds=1, steps=0)
+    single = datasets.select(api.open(root / "data"), labelled=["case_00"], unlabelled=[])  # which calibrates nothing
+    [done] = api.personalize(
+        model, scan, tmp_path / "out", atlases=single, config=quick, calibration=root / "folds", device="cpu"
+    )
+    assert done.personalized["kept"] == "before"
+    assert "of" not in done.expected
+    assert done.expected["slices"]
+    assert "(before)" not in expectations([{"id": "case_03", "expected": done.expected}])
 
 
 def test_a_folder_without_a_calibration_is_refused(trained, tmp_path):

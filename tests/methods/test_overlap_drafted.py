@@ -26,7 +26,7 @@ from fewscan.learn.answers import certain, chosen
 from fewscan.learn.batches import Prepared, labelled_as, on_plan
 from fewscan.learn.hardware import pick
 from fewscan.learn.overlap import mask
-from fewscan.methods import personalize, voting
+from fewscan.methods import personalize, shaping, voting
 from fewscan.methods.evidence import mean_dice, met
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
@@ -242,6 +242,13 @@ def test_a_shifted_scan_keeps_both_bundles_and_the_model_stays_equal(
     assert all(torch.equal(value, weights[name]) for name, value in model.segmenter.state_dict().items())
 
 
+@pytest.fixture
+def _of_any_height(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crossing is the same along one axis, so that by images alone an atlas is of any height."""
+    monkeypatch.setattr(shaping, "MOST_SCALE", 100.0)
+
+
+@pytest.mark.usefixtures("_of_any_height")
 def test_a_bundle_that_no_atlas_was_asked_for_is_left_to_the_model(
     crossed: tuple[Path, api.Model], tmp_path: Path
 ) -> None:
@@ -258,6 +265,7 @@ def test_a_bundle_that_no_atlas_was_asked_for_is_left_to_the_model(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_of_any_height")
 def test_what_the_guard_refuses_is_what_predict_answers(
     crossed: tuple[Path, api.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +304,7 @@ def test_kept_atlases_come_back_with_their_tables(
     assert "kept" in record[0]["personalized"]
     (tmp_path / "single").mkdir()
     known = atlases.atlases_of(datasets.find(trained[0]), trained[1].plan, folder=tmp_path / "single")
-    with safetensors.safe_open(atlases.save_atlases(known, tmp_path / "single"), "np") as archive:
+    with safetensors.safe_open(atlases.save_atlases(known, tmp_path / "single", plan=trained[1].plan), "np") as archive:
         assert {key.split(".")[1] for key in archive.keys()} == {"image", "label", "drawn", "patient"}  # noqa: SIM118
 
 

@@ -176,3 +176,5 @@ def test_overlap_is_the_mean_dice_of_the_structures_that_occur() -> None:
     a[0, 0, :2] = b[0, 0, 1:3] = 1  # 2 and 2 voxels, one in common: 0.5
     a[0, 1, 0] = b[0, 1, 0] = 1  # the same: 1; the third occurs in neither
     assert float(overlap(a, b)) == pytest.approx(0.75)
+    one_blank = [torch.cat([x, torch.zeros_like(x)]) for x in (a, b)]  # which pulls the other sample no harder
+    assert float(overlap(*one_blank)) == pytest.approx(0.75 / 2)

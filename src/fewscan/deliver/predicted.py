@@ -10,7 +10,7 @@ from typing import Any
 from fewscan.deliver import markup
 from fewscan.deliver.before_after import changes
 from fewscan.deliver.markup import Cell, cell, number
-from fewscan.deliver.records import figure, part, personalised
+from fewscan.deliver.records import OF_BEFORE, expected_of, figure, part, personalised
 from fewscan.deliver.sections import Run
 from fewscan.judge.confidence import promise
 
@@ -68,25 +68,30 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     predicted : sequence of mapping
         Rows of ``predictions.json``.
     """
-    rows, held = [], list[tuple[float, float]]()
+    rows, held, marked = [], list[tuple[float, float]](), False
     for p in predicted:
         found = p.get("expected")
         if not isinstance(found, Mapping) or not isinstance(found.get("labels"), Mapping):
             continue
         slices = ", ".join(str(z) for z in found.get("slices", ())) or "-"
+        case = str(p.get("id", ""))
+        scan = expected_of(case, found)
+        marked |= scan != case
         for name, row in found["labels"].items():
             if isinstance(row, Mapping):
-                if math.isfinite(level := figure(row, "level")):
-                    held.append((level, figure(row, "at_least")))
-                between = f"{number(row.get('low'))} to {number(row.get('high'))}"
-                if row.get("found") is False:
-                    between = "not found; 0 if it is there"
-                rows.append((row.get("dice", math.nan), [Cell(str(p.get("id", ""))), Cell(str(name)),
-                             cell(row.get("dice", math.nan)), Cell(between), Cell(slices)]))  # fmt: skip
+                between = "not found; 0 if it is there"
+                if row.get("found") is not False:
+                    between = f"{number(row.get('low'))} to {number(row.get('high'))}"
+                    if math.isfinite(level := figure(row, "level")):
+                        held.append((level, figure(row, "at_least")))
+                dice = figure(row, "dice")
+                cells = [Cell(scan), Cell(str(name)), cell(dice), Cell(between), Cell(slices)]
+                rows.append((dice if math.isfinite(dice) else math.inf, cells))
     if not rows:
         return ""
     ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
     told = "Expected Dice, worst first. Slices count upwards from the lowest axial one."
+    told += f" {OF_BEFORE}" if marked else ""
     if held:
         told += (
             f" Of patients like those of the cross-validation each range is to hold {promise(*min(held))}, which is "

@@ -9,6 +9,12 @@ from typing import Any
 
 from fewscan.data.bundles import SEGMENTATIONS
 from fewscan.deliver.markup import ABSENT, number
+from fewscan.naming import BEFORE
+
+OF_BEFORE = (
+    f"Of scans marked ({BEFORE}) the Dice expected is that of the model's own answer, which lies in {BEFORE}/, not of "
+    "the personalised one."
+)
 
 
 def figure(found: Mapping[str, Any], key: str) -> float:
@@ -145,6 +151,24 @@ def place_of(prediction: Mapping[str, Any]) -> Path | None:
     place = Path(str(prediction.get("path", "")))
     inside = place.parent if place.name == SEGMENTATIONS else place
     return place if plain_name(str(inside)) else None
+
+
+def expected_of(name: str, expected: Mapping[str, Any]) -> str:
+    """Name of a scan beside what is expected of it, marked where that is of the model's own answer, not the one kept.
+
+    Parameters
+    ----------
+    name : str
+        Of the scan.
+    expected : mapping
+        That of a row of ``predictions.json``.
+
+    Examples
+    --------
+    >>> expected_of("case_1", {"labels": {}, "of": "before"}), expected_of("case_1", {"labels": {}})
+    ('case_1 (before)', 'case_1')
+    """
+    return f"{name} ({BEFORE})" if expected.get("of") == BEFORE else name
 
 
 def personalised(prediction: Mapping[str, Any]) -> str:

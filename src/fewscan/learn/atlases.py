@@ -6,7 +6,8 @@
       atlases.safetensors    images at half precision and class indices, both on the model's grid; of labels that
                              overlap indices of combinations, and a table of what these stand for; a number that
                              scans of one patient share
-      atlases.json           SHA-256 of that file and how many scans it holds
+      atlases.json           SHA-256 of that file, how many scans it holds, and what they share with their model: the
+                             names of its classes and channels, and its spacing in mm
 
 They are scans of people. Without ``--keep-atlases`` of `train` or `transfer` a model holds none, with it at most
 `MOST_KEPT`, and names of cases and patients are not stored.
@@ -36,6 +37,7 @@ from fewscan.learn.grafting import arranged, columns_of
 from fewscan.learn.plan import Plan
 
 FILE, RECORD = "atlases.safetensors", "atlases.json"
+REMEDY = "take those of this model, leave them away and give --atlases, or train again with --keep-atlases"
 MOST_KEPT = 20  # scans beside a model: few of them are ever fitted to a scan, and each is one more person's
 
 
@@ -152,7 +154,7 @@ def in_turn(cases: Sequence[Prepared], *, most: int) -> list[Prepared]:
     return [cases[i] for i in sorted(chosen)]
 
 
-def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
+def save_atlases(cases: Sequence[Prepared], folder: Path, *, plan: Plan) -> Path:
     """Put atlases beside a model.
 
     Parameters
@@ -160,6 +162,8 @@ def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
     cases : sequence of Prepared
         Labelled, on the model's grid.
     folder : Path
+        Of the model.
+    plan : Plan
         Of the model.
     """
     tensors, patients = {}, {whose: i for i, whose in enumerate(dict.fromkeys(case.whose for case in cases))}
@@ -173,7 +177,7 @@ def save_atlases(cases: Sequence[Prepared], folder: Path) -> Path:
             tensors[f"{i}.table"] = torch.from_numpy(np.array(case.table))
     with atomic(folder / FILE) as temporary:
         safetensors.torch.save_file(tensors, temporary)
-    write_json({"cases": len(cases), "sha256": sha256(folder / FILE)}, folder / RECORD)
+    write_json({"cases": len(cases), "sha256": sha256(folder / FILE), **_shared(plan)}, folder / RECORD)
     return folder / FILE
 
 
@@ -190,7 +194,7 @@ def load_atlases(model: Model, *, folder: Path | None = None) -> list[Prepared]:
     Raises
     ------
     ModelError
-        If they are damaged, or were changed since.
+        If they are damaged, were changed since, or are those of a model with other classes, channels or spacing.
     ResourceError
         If the disk of the scratch folder is full.
     """
@@ -201,6 +205,9 @@ def load_atlases(model: Model, *, folder: Path | None = None) -> list[Prepared]:
         record = json.loads((model.path / RECORD).read_text())
         if not path.is_file() or sha256(path) != record["sha256"]:
             raise ModelError(f"{path} is not the file that {RECORD} describes (SHA-256 differs); copy the folder again")
+        for what, own in _shared(model.plan).items():
+            if record.get(what, own) != own:  # older records do not say
+                raise ModelError(f"{path}: of a model with {what} {record[what]}, this one has {own}; {REMEDY}")
         tensors = safetensors.torch.load_file(path)
         return [_case(i, tensors, model.plan, folder) for i in range(int(record["cases"]))]
     except FewscanError:  # which says itself what is wrong
@@ -209,9 +216,18 @@ def load_atlases(model: Model, *, folder: Path | None = None) -> list[Prepared]:
         raise ModelError(f"{path} is damaged: {str(error).splitlines()[0][:300]}; train with --keep-atlases") from None
 
 
+def _shared(plan: Plan) -> dict[str, list[str] | list[float]]:
+    """What atlases have of their model, for the record."""
+    return {"classes": [*plan.names.values()], "channels": [*plan.channels], "spacing": [*plan.spacing]}
+
+
 def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan, folder: Path | None) -> Prepared:
     image, label, drawn = (tensors[f"{number}.{part}"].numpy() for part in ("image", "label", "drawn"))
-    image = image.astype(np.float32)
+    image, table = image.astype(np.float32), tensors.get(f"{number}.table")
+    if (len(image), len(drawn), table is not None) != (plan.width, plan.classes, plan.overlapping):
+        own = f"{len(image)} channels and {len(drawn)} classes of {laid(table is not None)}"
+        wanted = f"{plan.width} and {plan.classes} of {laid(plan.overlapping)}"
+        raise ModelError(f"{FILE}: atlas {number + 1} has {own}, the model {wanted}; {REMEDY}")
     if folder is not None:
         path = folder / f"atlas_{number + 1}.npy"
         try:
@@ -224,5 +240,4 @@ def _case(number: int, tensors: dict[str, torch.Tensor], plan: Plan, folder: Pat
         f"atlas {number + 1}", image, None, (), (), drawn.astype(np.bool_), plan.kind,
         patient="" if patient is None else f"patient {int(patient) + 1}",
     )  # fmt: skip
-    table = tensors.get(f"{number}.table")
     return labelled_as(bare, label.astype(np.int16), table=None if table is None else table.numpy().astype(np.bool_))

@@ -97,7 +97,8 @@ def objection(evidence: Mapping[str, float]) -> str:
     if evidence["likeness"] < evidence["likeness_floor"]:
         return (
             f"the deformed atlases fit the scan by {evidence['likeness']:.3f}, at least "
-            f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast or body part?"
+            f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast, the other side or "
+            "another body part?"
         )
     if evidence["agreement"] < ALIKE * evidence["atlases_worth"]:
         return (

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, ResourceError
 from fewscan.learn import infer
 from fewscan.learn.alignment import grid_of
 from fewscan.learn.answers import after_none, certain, chosen, confident, labelled
@@ -44,6 +44,8 @@ from fewscan.space.similarity import lncc
 
 TRIED = 5  # steps of the refinement after which it is known how long one takes
 FITTING = "atlases and scan fit each other"
+UNLAID = "no atlas can be laid onto this scan: each lies elsewhere, is of another size, or folds"
+DIVERGED = "the refinement diverged: its loss was no longer finite"
 
 Mode = Literal["auto", "always"]
 
@@ -222,8 +224,12 @@ class Personalizer:
             return Personalized(before, before, "before", refused, evidence)
         tick(0.5)
         after = found.mask
-        if self.config.steps and (until is None or time.monotonic() < until):
-            network, evidence["steps"] = self._refined(case, found, first, until=until)
+        in_time = self.config.steps and (until is None or time.monotonic() < until)
+        if lessons := self._lessons(case, found.voters, found.mask) if in_time else []:
+            try:
+                network, evidence["steps"] = self._refined(case, found, first, lessons=lessons, until=until, tick=tick)
+            except ResourceError:  # which advises those who train
+                return Personalized(before, before, "before", DIVERGED, evidence)
             _, answer, evidence["consistency_after"] = self._views(image, network)
             after = self._fused(found, (first + answer) / 2)
         evidence["changed"] = 1 - self._dice(before, after)
@@ -280,7 +286,7 @@ class Personalizer:
             begin = time.monotonic()
             voters = self.shaper.shaped(aligned, mask=found.mask if turn else None) or found.voters
             if not voters:
-                return None, evidence, "every atlas folds on this scan"
+                return None, evidence, UNLAID
             vote, agreement = self._vote(guide, voters, first)
             if turn == 0:
                 reliable = min(agreement / max(known.worth, 1e-3), BEST)
@@ -316,7 +322,10 @@ class Personalizer:
 
     # ------------------------------------------------------------------------------------------------- refinement
 
-    def _refined(self, case: Prepared, found: _Said, first: Tensor, *, until: float | None) -> tuple[nn.Module, int]:
+    def _refined(
+        self, case: Prepared, found: _Said, first: Tensor, *, lessons: Sequence[Prepared], until: float | None,
+        tick: Callable[[float], None],
+    ) -> tuple[nn.Module, int]:  # fmt: skip
         """A copy of the segmenter, taught by the deformed atlases and, as often, by the scan where they are sure.
 
         Half-way, what the copy answers by then is taken into the moving average that the scan is labelled by. The
@@ -326,10 +335,13 @@ class Personalizer:
         network = copy.deepcopy(self.segmenter).train().requires_grad_(True)
         train = dataclasses.replace(self.model.settings.train, lr=self.config.lr, warmup_steps=5, average=0.9)
         state, steps, spent = State([network], train), self.config.steps, 0.0
-        phase = self._phase(network, self._lessons(case, found.voters, mask), train)
+        phase = self._phase(network, lessons, train)
         for share in sorted({min(0.5, TRIED / steps), 0.5, 1.0}):
             begin = time.monotonic()
-            state = fit([phase], state, limits=Limits(steps=steps, until=share), config=train, seed=0)
+            state = fit(
+                [phase], state, limits=Limits(steps=steps, until=share), config=train, seed=0,
+                observe=lambda status: tick(0.5 + 0.5 * status.step / (status.steps or 1)),
+            )  # fmt: skip
             spent += time.monotonic() - begin
             if state.interrupted:  # what is half refined is no answer to write; scans finished before stay
                 raise KeyboardInterrupt
@@ -352,7 +364,10 @@ class Personalizer:
         return dataclasses.replace(phase, learns=which)
 
     def _lessons(self, case: Prepared, voters: Sequence[voting.Voter], mask: Tensor) -> list[Prepared]:
-        """The deformed atlases and, as often, the scan with what is sure of its mask."""
+        """The deformed atlases and, as often, the scan with what is sure of its mask; none where no atlas shows any.
+
+        What nobody looked at teaches nothing: sparse labels may lie wholly beyond the scan.
+        """
         classes, lessons = self.plan.classes, []
         for v in voters:
             drawn = voting.asked_for([v], classes=classes).flatten().numpy()
@@ -360,4 +375,6 @@ class Personalizer:
             lessons.append(labelled_as(shaped, index_of(v.label), table=v.table))
         sure, table = confident(mask, self.plan)
         bare = dataclasses.replace(case, drawn=np.ones(classes, np.bool_))
-        return lessons + [labelled_as(bare, sure, table=table)] * len(lessons)
+        lessons = [lesson for lesson in lessons if any(lesson.counts)]
+        own = labelled_as(bare, sure, table=table)
+        return lessons + ([own] * len(lessons) if any(own.counts) else [])

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewscan.learn.alignment import grid_of
+from fewscan.errors import GeometryError
+from fewscan.learn.alignment import MOST_SCALE, grid_of
 from fewscan.learn.answers import certain
 from fewscan.learn.batches import Prepared
 from fewscan.learn.checkpoint import Model
@@ -90,7 +91,7 @@ class Shaper:
         return [draft.thumbnail(torch.from_numpy(np.array(atlas.guide))) for atlas in self.atlases]
 
     def aligned(self, guide: Tensor, own: Geometry, *, leave: str | None = None, mask: Tensor | None = None) -> Aligned:
-        """The atlases most like a scan affinely onto it, and where a network lets them start.
+        """The atlases most like a scan affinely onto it, and where a network lets them start; none where none fits.
 
         Parameters
         ----------
@@ -107,20 +108,32 @@ class Shaper:
         fixed = resample(guide, grid.shape)
         found = []
         for atlas in self._candidates(guide, leave=leave):
-            other = grid_of(atlas, self.plan.spacing)
-            whole = torch.from_numpy(np.array(atlas.guide))
-            places = None if mask is None or not self.anatomy else _structures(mask, atlas)
-            pair = (guide[:1], whole[:1])
-            if places is not None:
-                pair = (torch.cat([pair[0], places[0]]), torch.cat([pair[1], places[1]]))
-            matrix = affine.fit(*pair, grids=(own, other), levels=AFFINE_LEVELS)
-            moving = affine.onto(whole, other, grid=grid, matrix=matrix)
-            found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
+            matrix = self._laid(guide, atlas, own=own, mask=mask)
+            if matrix is not None:
+                whole = torch.from_numpy(np.array(atlas.guide))
+                moving = affine.onto(whole, grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix)
+                found.append((float(ncc(fixed[None, :1], moving[None, :1])), atlas, matrix, moving))
         best = sorted(found, key=lambda row: -row[0])[: self.most]
+        if not best:
+            none = fixed.new_empty(0, *fixed.shape)
+            return Aligned(own, grid, fixed, none, [], None, none[:, :1])
         moving = torch.stack([row[3] for row in best])
         atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
         reached = [affine.reached(grid_of(a, self.plan.spacing), grid=grid, matrix=matrix) for a, matrix in atlases]
         return Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving), torch.stack(reached))
+
+    def _laid(self, guide: Tensor, atlas: Prepared, *, own: Geometry, mask: Tensor | None) -> Array | None:
+        """Affine map from a scan to an atlas; None where they do not overlap, or only blown up or shrunk."""
+        fixed, moving = guide[:1], torch.from_numpy(np.array(atlas.guide[:1]))
+        places = None if mask is None or not self.anatomy else _structures(mask, atlas)
+        if places is not None:
+            fixed, moving = torch.cat([fixed, places[0]]), torch.cat([moving, places[1]])
+        try:
+            grids = (own, grid_of(atlas, self.plan.spacing))
+            matrix = affine.fit(fixed, moving, grids=grids, levels=AFFINE_LEVELS)
+        except GeometryError:
+            return None
+        return matrix if 1 / MOST_SCALE < float(np.linalg.det(matrix[:3, :3])) < MOST_SCALE else None
 
     def _candidates(self, guide: Tensor, *, leave: str | None) -> list[Prepared]:
         """Atlases to fit to a scan: all of them, or where they are many those with the thumbnails most like its own."""
@@ -142,6 +155,8 @@ class Shaper:
             Class probabilities of the scan that pull at the atlases' labels; the images alone when None.
         """
         own, grid, fixed, moving, atlases, start, reached = aligned
+        if not atlases:
+            return []
         masks = None
         if mask is not None and self.anatomy > 0:
             masks = self._masks(mask, atlases, grid=grid)
@@ -169,14 +184,23 @@ class Shaper:
     def _masks(
         self, mask: Tensor, atlases: Sequence[tuple[Prepared, Array]], *, grid: Geometry
     ) -> tuple[Tensor, Tensor]:
-        """Soft maps of the largest structures, of the scan and of each affinely aligned atlas."""
+        """Soft maps of the largest structures, of the scan and of each affinely aligned atlas.
+
+        Both are empty where the atlas does not tell where a structure ends, so that its overlap does not count.
+        """
         classes = mask[1:].sum((1, 2, 3)).argsort(descending=True)[:MOST_MASKS] + 1
-        still = resample(mask[classes], grid.shape).expand(len(atlases), -1, -1, -1, -1)
+        told = torch.stack([_told(atlas)[classes] for atlas, _ in atlases]).view(len(atlases), -1, 1, 1, 1)
         moving = [
             affine.onto(certain(atlas)[classes], grid_of(atlas, self.plan.spacing), grid=grid, matrix=matrix)
             for atlas, matrix in atlases
         ]
-        return still.contiguous(), torch.stack(moving)
+        return resample(mask[classes], grid.shape) * told, torch.stack(moving) * told
+
+
+def _told(atlas: Prepared) -> Tensor:
+    """Classes (K,) whose whole extent an atlas shows: drawn in it, and no voxel that nobody looked at."""
+    drawn = torch.from_numpy(np.array(atlas.drawn))
+    return drawn & bool((np.array(atlas.label) >= 0).all())
 
 
 def _structures(mask: Tensor, atlas: Prepared) -> tuple[Tensor, Tensor] | None:
@@ -184,8 +208,8 @@ def _structures(mask: Tensor, atlas: Prepared) -> tuple[Tensor, Tensor] | None:
 
     None where the atlas does not tell: nothing was drawn, or voxels that nobody looked at.
     """
-    asked, index = torch.from_numpy(np.array(atlas.drawn[1:])), torch.from_numpy(np.array(atlas.label)).long()
-    if not asked.any() or (index < 0).any():
+    asked, index = _told(atlas)[1:], torch.from_numpy(np.array(atlas.label)).long()
+    if not asked.any():
         return None
     inside = index > 0 if atlas.table is None else torch.from_numpy(atlas.table)[:, 1:].any(1)[index]
     seen = 1 - mask[0] if asked.all() else mask[1:][asked].sum(0).clamp(max=1)

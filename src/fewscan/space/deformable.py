@@ -183,7 +183,7 @@ def _level(
 
 
 def overlap(fixed: Tensor, warped: Tensor) -> Tensor:
-    """Mean soft Dice of the channels that occur in either map.
+    """Mean soft Dice of the channels that occur in either map, each sample counting alike.
 
     Parameters
     ----------
@@ -193,4 +193,5 @@ def overlap(fixed: Tensor, warped: Tensor) -> Tensor:
     axes = (2, 3, 4)
     both, each = (fixed * warped).sum(axes), fixed.sum(axes) + warped.sum(axes)
     there = (each > 1e-3).float()
-    return (2 * both / each.clamp(min=1e-3) * there).sum() / there.sum().clamp(min=1)
+    found = (2 * both / each.clamp(min=1e-3) * there).sum(1) / there.sum(1).clamp(min=1)
+    return found.mean()  # a sample without maps leaves its share to nobody: it would pull the others harder
