@@ -20,8 +20,10 @@ from fewscan.learn.session import Session
 WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which a later segmenter must not be worse
 FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
 ALONE = 0.75  # what a vote's Dice is taken for where only one scan is labelled, so that none can be left out
-SLACK = 0.02  # added to that deviation: a handful of atlases tells it badly
+SLACK = 0.02  # added to that deviation, and the least one of a worth: a handful of atlases tells them badly
 ALIKE = 0.75  # of what the atlases' vote is worth: least Dice between it and the first mask for both to be believed
+AT_HOME = 0.5  # how far to go where a model is at home
+WELL = 2.0  # standard deviations, of the votes' worth, by which agreement exceeds it where a model is at home
 LEAST_SEEN = 0.5  # share of the structures that atlases must reach
 
 
@@ -43,6 +45,33 @@ class Known(NamedTuple):
     def worth(self) -> float:
         """Mean Dice of a vote; assumed where none could be left out."""
         return float(np.mean(self.worths)) if self.worths else ALONE
+
+    def worth_at(self, likeness: float) -> float:
+        """Of a vote on a scan that the deformed atlases are so alike to: less, where they fit it worse than each other.
+
+        Parameters
+        ----------
+        likeness : float
+            Of the deformed atlases and the scan, around its structures.
+        """
+        usual = float(np.mean(self.likeness)) if self.likeness else 0.0
+        return self.worth * min(1.0, max(0.0, likeness) / usual) if usual > 0 else self.worth
+
+    def strength(self, agreement: float) -> float:
+        """How far to go from a model's answer towards the personalised one.
+
+        A vote that agrees with the first mask better than it does with drawn labels says nothing against that mask:
+        there the change brings little on the mean, and half of it brings as much and harms fewer scans.
+
+        Parameters
+        ----------
+        agreement : float
+            Dice of vote and first mask.
+        """
+        if len(self.worths) < 2:
+            return 1.0
+        beyond = (agreement - self.worth) / max(float(np.std(self.worths, ddof=1)), SLACK)
+        return 1 - (1 - AT_HOME) * min(1.0, max(0.0, beyond / WELL))
 
     @property
     def floor(self) -> float:

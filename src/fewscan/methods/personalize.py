@@ -232,6 +232,7 @@ class Personalizer:
                 return Personalized(before, before, "before", DIVERGED, evidence)
             _, answer, evidence["consistency_after"] = self._views(image, network)
             after = self._fused(found, (first + answer) / 2)
+        after = self._mixed(before, after, evidence["strength"])
         evidence["changed"] = 1 - self._dice(before, after)
         refused = refused or setback(evidence)
         if refused and mode == "auto":
@@ -258,7 +259,11 @@ class Personalizer:
 
     def _fused(self, found: _Said, answer: Tensor) -> Tensor:
         """What atlases and segmenters say together."""
-        both = found.share[0] * found.vote + found.share[1] * answer
+        return self._mixed(found.vote, answer, found.share[1])
+
+    def _mixed(self, one: Tensor, other: Tensor, share: float) -> Tensor:
+        """The mean of two answers, of which the second counts by its share."""
+        both = torch.lerp(one, other, share)
         return after_none(both[1:]) if self.plan.overlapping else both
 
     def _averaged(self, mask: Tensor, newer: Tensor) -> Tensor:
@@ -289,14 +294,16 @@ class Personalizer:
                 return None, evidence, UNLAID
             vote, agreement = self._vote(guide, voters, first)
             if turn == 0:
-                reliable = min(agreement / max(known.worth, 1e-3), BEST)
-                share = Rating(known.worth, reliable, agreement, assumed=not known.likeness).weights
+                likeness = self._likeness(guide, voters, self._mixed(vote, first, 0.5))
+                worth = known.worth_at(likeness)
+                reliable = min(agreement / max(worth, 1e-3), BEST)
+                share = Rating(worth, reliable, agreement, assumed=not known.likeness).weights
             newer = found._replace(voters=voters, vote=vote, share=share)
             found = newer._replace(mask=self._averaged(found.mask, self._fused(newer, first)))
             evidence["rounds"] = turn + 1
             if turn == 0:
                 evidence |= {
-                    "agreement": agreement, "likeness": self._likeness(guide, voters, found.mask),
+                    "agreement": agreement, "likeness": likeness, "strength": known.strength(agreement),
                     "reached": voting.reached(voters, labelled(first, self.plan)),
                 }  # fmt: skip
                 refused = uncalibrated(known) or objection(evidence)
