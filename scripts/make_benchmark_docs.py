@@ -107,8 +107,6 @@ def _joint(rows: list[Row]) -> list[str]:
 
     lines, kept = [], []
     for group, found in _joint_groups(rows).items():
-        if "joint" in found and "segment" in found:
-            kept.append(found["joint"]["dice"] - found["segment"]["dice"])
         others = [(name, "cases", "Dice") for name in found if name not in ("joint", "register", "draft")]
         for other, cases, what in (*others, *((name, "registration_cases", "registration") for name in found)):
             if "joint" in found and other != "joint":
@@ -117,6 +115,7 @@ def _joint(rows: list[Row]) -> list[str]:
                 if not same:  # a joint run that found no use in unlabelled scans trains no registrar
                     continue
                 paired = paired_test([ours[n] for n in same], [theirs[n] for n in same])
+                kept += [paired.difference] if (other, cases) == ("segment", "cases") else []
                 lines.append(
                     f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} over "
                     f"{paired.n} scans, p = {paired.p:.2g}."

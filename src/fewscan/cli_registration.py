@@ -12,7 +12,12 @@ from fewscan.options import Data, Device, app, examples, stdout
 
 Similarity = Literal["lncc", "mi", "mind", "mse"]
 Spacing = Annotated[
-    float, typer.Option("--grid-spacing", help="Voxel size to deform on, mm; 0 takes the fixed scan's.", min=0)
+    float,
+    typer.Option(
+        "--grid-spacing",
+        help="Voxel size to deform on, mm; 0 takes the fixed scan's. Coarser beyond 12 million voxels.",
+        min=0,
+    ),
 ]
 
 

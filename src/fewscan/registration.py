@@ -151,7 +151,7 @@ def register_config(
     similarity : {"lncc", "mi", "mind", "mse"}
         mi and mind compare different modalities.
     spacing_mm : float
-        Voxel size to deform on; 0 takes the fixed scan's own.
+        Voxel size to deform on, 0 takes the fixed scan's own; coarser beyond `pairwise.MOST_VOXELS`.
     optimise : int, optional
         Steps of optimisation after a network's answer, at half and at full resolution together; the whole pyramid when
         None.
@@ -270,10 +270,13 @@ def _looked(
 
 def _refuse_elsewhere(label: Labelmap, scan: Volume, *, path: Path) -> None:
     """A label map none of whose voxels lies on its scan."""
-    places = np.argwhere(label.data > 0) @ label.geometry.affine[:3, :3].T + label.geometry.affine[:3, 3]
-    inverse = np.linalg.inv(scan.geometry.affine)
-    at = places @ inverse[:3, :3].T + inverse[:3, 3]
-    if not ((at >= -0.5) & (at <= np.array(scan.geometry.shape) - 0.5)).all(1).any():
+    matrix, size = np.linalg.inv(scan.geometry.affine) @ label.geometry.affine, np.array(scan.geometry.shape)
+    for x, plane in enumerate(label.data):  # one at a time, because a place takes many times the memory of a voxel
+        y, z = np.nonzero(plane)
+        at = np.stack([np.full(len(y), x), y, z], 1) @ matrix[:3, :3].T + matrix[:3, 3]
+        if ((at >= -0.5) & (at <= size - 0.5)).all(1).any():
+            break
+    else:
         raise DataError(f"{path}: no label lies on its scan; is it another scan's label map, or an empty one?")
 
 

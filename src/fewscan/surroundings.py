@@ -54,8 +54,7 @@ def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: S
     rows = []
     for template in templates:
         found = pairwise.register(image, template, weight=away > MASKED_MM)
-        to_voxels = np.linalg.inv(image.geometry.affine) @ np.linalg.inv(found.matrix) @ image.geometry.affine
-        u = field.through(to_voxels, found.field.u)  # what is left without the affine part
+        u = field.without_affine(found.field.u, found.matrix, fixed=image.geometry)
         change = np.abs(np.log(np.maximum(field.determinant(torch.from_numpy(u)[None])[0].numpy(), 1e-3)))
         length = np.linalg.norm(np.einsum("ij,jxyz->ixyz", image.geometry.affine[:3, :3], u), axis=0)
         near, far = lesions.near_and_far(change, away, mask=mask)

@@ -23,7 +23,7 @@ ABSENT = "\N{EN DASH}"
 MOST_CASES, MOST_LABELS = 40, 6
 BUNDLE_STATES = ("scored", "missed", "not predicted", "extra", "absent")
 HELD = (
-    "In brackets the share of patients like those it was calibrated on that such a range holds on average, and the "
+    "In brackets: of patients like those of the calibration, the share that such a range holds on average, and the "
     "least that it holds in 19 of 20 cross-validations."
 )
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}

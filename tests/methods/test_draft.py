@@ -71,7 +71,7 @@ def test_atlases_that_fold_are_dropped(monkeypatch):
         drafts.draft(case(0).image, [case(5)], config=QUICK, device=CPU)
 
 
-def test_an_atlas_that_cannot_be_registered_costs_nobody_the_draft():
+def test_an_atlas_that_cannot_be_registered_costs_nobody_the_draft(monkeypatch):
     flat = case(3)
     flat = replace(flat, id="flat", image=replace(flat.image, data=np.ones_like(flat.image.data)))
     found = drafts.draft(case(0).image, [case(5), flat], config=QUICK, device=CPU)
@@ -81,6 +81,9 @@ def test_an_atlas_that_cannot_be_registered_costs_nobody_the_draft():
     assert dropped({"atlases": found.atlases}) == {"flat": found.atlases["flat"]["reason"]}
     with pytest.raises(DataError, match="moving scan is constant"):
         drafts.draft(case(0).image, [flat], config=QUICK, device=CPU)
+    monkeypatch.setattr(drafts, "MOST_FOLDING", -1.0)
+    with pytest.raises(DataError, match="1 of 2 atlases fold on this scan, and the others could not be registered"):
+        drafts.draft(case(0).image, [case(5), flat], config=QUICK, device=CPU)
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

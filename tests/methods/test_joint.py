@@ -13,6 +13,7 @@ from fewscan.data.dataset import patient_of
 from fewscan.learn.hardware import pick
 from fewscan.learn.registrar import Registrar
 from fewscan.methods import evidence, joint
+from fewscan.methods.pseudo import Rating
 
 TINY = SMALL | {"pair.widths": "8,8,8"}
 
@@ -109,6 +110,18 @@ def test_who_wants_both_networks_gets_both(tmp_path, monkeypatch):
     model = api.train(data, tmp_path / "model", steps=30, settings=settings, device="cpu", method="joint")
     assert isinstance(model.others["registrar"], Registrar)
     assert model.provenance["scans"] == {"help": True}
+
+
+@pytest.mark.parametrize(("drafted", "assumed"), [(False, False), (True, True), (True, False)])
+def test_atlases_are_held_against_the_segmenter_only_where_both_were_measured(drafted, assumed):
+    said = []
+    session = SimpleNamespace(unlabelled=["u"], hardware=pick("cpu"), request=SimpleNamespace(say=said.append))
+    rating = Rating(0.9, 0.5, 0.45, assumed=assumed)
+    labeller = SimpleNamespace(drafted=lambda case: drafted, rating=lambda cases: rating)
+    found = joint._compared(SimpleNamespace(session=session), labeller, Constant(3, 0))
+    measured = drafted and not assumed
+    assert found == ({"atlases": 0.9, "segmenter": 0.5} if measured else {})
+    assert bool(said) == measured
 
 
 def test_a_registrar_that_starts_late_is_as_fresh_as_one_that_starts_first(tmp_path, monkeypatch):

@@ -26,11 +26,12 @@ from fewscan.learn.answers import certain, chosen
 from fewscan.learn.batches import Prepared, labelled_as, on_plan
 from fewscan.learn.hardware import pick
 from fewscan.learn.overlap import mask
-from fewscan.methods import personalize, shaping, voting
+from fewscan.methods import personalize, voting
 from fewscan.methods.evidence import mean_dice, met
 from fewscan.methods.pairwise import RegisterConfig
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
 from fewscan.methods.voting import Voter
+from fewscan.space import affine
 from fewscan.space.deformable import DeformConfig
 from fewscan.space.volume import IGNORE, Volume
 from fewscan.tracts.bundles import case_folders
@@ -245,7 +246,7 @@ def test_a_shifted_scan_keeps_both_bundles_and_the_model_stays_equal(
 @pytest.fixture
 def _of_any_height(monkeypatch: pytest.MonkeyPatch) -> None:
     """The crossing is the same along one axis, so that by images alone an atlas is of any height."""
-    monkeypatch.setattr(shaping, "MOST_SCALE", 100.0)
+    monkeypatch.setattr(affine, "MOST_SCALE", 100.0)
 
 
 @pytest.mark.usefixtures("_of_any_height")

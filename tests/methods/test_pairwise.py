@@ -94,9 +94,18 @@ def test_what_the_moving_scan_does_not_show_does_not_pull():
     cut = fixed.data.shape[1] // 2
     part = Geometry((cut, *fixed.geometry.shape[1:]), fixed.geometry.affine)
     found = pairwise.register(fixed, Volume(fixed.data[:, :cut], part, part), config=QUICK)
-    print(np.abs(found.field.u).mean(), found.report["similarity"])
     assert np.abs(found.field.u).mean() < 0.15
     assert found.report["similarity"]["after"] > 0.95
+
+
+def test_a_mask_where_the_moving_scan_shows_nothing_is_refused():
+    fixed, _ = scan(0)
+    cut = fixed.data.shape[1] // 2
+    part = Geometry((cut, *fixed.geometry.shape[1:]), fixed.geometry.affine)
+    corner = np.zeros(fixed.geometry.shape, bool)
+    corner[-2:, -2:, -2:] = True
+    with pytest.raises(DataError, match="shows nothing of where likeness counts"):
+        pairwise.register(fixed, Volume(fixed.data[:, :cut], part, part), config=QUICK, weight=corner)
 
 
 def test_inverted_contrast_is_registered_by_mi_and_by_mind():

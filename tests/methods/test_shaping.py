@@ -15,6 +15,7 @@ from fewscan.learn.atlases import atlases_of
 from fewscan.learn.batches import labelled_as
 from fewscan.learn.hardware import pick
 from fewscan.methods import personalize, shaping
+from fewscan.methods.evidence import Known
 from fewscan.methods.personalize import PersonalizeConfig, Personalizer
 from fewscan.methods.shaping import Shaper
 from fewscan.space.volume import IGNORE, one_hot
@@ -36,6 +37,18 @@ def trained(tmp_path_factory):
 def mask_of(case):
     """As sure as can be."""
     return one_hot(torch.from_numpy(np.array(case.label)).long()[None], 3)[0]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_change_is_made_as_far_as_the_evidence_says(trained, monkeypatch, share):
+    model, atlases, other = trained
+    maker = Personalizer(model, atlases, config=replace(QUICK, steps=0), hardware=pick("cpu"))
+    whole = maker(other, mode="always")
+    assert whole.evidence["strength"] == maker.known.strength(whole.evidence["agreement"])
+    monkeypatch.setattr(Known, "strength", lambda known, agreement: share)
+    found = maker(other, mode="always")
+    far = (whole.after - whole.before) / whole.evidence["strength"]
+    torch.testing.assert_close(found.after, found.before + share * far, atol=1e-4, rtol=0)
 
 
 def test_an_atlas_has_a_say_by_masks_only_on_structures_that_it_shows_whole(trained):

@@ -19,7 +19,7 @@ EVIDENCE = {
     "atlases_worth": "atlases worth",
     "likeness": "likeness",
     "likeness_floor": "usual likeness at least",
-    "strength": "share of the change that was made",
+    "strength": "share of the change to make",
     "reached": "reached",
     "consistency": "consistency",
     "consistency_after": "consistency of the refined copy",

@@ -11,15 +11,13 @@ import numpy as np
 from fewscan.deliver.markup import number
 from fewscan.deliver.records import dropped, failed, figure, folding, part, parts
 from fewscan.judge.results import Evaluation
+from fewscan.space import affine
 
 WORDS = ((0.9, "closely"), (0.8, "well"), (0.7, "roughly"), (0.0, "in part only"))
 """Mean Dice from which predicted and reference outlines are said to agree so."""
 
 EXTREME = 5.0
 """Local change of volume beyond which a registration is doubted."""
-
-UNLIKELY = 3.0
-"""Change of volume by the affine part beyond which headers are doubted."""
 
 FEW = " So few scans make even that interval too narrow."
 
@@ -184,10 +182,11 @@ def drafted(record: Mapping[str, Any]) -> tuple[str, list[str]]:
 def _scaled(record: Mapping[str, Any]) -> list[str]:
     """Doubts about an affine part that no two people of one kind need."""
     try:
-        scale = float(np.linalg.det(np.array(record["matrix"], float)[:3, :3]))
+        matrix = np.array(record["matrix"], float)
+        if affine.plausible(matrix):
+            return []
+        scale = float(np.linalg.det(matrix[:3, :3]))
     except (KeyError, TypeError, ValueError, IndexError, np.linalg.LinAlgError):  # damaged: other parts say so
-        return []
-    if 1 / UNLIKELY <= scale <= UNLIKELY:
         return []
     return [
         f"The affine part changes volumes by a factor of {number(scale, 3)}: do both headers give their voxels in mm, "

@@ -22,7 +22,17 @@ from scipy import ndimage
 
 from fewscan.data.io import atomic
 from fewscan.deliver.pictures import MOST_BYTES, PIXELS, PLANES
-from fewscan.space.field import Field, determinant, from_matrix, invert, resize, then, through, warp_array, warp_labels
+from fewscan.space.field import (
+    Field,
+    determinant,
+    from_matrix,
+    invert,
+    resize,
+    then,
+    warp_array,
+    warp_labels,
+    without_affine,
+)
 from fewscan.space.geometry import Array, Geometry, with_at_most
 from fewscan.space.volume import IGNORE, Labelmap, Volume
 
@@ -167,11 +177,8 @@ def volume_change(field: Field, matrix: Array, *, axis: int, index: int) -> NDAr
     """
     first = max(0, index - 1)  # one slice on each side, for the differences across
     slab = np.take(field.u, range(first, min(index + 2, field.u.shape[1 + axis])), axis=1 + axis)
-    inverse = np.linalg.inv(np.linalg.inv(field.fixed.affine) @ matrix @ field.fixed.affine)
-    origin = np.eye(4)
-    origin[axis, 3] = first
-    left = through(np.linalg.inv(origin) @ inverse @ origin, slab)  # what moves before the affine part
-    change: NDArray[np.float32] = determinant(torch.from_numpy(left)[None])[0].numpy().take(index - first, axis)
+    left = torch.from_numpy(without_affine(slab, matrix, fixed=field.fixed, first=first, axis=axis))
+    change: NDArray[np.float32] = determinant(left[None])[0].numpy().take(index - first, axis)
     return change
 
 

@@ -1,12 +1,13 @@
 """Expected Dice of a prediction without a reference, learnt from scans that a model had not seen.
 
-Signs of doubt, such as how steady an answer is under small disturbances, go along with Dice; how much, a cross-
-validation tells. The logit of Dice is regressed on the logits of the signs, with an offset for each label that is drawn
-to the common one, and with slopes that are drawn to those of `USUAL` (ridge): a handful of scans tells no slope. The
-range of a label is a quantile, over patients, of how far its Dice was from what all other patients let expect: leave-
-one-out residuals, as in the jackknife (Barber et al. 2021, arXiv 1905.02928). With n patients no level above n / (n +
-1) can be had, and the level that is had is said. It holds on average over draws of the patients; what the range of one
-draw holds at least is said too, see `held_at_least`. Both are what the patients at hand show, not a guarantee.
+Signs of doubt, such as how steady an answer is under small disturbances, go along with Dice; how much, a
+cross-validation tells. The logit of Dice is regressed on the logits of the signs, with an offset for each label that is
+drawn to the common one, and with slopes that are drawn to those of `USUAL` (ridge): a handful of scans tells no
+slope. The range of a label is a quantile, over patients, of how far its Dice was from what all other patients let
+expect: leave-one-out residuals, as in the jackknife (Barber et al. 2021, arXiv 1905.02928). With n patients no level
+above n / (n + 1) can be had, and the level that is had is said. It holds on average over draws of the patients; what
+the range of one draw holds at least is said too, see `held_at_least`. Both are what the patients at hand show, not a
+guarantee.
 
 A label that was not found counts as full doubt where the regression learns, and Dice 0 is expected of it: that is the
 Dice of an empty mask wherever the label is there.

@@ -21,7 +21,6 @@ from fewscan.space import field as fields
 from fewscan.space.geometry import Array, Geometry, Shape, with_shape
 
 LEVELS = ((8_000, 40),)  # of the fits: scans of one kind, for a network that sees what is left
-MOST_SCALE = 3.0  # volume ratio of an affine fit beyond which the headers are believed instead
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +107,7 @@ def _fit(fixed: Tensor, moving: Tensor, *, grids: tuple[Geometry, Geometry]) -> 
     """A coarse affine fit; edge to edge where it fails."""
     try:
         matrix = affine.fit(fixed, moving, grids=grids, levels=LEVELS)
-        if 1 / MOST_SCALE < float(np.linalg.det(matrix[:3, :3])) < MOST_SCALE:
+        if affine.plausible(matrix):
             return matrix
     except GeometryError:
         pass

@@ -37,7 +37,7 @@ from fewscan.learn.grafting import arranged, columns_of
 from fewscan.learn.plan import Plan
 
 FILE, RECORD = "atlases.safetensors", "atlases.json"
-REMEDY = "take those of this model, leave them away and give --atlases, or train again with --keep-atlases"
+REMEDY = "take those of this model, delete them and give --atlases, or train again with --keep-atlases"
 MOST_KEPT = 20  # scans beside a model: few of them are ever fitted to a scan, and each is one more person's
 
 

@@ -118,7 +118,10 @@ def draft(
     if refused is not None and all("reason" in row for row in record.values()):
         raise refused
     if not voters:
-        raise DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
+        folded = sum("reason" not in row for row in record.values())
+        which = f"all {folded}" if refused is None else f"{folded} of {len(record)}"
+        others = "" if refused is None else ", and the others could not be registered"
+        raise DataError(f"{which} atlases fold on this scan{others}; is it of the same body part as they are?")
     label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion_of(fusion, similarity))
     drawn = None if None in asked else frozenset[int]().union(*(one for one in asked if one is not None))
     return Draft(label, sure, record, drawn)
@@ -238,7 +241,7 @@ def shaped(
         matrix = atlas.place.matrix @ np.linalg.inv(scan.place.matrix)
         moving = affine.onto(image, atlas.place.own, grid=grid, matrix=matrix)
         start = register_images(registrar, fixed, moving=moving).to(device)
-        weight = affine.reached(atlas.place.own, grid=grid, matrix=matrix)[None].to(device)
+        weight = affine.within(atlas.place.own, grid=grid, matrix=matrix)[None].to(device)
         u = deform(fixed[None].to(device), moving[None].to(device), config=config, start=start, weight=weight).cpu()
         if fields.folding(u) > MOST_FOLDING:
             continue

@@ -369,7 +369,7 @@ def _finish(
         verdict = guard(session, before=before, after=after, held=both.held)
         session.request.say(verdict["reason"])
     kept = before if before is not None and verdict.get("kept") == "apart" else after
-    if verdict and labeller is not None and len(session.labelled) > 1:
+    if verdict and labeller is not None:
         verdict |= _compared(both, labeller, kept)
     trained = state.place_of(both.registrar) in state.first
     others = {"registrar": state.average_of(both.registrar)} if trained else {}
@@ -381,10 +381,18 @@ def _finish(
 
 
 def _compared(both: _Both, labeller: Labeller, segmenter: nn.Module) -> dict[str, float]:
-    """What the atlases are worth beside the segmenter in the end; says so where that is more."""
+    """What the atlases are worth beside the segmenter in the end; says so where that is more.
+
+    Nothing where no round labelled a scan, or no labelled scan could be left out to measure it.
+    """
     session = both.session
+    drafted = [case for case in both.session.unlabelled if labeller.drafted(case)]
+    if not drafted:
+        return {}
     labeller.predictor = infer.network_predictor(segmenter.eval(), session.hardware)
-    rating = labeller.rating([case for case in session.unlabelled if labeller.drafted(case)])
+    rating = labeller.rating(drafted)
+    if rating.assumed:
+        return {}
     if rating.segmenter < rating.atlases - BEHIND:
         session.request.say(f"{rating}: fewscan draft labels such scans better; a longer --budget helps the segmenter")
     return {"atlases": round(rating.atlases, 4), "segmenter": round(rating.segmenter, 4)}

@@ -42,7 +42,7 @@ class RegisterConfig:
     transform : {"rigid", "affine", "deformable"}
         The richest map allowed; a deformable one starts with the affine.
     spacing_mm : float
-        Voxel size of the grid to deform on; 0 takes the fixed scan's own, coarser for very large ones.
+        Voxel size of the grid to deform on, 0 takes the fixed scan's own; coarser beyond `MOST_VOXELS`.
     deform : DeformConfig
         The deformable part, and the similarity of all parts.
     turned : bool
@@ -120,7 +120,8 @@ def register(
     Raises
     ------
     DataError
-        If channels or kinds differ, one is constant in one scan, all are in both, or the weight is empty.
+        If channels or kinds differ, one is constant in one scan, all are in both, or the weight is empty, also where
+        the moving scan has voxels.
     GeometryError
         If the scans do not overlap in any way.
     """
@@ -139,7 +140,7 @@ def register(
         still[seen[:1]], other[seen[:1]], grids=(fixed.geometry, moving.geometry), rigid=config.transform == "rigid",
         turned=config.turned, measure=mi if name in ACROSS_MODALITIES else ncc, weight=looked,
     )  # fmt: skip
-    mask = _counted(looked, affine.reached(moving.geometry, grid=grid, matrix=matrix))
+    mask = _weight(looked, affine.within(moving.geometry, grid=grid, matrix=matrix))
     before = affine.onto(other[seen], moving.geometry, grid=grid, matrix=np.eye(4))
     every = resample(still, grid.shape), affine.onto(other, moving.geometry, grid=grid, matrix=matrix)
     target, aligned = (image[seen] for image in every)
@@ -253,12 +254,15 @@ def _telling(fixed: Volume, moving: Volume) -> list[int]:
     return seen
 
 
-def _counted(looked: Tensor | None, reached: Tensor) -> Tensor | None:
-    """Weight (1, 1, X, Y, Z) of each voxel of the working grid: none beyond the moving scan; None where all count."""
-    here = None if looked is None else resample(looked, (reached.shape[1], reached.shape[2], reached.shape[3]))[None]
-    if reached.all():
+def _weight(looked: Tensor | None, within: Tensor) -> Tensor | None:
+    """Of each voxel of the working grid, (1, 1, X, Y, Z): none beyond the moving scan; None where all count."""
+    here = None if looked is None else resample(looked, (within.shape[1], within.shape[2], within.shape[3]))[None]
+    if within.all():
         return here
-    return reached[None] if here is None or not (here * reached).any() else here * reached
+    both = within[None] if here is None else here * within
+    if not both.any():
+        raise DataError("the moving scan shows nothing of where likeness counts; draw that mask elsewhere, or larger")
+    return both
 
 
 def _likeness(name: str, fixed: Tensor, warped: Tensor, weight: Tensor | None) -> float:

@@ -7,8 +7,9 @@ segmenter refined on them; with a moving average of the mask throughout, renewed
 
 What is ours: the first mask is the mean over disturbed views of the scan; all atlases are deformed at once; the
 answer is what atlases and segmenters say together, by what each is worth (log odds of being right, as in
-`methods.pseudo`); the scan itself is refined on too, where they agree; and a guard that keeps the first mask where the
-evidence, all of it without a label, speaks against the change. The model that was given is never changed.
+`methods.pseudo`), or half-way there where the model is at home; the scan itself is refined on too, where they agree;
+and a guard that keeps the first mask where the evidence, all of it without a label, speaks against the change. The
+model that was given is never changed.
 """
 
 from __future__ import annotations

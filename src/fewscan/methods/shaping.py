@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewscan.errors import GeometryError
-from fewscan.learn.alignment import MOST_SCALE, grid_of
+from fewscan.learn.alignment import grid_of
 from fewscan.learn.answers import certain
 from fewscan.learn.batches import Prepared
 from fewscan.learn.checkpoint import Model
@@ -49,7 +49,7 @@ class Aligned(NamedTuple):
         Each with its affine map.
     start : (N, 3, X, Y, Z) float, optional
         A registration network's answer.
-    reached : (N, 1, X, Y, Z) float
+    within : (N, 1, X, Y, Z) float
         1 where the atlas has voxels.
     """
 
@@ -59,7 +59,7 @@ class Aligned(NamedTuple):
     moving: Tensor
     atlases: Sequence[tuple[Prepared, Array]]
     start: Tensor | None
-    reached: Tensor
+    within: Tensor
 
 
 class Shaper:
@@ -119,8 +119,8 @@ class Shaper:
             return Aligned(own, grid, fixed, none, [], None, none[:, :1])
         moving = torch.stack([row[3] for row in best])
         atlases = [(atlas, matrix) for _, atlas, matrix, _ in best]
-        reached = [affine.reached(grid_of(a, self.plan.spacing), grid=grid, matrix=matrix) for a, matrix in atlases]
-        return Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving), torch.stack(reached))
+        within = [affine.within(grid_of(a, self.plan.spacing), grid=grid, matrix=matrix) for a, matrix in atlases]
+        return Aligned(own, grid, fixed, moving, atlases, self._start(fixed, moving), torch.stack(within))
 
     def _laid(self, guide: Tensor, atlas: Prepared, *, own: Geometry, mask: Tensor | None) -> Array | None:
         """Affine map from a scan to an atlas; None where they do not overlap, or only blown up or shrunk."""
@@ -133,7 +133,7 @@ class Shaper:
             matrix = affine.fit(fixed, moving, grids=grids, levels=AFFINE_LEVELS)
         except GeometryError:
             return None
-        return matrix if 1 / MOST_SCALE < float(np.linalg.det(matrix[:3, :3])) < MOST_SCALE else None
+        return matrix if affine.plausible(matrix) else None
 
     def _candidates(self, guide: Tensor, *, leave: str | None) -> list[Prepared]:
         """Atlases to fit to a scan: all of them, or where they are many those with the thumbnails most like its own."""
@@ -154,7 +154,7 @@ class Shaper:
         mask : (K, X, Y, Z) float, optional
             Class probabilities of the scan that pull at the atlases' labels; the images alone when None.
         """
-        own, grid, fixed, moving, atlases, start, reached = aligned
+        own, grid, fixed, moving, atlases, start, within = aligned
         if not atlases:
             return []
         masks = None
@@ -164,7 +164,7 @@ class Shaper:
         device = self.hardware.device
         u = deform(
             fixed.to(device).expand(len(atlases), -1, -1, -1, -1).contiguous(), moving.to(device), config=config,
-            start=start, weight=reached.to(device),
+            start=start, weight=within.to(device),
             masks=None if masks is None else (masks[0].to(device), masks[1].to(device)),
         ).cpu()  # fmt: skip
         return [

@@ -24,6 +24,7 @@ LEVELS = ((16_000, 80), (120_000, 60))  # voxels of the working grid, and steps
 TRIAL = 25  # steps from each start, of which the best goes on
 TURNED_VOXELS = 4_000  # of the grid on which turns are looked at
 TILTS = (30.0, 60.0)  # degrees, about each axis and either way, at which a scan may lie turned
+MOST_SCALE = 3.0  # ratio of volumes beyond which an affine map is not believed
 LEAST_OVERLAP = 0.1  # of the smaller block of space; with less the images do not count as overlapping
 
 
@@ -93,7 +94,23 @@ def onto(image: Tensor, own: Geometry, *, grid: Geometry, matrix: Array) -> Tens
     return kernels.sample(image[None], places[None])[0]
 
 
-def reached(own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:
+def plausible(matrix: Array) -> bool:
+    """Whether an affine map changes volumes no more than two people of one kind differ: by `MOST_SCALE` at most.
+
+    Parameters
+    ----------
+    matrix : (4, 4) float
+        From one world to another.
+
+    Examples
+    --------
+    >>> plausible(np.eye(4)), plausible(np.diag([10, 10, 10, 1]))
+    (True, False)
+    """
+    return bool(1 / MOST_SCALE <= float(np.linalg.det(matrix[:3, :3])) <= MOST_SCALE)
+
+
+def within(own: Geometry, *, grid: Geometry, matrix: Array) -> Tensor:
     """Voxels of a grid that lie within an image brought onto it by `onto`: 1 there, 0 beyond, (1, X, Y, Z) float.
 
     Parameters

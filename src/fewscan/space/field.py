@@ -87,6 +87,28 @@ def through(matrix: Array, u: NDArray[np.float32]) -> NDArray[np.float32]:
     return out
 
 
+def without_affine(
+    u: NDArray[np.float32], matrix: Array, *, fixed: Geometry, first: int = 0, axis: int = 0
+) -> NDArray[np.float32]:
+    """What is left of a displacement without its affine part: undoes `then`.
+
+    Parameters
+    ----------
+    u : (3, X, Y, Z) float32
+        Displacement, voxels of the fixed grid, or a slab of it.
+    matrix : (4, 4) float
+        The affine part, fixed to moving RAS+ mm.
+    fixed : Geometry
+        Grid of the whole displacement.
+    first, axis : int
+        Where a slab begins, and along which axis.
+    """
+    origin = np.eye(4)
+    origin[axis, 3] = first
+    back = np.linalg.inv(fixed.affine) @ np.linalg.inv(matrix) @ fixed.affine
+    return through(np.linalg.inv(origin) @ back @ origin, u)
+
+
 def from_matrix(matrix: Array, fixed: Geometry) -> Field:
     """The field of an affine map.
 
