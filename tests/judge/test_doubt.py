@@ -126,7 +126,7 @@ def test_a_cross_validation_tells_what_dice_to_expect(trained, tmp_path):
     screen.print(expected([("new", done[0].expected)]))
     told = " ".join(screen.export_text().split())
     assert "(80%, 47%)" in told
-    assert "share of patients like those it was calibrated on that such a range holds on average" in told
+    assert "of patients like those of the calibration, the share that such a range holds on average" in told
     assert "and the least that it holds in 19 of 20 cross-validations" in told
     (tmp_path / "run").mkdir()
     (tmp_path / "out").rename(tmp_path / "run" / "predictions")

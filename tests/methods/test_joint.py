@@ -16,6 +16,7 @@ from fewscan.methods import evidence, joint
 from fewscan.methods.pseudo import Rating
 
 TINY = SMALL | {"pair.widths": "8,8,8"}
+DECIDES = SimpleNamespace(joint=SimpleNamespace(decide=True))
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ def case(name, counts):
 def test_no_scan_is_kept_away_that_alone_holds_a_label():
     session = SimpleNamespace(
         labelled=[case("a", (9, 1, 1)), case("b", (9, 1, 0)), case("c", (9, 1, 0))], unlabelled=[case("u", ())],
-        request=SimpleNamespace(seed=0), plan=SimpleNamespace(classes=3),
+        request=SimpleNamespace(seed=0), plan=SimpleNamespace(classes=3), settings=DECIDES,
     )  # fmt: skip
     for seed in range(5):
         session.request.seed = seed
@@ -172,7 +173,7 @@ def test_all_scans_of_a_patient_are_kept_away_together():
     names = ("p1_frame01", "p1_frame12", "p2_frame01", "p2_frame12", "p3_frame01", "p3_frame12")
     session = SimpleNamespace(
         labelled=[case(name, (9, 1)) for name in names], unlabelled=[case("u", ())],
-        request=SimpleNamespace(seed=0), plan=SimpleNamespace(classes=2),
+        request=SimpleNamespace(seed=0), plan=SimpleNamespace(classes=2), settings=DECIDES,
     )  # fmt: skip
     assert {frozenset(name[:2] for name in joint._held(session)) for session.request.seed in range(9)} <= {
         frozenset({p}) for p in ("p1", "p2", "p3")
