@@ -279,6 +279,7 @@ def advice(
     'No systematic difference shows that chance would not explain: use the model as it is, and check its first answers.'
     """
     named = [name for name in found.named if not (normalised and name == "intensity scale")]
+    tunes = True  # whether fine-tuning is advised
     if named:
         said = _repaired(found, named)
     elif lost > LOST:
@@ -288,8 +289,8 @@ def advice(
             "labels, and fine-tune with about 5 labelled cases"
         )
     else:
-        said = _nothing_named(found, told=told)
-    said += _around_lesions(said, deformed=deformed, moved=pushed_said(pushed or {}))
+        said, tunes = _nothing_named(found, told=told)
+    said += _around_lesions(pushed_said(pushed or {}), deformed=deformed, tunes=tunes)
     if review:
         said += f"; {_listed(list(review))} {'needs' if len(review) == 1 else 'need'} a human"
     return said + "."
@@ -303,31 +304,35 @@ def _repaired(found: Systematic, named: Sequence[str]) -> str:
     return said[0].upper() + said[1:]
 
 
-def _around_lesions(said: str, *, deformed: bool, moved: str) -> str:
-    """What fine-tuning, where it was advised, leaves as it is."""
+def _around_lesions(moved: str, *, deformed: bool, tunes: bool) -> str:
+    """What fine-tuning, where it is advised, leaves as it is."""
     if not (deformed or moved):
         return ""
-    if "fine-tun" in said:
+    if tunes:
         return "; it will not repair the deformation around lesions" + (f": {moved}" if moved else "")
     if deformed:
         return "; tissue is deformed around lesions" + (f": {moved}" if moved else "")
     return f"; around lesions {moved}"
 
 
-def _nothing_named(found: Systematic, *, told: bool) -> str:
+def _nothing_named(found: Systematic, *, told: bool) -> tuple[str, bool]:
+    """What to say where no kind is named, and whether that is to fine-tune."""
     if not told:
-        return f"Too few patients to tell whether the populations differ: compare at least {FEWEST} and {FEWEST + 1}"
+        few = f"Too few patients to tell whether the populations differ: compare at least {FEWEST} and {FEWEST + 1}"
+        return few, False
     if found.named:
-        return (
+        only = (
             "Only the intensity scale differs, which the model's normalisation takes away: there is nothing to repair"
         )
+        return only, False
     if any(distance.p <= RARE for distance in found.distances.values()):
-        return (
+        other = (
             "The scans differ in a way that is none of the kinds measured here: fine-tuning with about 5 labelled "
             "cases may repair it"
         )
+        return other, True
     nothing = "No systematic difference shows that chance would not explain"
-    return f"{nothing}: use the model as it is, and check its first answers"
+    return f"{nothing}: use the model as it is, and check its first answers", False
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -115,16 +115,23 @@ def draft(
         if fine:
             voters.append(_deformed(atlas, found))
             asked.append(atlas.drawn)
-    if refused is not None and all("reason" in row for row in record.values()):
-        raise refused
     if not voters:
-        folded = sum("reason" not in row for row in record.values())
-        which = f"all {folded}" if refused is None else f"{folded} of {len(record)}"
-        others = "" if refused is None else ", and the others could not be registered"
-        raise DataError(f"{which} atlases fold on this scan{others}; is it of the same body part as they are?")
+        raise _none_fits(record, refused)
     label, sure = fuse(_unit(scan.data[:1]), voters, fusion=fusion_of(fusion, similarity))
     drawn = None if None in asked else frozenset[int]().union(*(one for one in asked if one is not None))
     return Draft(label, sure, record, drawn)
+
+
+def _none_fits(record: Mapping[str, Mapping[str, Any]], refused: DataError | GeometryError | None) -> Exception:
+    """Why no atlas has a vote: the last refusal where none could be registered, else that they fold."""
+    if refused is None:
+        return DataError(f"all {len(record)} atlases fold on this scan; is it of the same body part as they are?")
+    if not (folded := sum("folding" in row for row in record.values())):
+        return refused
+    return DataError(
+        f"{folded} of {len(record)} atlases fold on this scan, and the others could not be registered; is it of the "
+        "same body part as they are?"
+    )
 
 
 def nearest(

@@ -386,7 +386,7 @@ def _compared(both: _Both, labeller: Labeller, segmenter: nn.Module) -> dict[str
     Nothing where no round labelled a scan, or no labelled scan could be left out to measure it.
     """
     session = both.session
-    drafted = [case for case in both.session.unlabelled if labeller.drafted(case)]
+    drafted = [case for case in session.unlabelled if labeller.drafted(case)]
     if not drafted:
         return {}
     labeller.predictor = infer.network_predictor(segmenter.eval(), session.hardware)
