@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -15,16 +16,13 @@ from fewscan.deliver.sections import Run
 from fewscan.judge.confidence import promise
 
 EVIDENCE = {
-    "agreement": "agreement",
-    "atlases_worth": "atlases worth",
-    "likeness": "likeness",
-    "likeness_floor": "usual likeness at least",
-    "strength": "share of the change to make",
-    "reached": "reached",
-    "consistency": "consistency",
-    "consistency_after": "consistency of the refined copy",
+    "agreement / worth": ("agreement", "atlases_worth"),
+    "likeness / least": ("likeness", "likeness_floor"),
+    "strength": ("strength",),
+    "reached": ("reached",),
+    "consistency / after": ("consistency", "consistency_after"),
 }
-"""Figures behind a verdict, and what they are called in it."""
+"""Figures behind a verdict, and the column that shows them, those side by side that are to be compared."""
 
 
 def predictions(run: Run) -> str:
@@ -113,17 +111,25 @@ def verdicts(predicted: Sequence[Mapping[str, Any]]) -> str:
     if not asked:
         return ""
     found = [part(part(p, "personalized"), "evidence") for p in asked]
-    known = {key: name for key, name in EVIDENCE.items() if any(key in row for row in found)}
+    known = {name: keys for name, keys in EVIDENCE.items() if any(keys[0] in row for row in found)}
     rows = [
-        [Cell(str(p.get("id", ""))), *(cell(figure(row, key)) for key in known), Cell(personalised(p))]
+        [Cell(str(p.get("id", ""))), Cell(personalised(p)), *(_side_by_side(row, keys) for keys in known.values())]
         for p, row in zip(asked, found, strict=True)
     ]
     caption = (
-        "What spoke for and against personalisation. Agreement is the Dice of the atlases' vote and the first mask; a "
-        "consistency is the Dice of an answer with those to disturbed views of the scan."
+        "What spoke for and against personalisation. Agreement is the Dice of the atlases' vote and the first mask, "
+        "beside what such a vote is worth; likeness, how well the deformed atlases fit the scan, beside the least that "
+        "is usual among themselves; strength, how much of the change to make; consistency, the Dice of an answer with "
+        "those to disturbed views of the scan, beside that of the refined copy."
     )
-    columns = ["Case", *known.values(), "verdict"]
+    columns = ["Case", "verdict", *known]
     return f'<div class="wrapped verdicts">{markup.table(columns, rows, caption=caption)}</div>'
+
+
+def _side_by_side(evidence: Mapping[str, Any], keys: Sequence[str]) -> Cell:
+    """One or two figures, ordered by the first."""
+    first = cell(figure(evidence, keys[0]))
+    return replace(first, text=" / ".join(number(figure(evidence, key)) for key in keys))
 
 
 def kept_after(prediction: Mapping[str, Any]) -> bool:
