@@ -128,9 +128,9 @@ def other_scanner(tests: list[CaseFiles], folder: Path) -> list[CaseFiles]:
 
 
 def model_of(train: Dataset, work: Path, *, name: str, seed: int, minutes: float) -> Model:
-    """Trained once, then read; its labelled scans lie beside it."""
+    """Trained once, then read, unless of half a run; its labelled scans lie beside it."""
     folder = work / f"{name}_s{seed}_{minutes:g}"
-    if not (folder / "model.json").is_file():
+    if not (folder / "model.json").is_file() or api.load(folder).provenance["interrupted"]:
         shutil.rmtree(folder, ignore_errors=True)
         model = api.train(train, folder, budget=minutes * 60, device="cpu", seed=seed, observe=show, keep_atlases=True)
         stop_if_interrupted(model)

@@ -31,7 +31,7 @@ from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.plan import Plan
 from fewscan.learn.request import Observer
-from fewscan.methods.transfer import score, score_answer
+from fewscan.methods.scores import score, score_answer, trained_on
 from fewscan.space import field
 from fewscan.space.volume import Case
 from fewscan.surroundings import deformation_around, placed, structures
@@ -215,9 +215,8 @@ def _dice(
     A model remembers names, not scans: another copy of the source population is known by them, and so is, wrongly,
     another population that numbers its cases alike. Of cases predicted before, the Dice of each label may be known.
     """
-    trained = {str(name) for name in work.model.provenance.get("labelled", ())}
-    if data.root.resolve() != work.source.root.resolve():
-        trained = set()  # another population may number its cases alike
+    source, told = data.root.resolve() == work.source.root.resolve(), work.model.provenance
+    trained = trained_on(told, before=source) if source or "transfer" in told else set()
     unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
     rows = {}
     left_out = len(data.labelled) - len(unseen) if unseen else 0

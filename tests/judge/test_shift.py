@@ -20,7 +20,7 @@ from fewscan.judge import lesions, looks, shift
 from fewscan.judge.shift import Distance, Systematic
 from fewscan.learn import infer
 from fewscan.learn.hardware import pick
-from fewscan.methods.transfer import score
+from fewscan.methods.scores import score
 from fewscan.shifting import shift as make_card
 from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
 

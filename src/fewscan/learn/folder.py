@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fewscan.errors import ConfigError, ModelError
 
-UNFINISHED = ("cache", "history.jsonl", "run.json")
+BEFORE = "before.json"  # what the model that a transfer started from scores, for as long as the run is not done
+UNFINISHED = ("cache", "history.jsonl", "run.json", BEFORE)
 
 
 def claim(out: Path, *, going_on: bool) -> None:
