@@ -233,6 +233,8 @@ def predict_by(
 
     for scan in found:
         if skip_existing and record.finished(scan):
+            if observe is not None and not record.vouched(scan):
+                observe(f"warning: {scan.id}: left alone, though nothing tells whether it is of this very scan")
             done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
         answer = _predict_one(model, scan, record=record, work=lambda volume: work(volume, tick), observe=observe)

@@ -225,6 +225,49 @@ def test_nothing_to_compare_and_moved_grids_are_refused(folders, tmp_path):
         evaluate(predictions, labels)
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("case_{}/image.nii.gz", "case_{}/seg.nii.gz"),
+        ("images/case_{}.nii.gz", "labels/case_{}.nii.gz"),
+        ("imagesTs/case_{}_0000.nii.gz", "labelsTs/case_{}.nii.gz"),
+        (None, "manual/case_{}/anat/case_{}_dseg.nii.gz"),
+        (None, "manual/case_{}/seg.nii.gz"),
+    ],
+)
+def test_references_may_lie_in_any_layout(folders, tmp_path, image, label):
+    predictions, data = folders[0], tmp_path / "data"
+    (data / "imagesTr").mkdir(parents=True) if image and "Ts" in image else data.mkdir()
+    for i in range(2):
+        if image:
+            io.write_image(anatomy()[None].astype(np.float32), data / image.format(i), native=GRID)
+        io.write_labelmap(anatomy(), data / label.format(i, i), native=GRID)
+    found = evaluate(predictions, data)
+    assert found.values("dice") == pytest.approx([1, 2 / 3])
+    assert [case.id for case in found.cases] == ["case_0", "case_1"]
+    assert found.unmatched == {"predictions": ("case_2", "case_3"), "references": ()}
+    assert [case.image for case in found.cases] == [image and data / image.format(i) for i in range(2)]
+
+
+def test_references_of_bids_are_called_as_its_table_says(folders, tmp_path):
+    data, scan = tmp_path / "data", "sub-01/anat/sub-01_T2w.nii.gz"
+    io.write_image(anatomy()[None].astype(np.float32), data / scan, native=GRID)
+    io.write_labelmap(anatomy(), data / "derivatives/hand/sub-01/sub-01_T2w_dseg.nii.gz", native=GRID)
+    (data / "dseg.tsv").write_text("index\tname\n1\tmedial\n2\tlateral\n")
+    (folders[0] / "case_1.nii.gz").rename(tmp_path / "sub-01.nii.gz")
+    (tmp_path / "labels.json").unlink()
+    found = evaluate(tmp_path / "sub-01.nii.gz", data)
+    assert (found.names, found.cases[0].id) == (("medial", "lateral"), "sub-01")
+    assert found.values("dice") == pytest.approx([2 / 3])
+
+
+def test_of_two_references_of_a_case_none_is_chosen(folders, tmp_path):
+    for name in ("a/case_0_seg", "b/case_0_seg"):
+        io.write_labelmap(anatomy(), tmp_path / "data" / f"{name}.nii.gz", native=GRID)
+    with pytest.raises(DataError, match=r"b.case_0_seg\.nii\.gz and .*a.case_0_seg\.nii\.gz may both be the label map"):
+        evaluate(folders[0], tmp_path / "data")
+
+
 def test_two_runs_are_compared_on_shared_cases(folders):
     predictions, labels = folders
     better, worse = evaluate(labels, labels), evaluate(predictions, labels)
@@ -256,7 +299,13 @@ def test_read_evaluation_refuses_other_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.b_0000.nii.gz", "a.b"), ("p_labels.nrrd", "p"), ("p_01.mha", "p_01"), ("seg.nii", "seg")],
+    [
+        ("a.b_0000.nii.gz", "a.b"),
+        ("sub-1_dseg.nii.gz", "sub-1"),
+        ("p_labels.nrrd", "p"),
+        ("p_01.mha", "p_01"),
+        ("seg.nii", "seg"),
+    ],
 )
 def test_case_id_drops_format_and_ending(name, expected):
     assert case_id(Path(name)) == expected

@@ -15,8 +15,9 @@ from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom import is_series
 from fewscan.data.dicom_labels import is_label
-from fewscan.data.headers import SUFFIXES
-from fewscan.data.layouts import LABEL_TAIL, detect, entries, stem_of
+from fewscan.data.found import LABEL_STEMS
+from fewscan.data.headers import SUFFIXES, suffix_of
+from fewscan.data.layouts import LABEL_TAIL, entries, seen, stem_of
 from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.judge import metrics
@@ -70,7 +71,8 @@ def evaluate(
     Parameters
     ----------
     predictions, labels, images : Path
-        Folders, or one file each; files belong together by name, whatever their format.
+        Folders, or one file each; files belong together by name, whatever their format. Where no label map lies
+        directly in the folder of references, it may be a data set in any layout, or hold folders of label maps.
     names : mapping of int to str, optional
         Labels to judge, and no others; None takes those listed in a ``labels.json`` or ``dataset.json`` in the folder
         of references or up to two above it, else every value that occurs in one.
@@ -90,9 +92,10 @@ def evaluate(
     """
     if predictions.is_dir() and any(bundle_files(folder) for folder in (predictions, *predictions.iterdir())):
         raise DataError(f"{predictions}: holds bundles, a mask each; judge them with `fewscan tracts evaluate`")
-    found, sources = _references(labels)
+    found, sources, table = _references(labels)
     pairs, unmatched = _pair(predictions, labels, found)
     names, ignore = _listed(labels, names, ignore)
+    names = names or table
     scans = {} if images is None else files_by_name(images)
     references = [reference for _, reference in pairs.values()]
     spoken = any(is_label(reference) for reference in references)
@@ -190,12 +193,39 @@ def case_id(path: Path) -> str:
     return LABEL_TAIL.sub("", stem_of(path)).removesuffix("_0000")
 
 
-def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path]]:
-    """Reference files by name, and the DICOM series of those that belong to one."""
-    if path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir()):
-        labelled = [(case, pair.label, pair.images[0]) for case, pair in detect(path).pairs.items() if pair.label]
-        return {case: label for case, label, _ in labelled}, {label: image for _, label, image in labelled}
-    return {stem_of(file): file for file in _marked(path)}, {}
+def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mapping[int, str]]:
+    """Reference files by name; the images of those that lie in a data set; names that only its layout tells."""
+    series = path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir())
+    if not series and (not path.is_dir() or _files(path)):
+        return {stem_of(file): file for file in _marked(path)}, {}, {}
+    found = seen(path)
+    if found is None or not any(pair.label for pair in (*found.pairs.values(), *found.test.values())):
+        return _below(path), {}, {}
+    if found.doubts:
+        raise DataError(found.doubts[0])
+    if found.overlapping:
+        raise DataError(f"{path}: holds bundles, a mask each; judge by them with `fewscan tracts evaluate`")
+    listed = [(case, pair) for cases in (found.pairs, found.test) for case, pair in cases.items()]
+    labelled = [(case, pair.label, pair.images[0]) for case, pair in listed if pair.label]
+    references: dict[str, Path] = {}
+    for case, label, _ in labelled:
+        if references.setdefault(case, label) != label:
+            raise DataError(f"{label}, {references[case]}: both of a case named {case}; give one's folder")
+    return references, {label: image for _, label, image in labelled}, found.names
+
+
+def _below(folder: Path) -> dict[str, Path]:
+    """Label maps below a folder without their images, by name, or by their folder's where they have none of their
+    own."""
+    files = [file for file in sorted(folder.rglob("*")) if suffix_of(file) and file.is_file()]
+    plain = [file for file in files if stem_of(file).lower() in LABEL_STEMS]
+    marked = [file for file in files if file in plain or LABEL_TAIL.search(stem_of(file))]
+    found: dict[str, Path] = {}
+    for file in marked:
+        name = file.parent.name if file in plain else stem_of(file)
+        if found.setdefault(name, file) != file:
+            raise DataError(f"{file} and {found[name]} may both be the label map of {name}; keep one of the two")
+    return found
 
 
 def _pair(
