@@ -13,6 +13,7 @@ import torch
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.errors import ConfigError, DataError
+from fewscan.judge.recipe import calibration_of
 from fewscan.learn import infer
 from fewscan.learn.atlases import MOST_KEPT, atlases_of, in_turn, load_atlases, save_atlases, shared_atlases
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
@@ -20,7 +21,7 @@ from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
 from fewscan.learn.request import Observer
 from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
-from fewscan.prediction import Answer, Inputs, Prediction, Tick, calibration_of, expectation, predict_by
+from fewscan.prediction import Answer, Inputs, Prediction, Tick, expectation, predict_by
 from fewscan.space.volume import Volume
 
 SHORTEST, LONGEST = 60.0, 240.0  # seconds that a scan may take unless told
@@ -104,7 +105,7 @@ def personalize(
             model, known, config=config or PersonalizeConfig(), hardware=hardware, say=observe or (lambda line: None)
         )
         predictor = infer.fastest_predictor(model, hardware)
-        learnt = None if calibration is None else calibration_of(model, Path(calibration))
+        learnt = None if calibration is None else calibration_of(model, Path(calibration), observe=observe)
 
         def work(volume: Volume, tick: Tick) -> Answer:
             each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them

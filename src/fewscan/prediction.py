@@ -16,9 +16,10 @@ from fewscan.data import kinds, proof
 from fewscan.data.bundles import replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.deliver.records import personalised
-from fewscan.errors import ConfigError, DataError
-from fewscan.judge.confidence import Calibration, read_calibration
+from fewscan.errors import DataError
+from fewscan.judge.confidence import Calibration
 from fewscan.judge.doubt import doubt
+from fewscan.judge.recipe import calibration_of, trained_otherwise
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said
@@ -164,7 +165,7 @@ def predict(
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
-    known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta)
+    known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta, observe=observe)
 
     def whole(volume: Volume, tick: Tick) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
@@ -243,30 +244,6 @@ def predict_by(
     return done
 
 
-def calibration_of(model: Model, path: Path, *, tta: bool = False) -> Calibration:
-    """What a cross-validation learnt of predictions such as these; of others it would tell nothing.
-
-    Parameters
-    ----------
-    model : Model
-        That predicts.
-    path : Path
-        Folder of the cross-validation.
-    tta : bool
-        Whether it averages with mirrored inputs.
-
-    Raises
-    ------
-    FewscanError
-        If it does, or there is no calibration, or it is that of other labels.
-    """
-    if tta:
-        raise ConfigError("--calibration was learnt from predictions without mirrored inputs; leave it out, or --tta")
-    known = read_calibration(path)
-    known.check_labels(model.names.values(), where=path)
-    return known
-
-
 def expectation(
     known: Calibration, volume: Volume, *, model: Model, predictor: infer.Predictor, replaced: bool = False
 ) -> dict[str, Any]:
@@ -295,9 +272,11 @@ def expectation(
         signs = found.signs.get(name)
         row: dict[str, Any] = asdict(known.expect(name, signs))  # unrounded: which label is the worst is never tied
         if signs is None:  # Dice is 0 if the label is there, and nobody knows whether it is: no range holds that
-            row |= dict.fromkeys(("low", "high", "level", "at_least"))
+            row |= dict.fromkeys(("low", "high", "level"))
         labels[name] = row | {"found": signs is not None}
     rest = {"error": round(known.error, 3), "patients": known.patients, **found.to_json(), **of}
+    if otherwise := trained_otherwise(known, model):
+        rest["warning"] = otherwise
     return {"expected": {"labels": labels, **rest}}
 
 
