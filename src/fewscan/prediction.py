@@ -167,7 +167,7 @@ def predict(
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
     known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta, observe=observe)
 
-    def whole(volume: Volume, tick: Tick) -> Answer:
+    def whole(scan: inputs.Scan, volume: Volume, tick: Tick) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
         answer = infer.segment(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
@@ -181,7 +181,7 @@ def predict(
 
 
 def predict_by(
-    work: Callable[[Volume, Tick], Answer],
+    work: Callable[[inputs.Scan, Volume, Tick], Answer],
     model: Model,
     *,
     scans: Inputs,
@@ -196,7 +196,7 @@ def predict_by(
     Parameters
     ----------
     work : callable
-        Gets a scan and a callable for the share that is done; answers with labels and what is to be recorded.
+        Gets a scan, its image and a callable for the share done; answers with labels and what is to be recorded.
     model : Model
         Trained.
     scans : path, Scan, or sequence of them
@@ -236,7 +236,7 @@ def predict_by(
         if skip_existing and record.finished(scan):
             done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(model, scan, record=record, work=lambda volume: work(volume, tick), observe=observe)
+        answer = _predict_one(model, scan, record=record, work=lambda *one: work(*one, tick), observe=observe)
         done.append(answer)
         row = record.finish(scan, asdict(answer))
         if observe is not None:
@@ -298,7 +298,7 @@ def _predict_one(
     scan: inputs.Scan,
     *,
     record: Record,
-    work: Callable[[Volume], Answer],
+    work: Callable[[inputs.Scan, Volume], Answer],
     observe: Observer | None,
 ) -> Prediction:
     """Read, segment, write; the model's own answer too where it is not the one that is kept."""
@@ -313,7 +313,7 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    answer, told, first = work(volume)
+    answer, told, first = work(scan, volume)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None
