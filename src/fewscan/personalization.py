@@ -28,7 +28,6 @@ from fewscan.learn.atlases import (
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
-from fewscan.learn.inputs import Scan
 from fewscan.learn.request import Observer
 from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
 from fewscan.prediction import Answer, Inputs, Prediction, Tick, expectation, predict_by
@@ -118,7 +117,7 @@ def personalize(
         predictor = infer.fastest_predictor(model, hardware)
         learnt = None if calibration is None else calibration_of(model, Path(calibration), observe=observe)
 
-        def work(scan: Scan, volume: Volume, tick: Tick) -> Answer:
+        def work(volume: Volume, tick: Tick, *, name: str) -> Answer:
             each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them
             need = bytes_on_plan(volume, model.plan, values=12 * model.plan.classes + each * maker.config.atlases)
             if need > free_memory_bytes():
@@ -129,7 +128,7 @@ def personalize(
                 case = Prepared(
                     "scan to segment", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind
                 )
-                case = replace(case, patient=patient_among(known, image, name=scan.id))
+                case = replace(case, patient=patient_among(known, image, name=name))
                 limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
                 found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
             kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,13 @@ class Answer(NamedTuple):
     found: Segmented
     told: Mapping[str, Any]
     before: Segmented | None = None
+
+
+class Work(Protocol):
+    """What segments one scan after another."""
+
+    def __call__(self, volume: Volume, tick: Tick, *, name: str) -> Answer:
+        """The labels of a scan; ``tick`` gets the share that is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +174,7 @@ def predict(
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
     known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta, observe=observe)
 
-    def whole(scan: inputs.Scan, volume: Volume, tick: Tick) -> Answer:
+    def whole(volume: Volume, tick: Tick, *, name: str) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
         answer = infer.segment(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
@@ -181,7 +188,7 @@ def predict(
 
 
 def predict_by(
-    work: Callable[[inputs.Scan, Volume, Tick], Answer],
+    work: Work,
     model: Model,
     *,
     scans: Inputs,
@@ -196,7 +203,8 @@ def predict_by(
     Parameters
     ----------
     work : callable
-        Gets a scan, its image and a callable for the share done; answers with labels and what is to be recorded.
+        Gets a scan, a callable for the share that is done, and by name the scan's id; answers with labels and what is
+        to be recorded.
     model : Model
         Trained.
     scans : path, Scan, or sequence of them
@@ -236,7 +244,9 @@ def predict_by(
         if skip_existing and record.finished(scan):
             done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(model, scan, record=record, work=lambda *one: work(*one, tick), observe=observe)
+        answer = _predict_one(
+            model, scan, record=record, work=lambda volume, name: work(volume, tick, name=name), observe=observe
+        )
         done.append(answer)
         row = record.finish(scan, asdict(answer))
         if observe is not None:
@@ -298,7 +308,7 @@ def _predict_one(
     scan: inputs.Scan,
     *,
     record: Record,
-    work: Callable[[inputs.Scan, Volume], Answer],
+    work: Callable[[Volume, str], Answer],
     observe: Observer | None,
 ) -> Prediction:
     """Read, segment, write; the model's own answer too where it is not the one that is kept."""
@@ -313,7 +323,7 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    answer, told, first = work(scan, volume)
+    answer, told, first = work(volume, scan.id)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None

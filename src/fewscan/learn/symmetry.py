@@ -74,7 +74,7 @@ def examine(
     else:
         dice = np.zeros((classes, classes))
         sizes = np.bincount(labels.reshape(-1).clip(0), minlength=classes)
-        for k in np.flatnonzero(sizes[1:]) + 1:
+        for k in range(1, classes):
             inside = labels == k
             hits = np.bincount(flipped[inside].clip(0), minlength=classes)
             dice[k] = 2 * hits / np.maximum(sizes + inside.sum(), 1)

@@ -221,7 +221,7 @@ def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str
 
 
 def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[str, float]]:
-    """Means by bundle: Dice with its interval over patients, overlap, overreach, volumes, ends, and how many are scored.
+    """Means by bundle: Dice with its interval over patients, overlap, overreach, volumes, ends, how many are scored.
 
     Parameters
     ----------
