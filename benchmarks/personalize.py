@@ -141,7 +141,7 @@ def sharpened(model: Model, scans: list[Path], out: Path) -> list[Prediction]:
     """TENT: a copy of the model for each scan, its normalisations tuned to the scan by the entropy of the answer."""
     hardware, plan = pick("cpu"), model.plan
 
-    def work(volume: Volume, tick: Tick) -> Answer:
+    def work(volume: Volume, tick: Tick, *, name: str) -> Answer:
         image = on_plan(volume, plan).numpy()
         network = copy.deepcopy(model.segmenter).train()
         first = infer.probabilities(torch.from_numpy(image), plan, predictor=infer.network_predictor(network, hardware))

@@ -297,13 +297,16 @@ class _Around:
 
 
 def _around(work: _Card) -> _Around:
-    """Healthy templates registered onto a sample of the cases with a lesion, and onto other healthy scans."""
+    """Templates of healthy people registered onto a sample of the cases with a lesion, and onto scans of others."""
     held = [case for case in work.target.cases if case.id in work.lesions]
-    healthy = work.sample(work.source.cases, MOST_LESIONS + TEMPLATES)
-    if len(healthy) <= TEMPLATES:
-        raise DataError(f"{work.source.root}: {len(healthy)} scans; lesions need more than {TEMPLATES} healthy ones")
-    templates = [to_look_at(_load(work, files, work.source).image) for files in healthy[:TEMPLATES]]
-    found, places, spare = _Around({}, [], ([], [])), [], healthy[TEMPLATES:]
+    healthy = work.sample(work.source.cases, len(work.source.cases))
+    people = list(dict.fromkeys(files.patient for files in healthy))
+    if len(people) <= TEMPLATES:
+        raise DataError(f"{work.source.root}: {len(people)} patients; lesions need more than {TEMPLATES} healthy ones")
+    firsts = [next(files for files in healthy if files.patient == patient) for patient in people[:TEMPLATES]]
+    templates = [to_look_at(_load(work, files, work.source).image) for files in firsts]
+    spare = [files for files in healthy if files.patient not in people[:TEMPLATES]][:MOST_LESIONS]
+    found, places = _Around({}, [], ([], [])), []
     sample = work.sample(held, MOST_LESIONS)
     for i, files in enumerate(sample):
         work.tell(0.4 + 0.1 * i / len(sample), f"{files.id}, around the lesion")
@@ -341,7 +344,7 @@ def _more(measure: dict[str, float]) -> bool:
 
 def _why(row: dict[str, Any], *, deformed: bool) -> list[str]:
     """Reasons for which a person should look at a case."""
-    found = ["tissue around it is deformed"] if deformed else []
+    found = ["tissue around it may be deformed"] if deformed else []
     if row["dice_far"] - row["dice_near"] > WORSE:
         found.append("Dice falls near it")
     if moved := lesions.pushed_said(row["pushed_mm"]):

@@ -9,8 +9,8 @@ import pytest
 from fewscan.data import io
 from fewscan.errors import DataError, GeometryError
 from fewscan.judge.evaluate import case_id, compare, evaluate, merge
-from fewscan.judge.metrics import METRICS
-from fewscan.judge.results import read_evaluation
+from fewscan.judge.metrics import METRICS, Score
+from fewscan.judge.results import CaseScore, Evaluation, read_evaluation
 from fewscan.space.geometry import Geometry
 
 GRID = Geometry((10, 9, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
@@ -278,6 +278,62 @@ def test_two_runs_are_compared_on_shared_cases(folders):
     assert set(found.labels) == {"front", "back"}
     assert compare(better, evaluate(predictions, labels)).only_a == ("case_3",)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def run_of(**cases):
+    """An evaluation whose cases hold these scores by label."""
+    files = {"prediction": Path("p"), "reference": Path("r"), "tolerance_mm": 1.0}
+    return Evaluation(cases=tuple(CaseScore(id=name, labels=labels, **files) for name, labels in cases.items()))
+
+
+def scored(distance):
+    return Score(status="scored", dice=0.9, surface_dice=0.9, hd95_mm=distance, assd_mm=distance, volume_error=0.1)
+
+
+def test_a_run_that_misses_a_label_is_not_better_for_the_distance_that_it_lacks():
+    missed = Score(status="missed", dice=0.0, surface_dice=0.0, volume_error=1.0)
+    a = run_of(**{f"p{i}": {"big": scored(2.0), "small": missed} for i in range(8)})
+    b = run_of(**{f"p{i}": {"big": scored(2.0), "small": scored(20.0)} for i in range(8)})
+    found = compare(a, b).metrics
+    assert (found["hd95_mm"].difference, found["hd95_mm"].n, found["hd95_mm"].p) == (0, 8, 1.0)
+    assert found["dice"].difference == pytest.approx(-0.45)
+    assert found["dice"].losses == 8
+
+
+def test_a_label_that_is_rightly_left_out_wins_against_a_false_positive():
+    extra, absent = Score(status="extra", dice=0.0, surface_dice=0.0), Score(status="absent")
+    a = run_of(**{f"p{i}": {"tumour": extra if i < 6 else scored(1.0)} for i in range(9)})
+    b = run_of(**{f"p{i}": {"tumour": absent if i < 6 else scored(1.0)} for i in range(9)})
+    for found in (compare(a, b), compare(b, a)):
+        for row in (found.metrics["dice"], found.metrics["surface_dice"], found.labels["tumour"]):
+            assert (row.n, row.wins + row.losses, abs(row.difference)) == (9, 6, pytest.approx(6 / 9))
+        assert found.metrics["hd95_mm"].n == 3
+    assert compare(a, b).metrics["dice"].losses == 6
+    assert compare(b, b).metrics["dice"].n == 3  # what is absent in both tells nothing
+
+
+def test_labels_that_only_one_run_judged_enter_no_mean():
+    a = run_of(**{f"p{i}": {"big": scored(2.0), "more": Score(status="missed", dice=0.0)} for i in range(3)})
+    found = compare(a, run_of(**{f"p{i}": {"big": scored(2.0)} for i in range(3)}))
+    assert found.metrics["dice"].difference == 0
+    assert set(found.labels) == {"big"}
+
+
+def test_labels_that_both_sides_name_and_number_otherwise_are_refused(folders):
+    predictions, labels = folders
+    with pytest.raises(
+        DataError, match=r"labels: numbers its labels otherwise than .*front is 1, not 2, back is 2, not"
+    ):
+        evaluate(predictions, labels, known={1: "Back", 2: "front"})
+    for known in ({1: "Front", 2: "back"}, {1: "avant", 2: "arrière"}, {}):
+        assert evaluate(predictions, labels, known=known).names == ("front", "back")
+
+
+def test_two_references_of_one_name_are_refused(folders):
+    predictions, labels = folders
+    io.write_labelmap(anatomy(2), labels / "case_2.nrrd", native=GRID)
+    with pytest.raises(DataError, match=r"case_2\.nrrd: case_2\.nii\.gz has the same name in another format"):
+        evaluate(predictions, labels)
 
 
 def test_folds_merge_into_one_evaluation_without_a_case_twice(folders):

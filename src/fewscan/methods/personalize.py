@@ -196,7 +196,7 @@ class Personalizer:
         Parameters
         ----------
         case : Prepared
-            The scan on the model's grid; a label is not looked at.
+            The scan on the model's grid; a label is not looked at, nor are atlases of the same patient.
         mode : {"auto", "always"}
             Whether the guard may refuse.
         seconds : float, optional
@@ -285,7 +285,7 @@ class Personalizer:
         guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
         known, refused = self.known, ""
         evidence = {"atlases_worth": known.worth, "likeness_floor": known.floor, "consistency": steady}
-        aligned = self.shaper.aligned(guide, own, mask=first)
+        aligned = self.shaper.aligned(guide, own, leave=case.whose, mask=first)
         found = _Said([], first, (0.0, 1.0), first)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
