@@ -15,7 +15,7 @@ from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom import is_series
 from fewscan.data.dicom_labels import is_label
-from fewscan.data.found import LABEL_STEMS
+from fewscan.data.found import LABEL_STEMS, held_out
 from fewscan.data.headers import SUFFIXES, suffix_of
 from fewscan.data.layouts import LABEL_TAIL, entries, seen, stem_of
 from fewscan.data.listing import read_listing
@@ -196,11 +196,12 @@ def case_id(path: Path) -> str:
 def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mapping[int, str]]:
     """Reference files by name; the images of those that lie in a data set; names that only its layout tells."""
     series = path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir())
-    if not series and (not path.is_dir() or _files(path)):
-        return {stem_of(file): file for file in _marked(path)}, {}, {}
+    direct = {} if series else {stem_of(file): file for file in _marked(path)}
+    if direct and not (path.is_dir() and any(held_out(p) for p in path.iterdir() if p.is_dir())):
+        return direct, {}, {}
     found = seen(path)
     if found is None or not any(pair.label for pair in (*found.pairs.values(), *found.test.values())):
-        return _below(path), {}, {}
+        return direct or _below(path), {}, {}
     if found.doubts:
         raise DataError(found.doubts[0])
     if found.overlapping:
