@@ -116,7 +116,11 @@ def personalize(
                 everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
                 case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind)
                 limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
-                found = maker(case, mode=mode, seconds=limit, tick=tick)
+                try:
+                    found = maker(case, mode=mode, seconds=limit, tick=tick)
+                except torch.OutOfMemoryError:
+                    reason = f"{hardware.device} ran out of memory while it was made; --device cpu may hold it"
+                    found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
             kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
             if learnt is not None:
                 told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)

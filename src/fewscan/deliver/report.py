@@ -73,10 +73,12 @@ def write_report(directory: Path, out: Path, *, extent: viewer.Extent = "thin", 
     DataError
         If the folder holds none of them, or one is damaged.
     ConfigError
-        If the extent is unknown.
+        If the extent is unknown, or the file is not named as a page.
     """
     if extent not in viewer.EXTENTS:
         raise ConfigError(f"the viewer is one of {', '.join(viewer.EXTENTS)}, got {extent!r}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} must end in .html; give the page such a name with -o")
     run = read_run(directory, images)
     parts = parts_of(run)
     shown = [] if extent == "none" else scenes(run)

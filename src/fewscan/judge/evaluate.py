@@ -130,7 +130,10 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     first, second = ({case.id: case for case in run.cases} for run in (a, b))
     shared = [id_ for id_ in first if id_ in second]
     if not shared:
-        raise DataError(f"the two runs share no case: {sorted(first)[:3]}... against {sorted(second)[:3]}...")
+        raise DataError(
+            f"the two runs share no case: the first judged {_some(first)}, the second {_some(second)}; judge both on "
+            "the same references"
+        )
     ours, theirs = (Evaluation(cases=tuple(run[id_] for id_ in shared)) for run in (first, second))
     both = [name for name in ours.names if name in theirs.names]
     return Comparison(
@@ -196,6 +199,12 @@ def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path]]:
         labelled = [(case, pair.label, pair.images[0]) for case, pair in detect(path).pairs.items() if pair.label]
         return {case: label for case, label, _ in labelled}, {label: image for _, label, image in labelled}
     return {stem_of(file): file for file in _marked(path)}, {}
+
+
+def _some(cases: Iterable[str]) -> str:
+    """A few of them, for a message."""
+    names = sorted(cases)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
 
 
 def _pair(
