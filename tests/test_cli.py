@@ -249,10 +249,19 @@ def test_demo_says_what_to_do_next(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("train", "scans", "-o", "m", "--budget", "soon"), "--budget: a duration must look like 90s, 10m or 1h30m.*'soon'"),
+        (
+            ("train", "scans", "-o", "m", "--budget", "soon"),
+            "--budget: a duration must look like 90s, 10m or 1h30m.*'soon'",
+        ),
         (("train", "scans", "-o", "m", "--extend", "0m"), "--extend: a duration must look like.*'0m'"),
-        (("predict", "m", "x", "-o", "o", "--personalize", "auto", "--budget-per-case", "x"), "--budget-per-case: a dur"),
-        (("train", "scans", "-o", "m", "--max-memory", "lots"), "--max-memory: a size must look like 4GiB or 800MB.*'lots'"),
+        (
+            ("predict", "m", "x", "-o", "o", "--personalize", "auto", "--budget-per-case", "x"),
+            "--budget-per-case: a dur",
+        ),
+        (
+            ("train", "scans", "-o", "m", "--max-memory", "lots"),
+            "--max-memory: a size must look like 4GiB or 800MB.*'lots'",
+        ),
         (("train", "scans", "-o", "m", "--set", "lr"), "--set needs KEY=VALUE.*'lr'"),
         (("crossval", "scans", "-o", "f", "--folds", "1"), "--folds must be loo or a number of at least 2, got '1'"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewscan import api
 from fewscan.data import io
 from fewscan.errors import DataError, GeometryError
 from fewscan.judge.evaluate import case_id, compare, evaluate, merge
@@ -235,6 +236,17 @@ def test_two_runs_are_compared_on_shared_cases(folders):
     assert set(found.labels) == {"front", "back"}
     assert compare(better, evaluate(predictions, labels)).only_a == ("case_3",)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_runs_without_a_common_case_are_refused_by_file_and_case(folders, tmp_path):
+    _, labels = folders
+    files = [tmp_path / f"{name}.json" for name in ("first", "second")]
+    for file, case in zip(files, ("case_0", "case_1"), strict=True):
+        scored = evaluate(labels, labels)
+        replace(scored, cases=tuple(one for one in scored.cases if one.id == case)).save(file)
+    said = r"first\.json and .*second\.json: the two runs share no case: the first judged case_0, the second case_1; judge"
+    with pytest.raises(DataError, match=said):
+        api.compare(*files)
 
 
 def test_folds_merge_into_one_evaluation_without_a_case_twice(folders):

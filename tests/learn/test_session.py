@@ -107,14 +107,18 @@ def test_a_model_that_is_replaced_is_there_at_every_moment(trained, untrained, t
     def killed(*args, **how):
         raise KeyboardInterrupt
 
-    target = {"weights": (checkpoint, "sha256"), "description": (checkpoint, "write_json")}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        if moment == "switch":
-            move = os.replace
-            patch.setattr(os, "replace", lambda a, b: killed() if Path(a).name == checkpoint.NEXT else move(a, b))
-        else:
-            patch.setattr(*target[moment], killed)
-        checkpoint.save_model(untrained, tmp_path / "model")
+    def switched(source, target):
+        return killed() if Path(source).name == checkpoint.NEXT else move(source, target)
+
+    move = os.replace
+    spoilt = {
+        "weights": (checkpoint, "sha256", killed), "description": (checkpoint, "write_json", killed),
+        "switch": (os, "replace", switched),
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(*spoilt[moment])
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save_model(untrained, tmp_path / "model")
     wanted = untrained if moment == "switch" else old
     found = checkpoint.load_model(tmp_path / "model")
     for a, b in zip(found.segmenter.parameters(), wanted.segmenter.parameters(), strict=True):
@@ -156,7 +160,7 @@ def test_weights_that_do_not_fit_on_the_disk_are_one_sentence(data, tmp_path, mo
 
 def test_another_fault_of_the_disk_names_the_file(tmp_path):
     for text in ("I/O error: Input/output error (os error 5)", "something else"):
-        with pytest.raises(OSError) as caught, atomic(tmp_path / "state.safetensors"):
+        with pytest.raises(OSError, match="state") as caught, atomic(tmp_path / "state.safetensors"):
             raise safetensors.SafetensorError(text)
         assert caught.value.filename == str(tmp_path / "state.safetensors")
     assert not list(tmp_path.iterdir())
@@ -201,20 +205,20 @@ def out_of_memory(*args, **how):
 def test_memory_that_runs_out_is_one_sentence(trained, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(session, "prepare", out_of_memory)
-        with pytest.raises(ResourceError, match="ran out of memory.*--max-memory.*--device cpu"):
+        with pytest.raises(ResourceError, match=r"ran out of memory.*--max-memory.*--device cpu"):
             train(data, tmp_path / "model", steps=2)
     assert not (tmp_path / "model" / folder.LOCK).exists()
     monkeypatch.setattr(infer, "segment", out_of_memory)
-    with pytest.raises(ResourceError, match="out of memory; case_00 is too large.*--max-memory.*--device cpu"):
+    with pytest.raises(ResourceError, match=r"out of memory; case_00 is too large.*--max-memory.*--device cpu"):
         api.predict(trained[1], data / "images", tmp_path / "out", device="cpu")
 
 
 def test_other_faults_are_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="shapes differ"), hardware.memory_told(CUDA, fix="less"):
         raise RuntimeError("shapes differ")
-    with pytest.raises(ResourceError, match="this machine ran out of memory; less"):
-        with hardware.memory_told(CUDA, fix="less"):
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    told = pytest.raises(ResourceError, match="this machine ran out of memory; less")
+    with told, hardware.memory_told(CUDA, fix="less"):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
 # ------------------------------------------------------------------------------------------------------------ advice
