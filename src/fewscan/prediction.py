@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fewscan.data import kinds, proof
@@ -335,8 +334,7 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    device = next(model.segmenter.parameters(), torch.empty(0)).device
-    with memory_told(device, fix=f"{scan.id} is too large for it: bound the logits with --max-memory, such as 1GiB"):
+    with memory_told(model.device, fix=f"{scan.id} is too large: bound the logits with --max-memory, such as 1GiB"):
         answer, told, first = work(volume)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
