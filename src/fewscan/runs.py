@@ -24,6 +24,7 @@ from fewscan.judge.confidence import Judged, calibrate
 from fewscan.judge.doubt import doubt
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
+from fewscan.learn.config import Settings, override
 from fewscan.learn.hardware import pick
 from fewscan.learn.infer import torch_predictor
 from fewscan.learn.inputs import Scan
@@ -128,6 +129,10 @@ def _refuse(how: Training, out: Path) -> None:
         raise ConfigError(f"method must be auto or one of {', '.join(api.METHODS)}, got {how.method!r}")
     if how.method == "register":
         raise ConfigError("--method register trains no segmenter, whose Dice a crossval tells; give segment or joint")
+    if how.budget is not None and how.steps is not None:
+        raise ConfigError(f"give either --budget {how.budget} or --steps {how.steps} for each fold, not both")
+    api.seconds(how.budget)
+    override(Settings(), how.settings or {})
     if (out / RECORD).is_file() and not any(out.glob(f"fold_*/{RECIPE}")):
         raise ConfigError(
             f"{out / RECORD} is of another evaluation and would be replaced; choose another -o, or move it away"
@@ -217,9 +222,10 @@ def _claim_fold(folder: Path, recipe: dict[str, Any], files: Mapping[str, str]) 
         checkpoint.write_json({**recipe, "files": dict(files)}, note)
         return
     stored = read_json(note) if note.is_file() else {}
-    before = part(stored, "files")
     if {name: value for name, value in stored.items() if name != "files"} != recipe:
         raise ConfigError(f"{folder} belongs to another cross-validation or learning curve; choose another -o")
+    if not (before := part(stored, "files")):
+        raise ConfigError(f"{note} does not say of which files it is; choose another -o")
     if changed := [name for name in files if files[name] != before.get(name)]:
         raise ConfigError(
             f"{folder} was made before the label or the scan of {', '.join(changed[:3])} changed; choose another -o, "

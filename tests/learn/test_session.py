@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,5 +257,7 @@ def test_nothing_labelled_names_the_folder(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"data: no labelled case to learn from"), session.open_session(request):
         pass
+    with pytest.raises(ValueError, match=r"data: no case to learn from"):
+        memory.make_plan(replace(request, dataset=replace(found, cases=())))
     with pytest.raises(ValueError, match=r"data: no labelled case to draft from"):
         api.draft(data, tmp_path / "out", device="cpu")

@@ -310,7 +310,10 @@ def test_crossval_reads_no_fold_back_whose_labels_were_corrected(tmp_path):
         with pytest.raises(ConfigError, match=r"fold_0 was made before the label or the scan of case_01 changed"):
             runs.crossval(data, tmp_path / "cv", **how)
         path.write_bytes(whole)
-    runs.crossval(data, tmp_path / "cv", **how)
+    note = tmp_path / "cv" / "fold_0" / runs.RECIPE
+    note.write_text(json.dumps({key: row for key, row in json.loads(note.read_text()).items() if key != "files"}))
+    with pytest.raises(ConfigError, match=r"fold\.json does not say of which files it is"):
+        runs.crossval(data, tmp_path / "cv", **how)
 
 
 def test_crossval_refuses_before_the_first_fold_what_fails_after_it(tmp_path):
@@ -319,6 +322,12 @@ def test_crossval_refuses_before_the_first_fold_what_fails_after_it(tmp_path):
     for method, said in (("register", "--method register trains no segmenter"), ("sgement", "got 'sgement'")):
         with pytest.raises(ConfigError, match=said):
             runs.crossval(data, out, method=method, steps=2, settings=SMALL, device="cpu")
+    for more, said in (
+        ({"settings": {"train.rl": "1"}}, "did you mean 'train.lr'"),
+        ({"budget": "5m"}, "either --budget 5m or --steps 2 for each fold"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            runs.crossval(data, out, steps=2, device="cpu", **more)
     image, _, geometry = phantom(0)
     image[3, 3, 3] = np.nan
     write_image(image, data / "images" / "case_00.nii.gz", native=geometry)  # left out by the first fold

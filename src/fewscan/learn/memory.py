@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from fewscan.data.dataset import load
-from fewscan.errors import ResourceError
+from fewscan.errors import DataError, ResourceError
 from fewscan.learn.config import Settings
 from fewscan.learn.hardware import Hardware, free_device_bytes
 from fewscan.learn.plan import Plan, derive
@@ -72,6 +72,8 @@ def allowed_bytes(request: Request) -> int | None:
 
 def _derive(request: Request, settings: Settings) -> Plan:
     data = request.dataset
+    if not data.cases:
+        raise DataError(f"{data.root}: no case to learn from; put at least one image there")
     return derive(
         (load(case, data) for case in data.labelled or data.unlabelled),
         names=data.names, channels=data.channels, modality=data.modality,
