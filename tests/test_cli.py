@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -248,8 +249,19 @@ def test_demo_says_what_to_do_next(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("train", "scans", "-o", "m", "--budget", "soon"), "must look like 90s, 10m or 1h30m.*'soon'"),
-        (("train", "scans", "-o", "m", "--max-memory", "lots"), "must look like 4GiB or 800MB.*'lots'"),
+        (
+            ("train", "scans", "-o", "m", "--budget", "soon"),
+            "--budget: a duration must look like 90s, 10m or 1h30m.*'soon'",
+        ),
+        (("train", "scans", "-o", "m", "--extend", "0m"), "--extend: a duration must look like.*'0m'"),
+        (
+            ("predict", "m", "x", "-o", "o", "--personalize", "auto", "--budget-per-case", "x"),
+            "--budget-per-case: a dur",
+        ),
+        (
+            ("train", "scans", "-o", "m", "--max-memory", "lots"),
+            "--max-memory: a size must look like 4GiB or 800MB.*'lots'",
+        ),
         (("train", "scans", "-o", "m", "--set", "lr"), "--set needs KEY=VALUE.*'lr'"),
         (("crossval", "scans", "-o", "f", "--folds", "1"), "--folds must be loo or a number of at least 2, got '1'"),
     ],
@@ -258,7 +270,7 @@ def test_a_value_that_cannot_be_meant_is_refused(calls: Calls, words: tuple[str,
     done = run(*words)
     assert isinstance(done.exception, ConfigError)
     assert re.search(sentence, str(done.exception))
-    assert not calls
+    assert not [call for call in calls if call[0] != "load"]
 
 
 def test_what_is_refused_is_one_line_and_exit_code_two(
@@ -285,6 +297,32 @@ def test_an_interruption_ends_without_a_traceback(
         cli.main()
     assert end.value.code == cli.INTERRUPTED
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried")])
+def test_memory_that_runs_out_anywhere_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(**_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == cli.REFUSED
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "--max-memory" in said
+    assert "--device cpu" in said
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: str) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main()
 
 
 def test_every_option_says_what_it_does_and_every_verb_shows_examples() -> None:

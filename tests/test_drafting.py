@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from phantom import write_dataset
 from series import NAMES
 
@@ -43,6 +44,21 @@ def test_one_atlas_drafts_without_a_figure_and_strangers_are_left_alone(tmp_path
     (tmp_path / "mine" / "x").write_text("")
     with pytest.raises(ConfigError, match="not written by fewscan draft"):
         api.draft(data, tmp_path / "mine", config=QUICK, device="cpu")
+
+
+def test_a_scan_that_takes_too_much_memory_does_not_cost_the_others_theirs(tmp_path, painted, monkeypatch):
+    data, draft = write_dataset(tmp_path / "data", labelled=2, unlabelled=2), drafting.drafts.draft
+
+    def large(scan, atlases, **how):
+        if scan.data[0, 0, 0, 0] == 99:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return draft(scan, atlases, **how)
+
+    monkeypatch.setattr(drafting.drafts, "draft", large)
+    spoil(data, "case_02")
+    record = api.draft(data, tmp_path / "out", config=QUICK, device="cpu")
+    assert "ran out of memory; deform on a coarser grid with --grid-spacing" in record["cases"]["case_02"]["failed"]
+    assert "failed" not in record["cases"]["case_03"]
 
 
 @pytest.fixture

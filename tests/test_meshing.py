@@ -113,6 +113,19 @@ def test_what_cannot_be_meshed_is_refused_before_anything_is_written(tmp_path, k
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_or_a_dicom_file_is_refused_with_a_label_map_to_give(boxes, tmp_path, monkeypatch):
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for name in ("b_probabilities.nii.gz", "c.nii.gz"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"predictions: is a folder; give one label map.*such as .*c\.nii\.gz$"):
+        api.mesh(folder, tmp_path / "out")
+    (folder / "seg.dcm").write_bytes(b"")
+    monkeypatch.setattr(meshing, "is_label", lambda path: path.suffix == ".dcm")
+    with pytest.raises(DataError, match=r"seg\.dcm: is a DICOM file; give one label map.*such as .*c\.nii\.gz$"):
+        api.mesh(folder / "seg.dcm", tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["float", "mirrored", "oblique"])
 def test_odd_but_honest_files_are_meshed(tmp_path, kind):
     record = api.mesh(broken(tmp_path, kind), tmp_path / "out", printer=BED)

@@ -216,6 +216,17 @@ def test_a_scan_too_large_to_hold_is_predicted_as_it_is(project, tmp_path, monke
     assert done[0].path.is_file()
 
 
+def test_a_scan_that_takes_more_memory_than_thought_is_predicted_as_it_is(project, tmp_path, monkeypatch):
+    def large(*args, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(personalization.Personalizer, "__call__", large)
+    done = asked(project, tmp_path / "out", atlases=project[0] / "data", mode="always")
+    assert done[0].personalized["kept"] == "before"
+    assert "ran out of memory" in done[0].personalized["reason"]
+    assert done[0].path.is_file()
+
+
 def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):
     root, found, model = project
     with pytest.raises(DataError, match="--atlases"):

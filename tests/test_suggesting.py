@@ -13,7 +13,7 @@ from phantom import SMALL, phantom, write_dataset
 from typer.testing import CliRunner
 
 import fewscan
-from fewscan import api, cli, forecasting, runs
+from fewscan import api, cli, forecasting, runs, suggesting
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.errors import ConfigError, DataError, ModelError
 from fewscan.learn import checkpoint
@@ -67,6 +67,20 @@ def test_a_scan_that_cannot_be_read_is_one_line_and_the_rest_is_ranked(data, tra
         s.fraction for s in said if not isinstance(s, str)
     )
     assert str(tmp_path) not in (tmp_path / "next" / "suggest.json").read_text()
+
+
+def test_a_scan_that_takes_too_much_memory_is_one_line_and_the_rest_is_ranked(data, trained, monkeypatch):
+    look, calls = suggesting.doubt, itertools.count()
+
+    def large(*args, **how):
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return look(*args, **how)
+
+    monkeypatch.setattr(suggesting, "doubt", large)
+    found = suggest(trained[1], data, device="cpu")
+    assert len(found.ranked) == 5
+    assert ["ran out of memory" in reason for reason in found.skipped.values()] == [True]
 
 
 def test_nothing_unlabelled_is_one_clear_sentence(trained, tmp_path):

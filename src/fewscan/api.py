@@ -15,7 +15,7 @@ from fewscan.data import doctor, repair
 from fewscan.data.dataset import Dataset
 from fewscan.deliver.printable import Printer
 from fewscan.deliver.solids import Additions
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, DataError
 from fewscan.exporting import export
 from fewscan.judge import evaluate as judging
 from fewscan.judge.evaluate import Comparison
@@ -252,6 +252,9 @@ def train(
     started = time.monotonic()
     if budget is not None and steps is not None:
         raise ConfigError("give either a budget or a number of steps, not both")
+    if extend is not None and (budget is not None or steps is not None):
+        given = f"--steps {steps}" if budget is None else f"--budget {budget}"
+        raise ConfigError(f"--extend {extend} is added to what was spent, and {given} would not count; leave out one")
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
@@ -347,7 +350,11 @@ def compare(a: Evaluation | Path | str, b: Evaluation | Path | str) -> Compariso
         Evaluations, or the ``evaluation.json`` of each.
     """
     first, second = (e if isinstance(e, Evaluation) else read_evaluation(Path(e)) for e in (a, b))
-    return judging.compare(first, second)
+    try:
+        return judging.compare(first, second)
+    except DataError as error:
+        files = " and ".join(str(e) for e in (a, b) if not isinstance(e, Evaluation))
+        raise DataError(f"{files}: {error}" if files else str(error)) from None
 
 
 def draft(

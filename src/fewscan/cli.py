@@ -39,6 +39,7 @@ from fewscan.options import (
     maybe,
     pairs,
     parse_folds,
+    parsed,
     stdout,
     to_json,
 )
@@ -63,7 +64,9 @@ def demo(
     from fewscan.tables import scores
 
     with display("demo") as observe:
-        result = runs.demo(out, budget=duration(budget), seed=seed, device=device, observe=observe).to_json()
+        result = runs.demo(
+            out, budget=parsed(duration, budget, flag="--budget"), seed=seed, device=device, observe=observe
+        ).to_json()
     screen = stdout()
     screen.print(scores(result))
     screen.print(f"\n{_verdict(result)}\nReport: {out / 'report.html'}\nModel:  {out / 'model'}\n", markup=False)
@@ -127,13 +130,13 @@ def train(
         model = api.train(
             data,
             out,
-            budget=maybe(duration, budget),
+            budget=maybe(duration, budget, flag="--budget"),
             steps=steps,
             seed=seed,
             resume=resume,
-            extend=maybe(duration, extend),
+            extend=maybe(duration, extend, flag="--extend"),
             device=device,
-            max_memory=maybe(size, max_memory),
+            max_memory=maybe(size, max_memory, flag="--max-memory"),
             settings=pairs(settings or ()),
             method=method,
             keep_atlases=keep_atlases,
@@ -189,11 +192,11 @@ def predict(
             "device": device, "observe": observe,
         }  # fmt: skip
         if personalize == "never":
-            memory = maybe(size, max_memory)
+            memory = maybe(size, max_memory, flag="--max-memory")
             done = api.predict(api.load(model), inputs, out, tta=tta, max_memory=memory, **shared)
         else:
             if budget_per_case is not None:
-                shared["budget_per_case"] = duration(budget_per_case)
+                shared["budget_per_case"] = parsed(duration, budget_per_case, flag="--budget-per-case")
             done = api.personalize(api.load(model), inputs, out, atlases=atlases, mode=personalize, **shared)
     new = [prediction for prediction in done if not prediction.skipped]
     screen = stdout()
@@ -256,7 +259,7 @@ def crossval(
             data,
             out,
             folds=parse_folds(folds),
-            budget=maybe(duration, budget),
+            budget=maybe(duration, budget, flag="--budget"),
             steps=steps,
             seed=seed,
             device=device,
@@ -302,6 +305,11 @@ def main() -> None:
         _refuse(f"{where}: {error.strerror or error}; check the name, the rights and the free space")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, not imported
+            raise
+        where = "this machine" if isinstance(error, MemoryError) else "the GPU"
+        _refuse(f"{where} ran out of memory; close other programs, bound it with --max-memory, or use --device cpu")
 
 
 def _refuse(sentence: str) -> None:

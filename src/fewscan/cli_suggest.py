@@ -72,7 +72,7 @@ def suggest(
             out=out,
             folds=folds or (),
             curve=curve,
-            budget=maybe(duration, budget),
+            budget=maybe(duration, budget, flag="--budget"),
             steps=steps,
             seed=seed,
             device=device,

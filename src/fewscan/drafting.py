@@ -28,7 +28,7 @@ from fewscan.judge.metrics import dice
 from fewscan.judge.statistics import bootstrap_interval
 from fewscan.learn.checkpoint import USE, sha256, versions, write_json
 from fewscan.learn.engine import Status
-from fewscan.learn.hardware import pick
+from fewscan.learn.hardware import memory_told, pick
 from fewscan.learn.request import Observer
 from fewscan.methods import draft as drafts
 from fewscan.methods.draft import Draft
@@ -81,11 +81,11 @@ def draft(
         If the folder holds something else, or drafts that were corrected in place.
     """
     if not data.labelled:
-        raise DataError("no labelled case to draft from; put a label map beside at least one image")
+        raise DataError(f"{data.root}: no labelled case to draft from; put a label map beside at least one image")
     judged = [c for c in data.labelled if any(other.patient != c.patient for other in data.labelled)][:MOST_JUDGED]
     if not data.unlabelled and not judged:
         what = "one labelled scan" if len(data.labelled) == 1 else "labelled scans of one patient"
-        raise DataError(f"{what} and nothing else: no scan to draft labels for; add unlabelled scans")
+        raise DataError(f"{data.root}: {what} and nothing else: no scan to draft labels for; add unlabelled scans")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
         raise ConfigError(f"{out} exists and was not written by fewscan draft; give another -o")
     total, fusion = len(judged) + len(data.unlabelled), drafts.fusion_of(fusion, config.deform.similarity)
@@ -175,7 +175,8 @@ class _Work:
         try:
             whole = self.shelf.read(files) if judged else load(files, self.shelf.data)
             atlases = self.shelf.nearest(whole.image, without=files.patient if judged else None)
-            found = drafts.draft(whole.image, atlases, config=self.config, fusion=self.fusion, device=self.device)
+            with memory_told(self.device, fix="deform on a coarser grid with --grid-spacing, such as 2"):
+                found = drafts.draft(whole.image, atlases, config=self.config, fusion=self.fusion, device=self.device)
         except (FewscanError, OSError) as error:
             reason = " ".join(str(error).split())
             tell(f"{note}: not drafted; {reason}")

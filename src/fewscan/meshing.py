@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.data.dicom_labels import is_label
 from fewscan.data.io import peek, read_image, read_labels
 from fewscan.deliver import mesh_files, printable, rendered, solids
 from fewscan.deliver.confidence import Classes
@@ -205,6 +206,11 @@ def _kind(purpose: str) -> Kind:
 
 def _read(path: Path) -> Labelmap:
     """The label map, its labels named by whoever lists them."""
+    if path.is_dir() or is_label(path):
+        what, folder = ("a folder", path) if path.is_dir() else ("a DICOM file", path.parent)
+        near = [file for pattern in ("*.nii.gz", "*/*.nii.gz") for file in sorted(folder.glob(pattern))]
+        first = next((file for file in near if not file.name.endswith("_probabilities.nii.gz")), "seg.nii.gz")
+        raise DataError(f"{path}: is {what}; give one label map in NIfTI, NRRD or MetaImage, such as {first}")
     names, ignore = label_names(path)
     label = read_labels(path, ignore=ignore)
     data = np.where(label.data == IGNORE, 0, label.data)

@@ -31,7 +31,9 @@ Budget = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps, instead of a budget.", min=1)]
 Seed = Annotated[int, typer.Option(help="Same seed and machine, same numbers.", min=0)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU where CUDA finds one), cpu, cuda, cuda:1 for the second GPU, or mps.")
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -72,7 +74,30 @@ def stdout() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def maybe(parse: Callable[[str], T], text: str | None) -> T | None:
+def parsed(parse: Callable[[str], T], text: str, *, flag: str) -> T:
+    """Parse what was given; a refusal names the option.
+
+    Parameters
+    ----------
+    parse : callable
+        Text to value.
+    text : str
+        Of the option.
+    flag : str
+        The option.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be parsed.
+    """
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None
+
+
+def maybe(parse: Callable[[str], T], text: str | None, *, flag: str) -> T | None:
     """Parse what was given, if anything was.
 
     Parameters
@@ -81,8 +106,15 @@ def maybe(parse: Callable[[str], T], text: str | None) -> T | None:
         Text to value.
     text : str, optional
         Of the option.
+    flag : str
+        The option.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be parsed.
     """
-    return None if text is None else parse(text)
+    return None if text is None else parsed(parse, text, flag=flag)
 
 
 def pairs(settings: Sequence[str]) -> dict[str, str]:

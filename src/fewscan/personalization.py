@@ -130,7 +130,11 @@ def personalize(
                 )
                 case = replace(case, patient=patient_among(known, image, name=name))
                 limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
-                found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
+                try:
+                    found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
+                except torch.OutOfMemoryError:
+                    reason = f"{hardware.device} ran out of memory while it was made; --device cpu may hold it"
+                    found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
             kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
             if learnt is not None:
                 told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)

@@ -25,7 +25,7 @@ from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
-from fewscan.learn.hardware import pick
+from fewscan.learn.hardware import memory_told, pick
 from fewscan.learn.request import Observer
 from fewscan.naming import BEFORE
 from fewscan.recording import Record
@@ -325,7 +325,8 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    answer, told, first = work(volume, scan.id)
+    with memory_told(model.device, fix=f"{scan.id} is too large: bound the logits with --max-memory, such as 1GiB"):
+        answer, told, first = work(volume, scan.id)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None

@@ -25,7 +25,7 @@ from fewscan.judge import metrics
 from fewscan.learn.channels import said, to_look_at
 from fewscan.learn.checkpoint import USE, Model, versions, write_json
 from fewscan.learn.engine import Status
-from fewscan.learn.hardware import pick
+from fewscan.learn.hardware import memory_told, pick
 from fewscan.learn.request import Observer
 from fewscan.methods import pairwise
 from fewscan.methods import register as learned
@@ -108,10 +108,12 @@ def register(
         if label is not None:
             _refuse_elsewhere(label, scan, path=Path(str(path)))
     looked = _looked(fixed_mask, fixed_lesion, still.geometry, scan=Path(fixed))
-    found = pairwise.register(
-        still, other, config=config, weight=looked, start=None if model is None else learned.starter(model),
-        scaling=None if model is None else model.plan.scaling, device=pick(device).device, progress=_teller(observe),
-    )  # fmt: skip
+    place, scaling = pick(device).device, None if model is None else model.plan.scaling
+    with memory_told(place, fix="deform on a coarser grid with --grid-spacing, such as 2"):
+        found = pairwise.register(
+            still, other, config=config, weight=looked, scaling=scaling, device=place, progress=_teller(observe),
+            start=None if model is None else learned.starter(model, device=place),
+        )  # fmt: skip
     report = found.report | {role: path.name for role, path in given.items()} | {"versions": versions()}
     report |= {} if model is None or model.path is None else {"model": model.path.name}
     warped = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import hashlib
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,10 @@ from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
+from fewscan.data.dicom import on_disk
 from fewscan.data.listing import read_json
 from fewscan.data.sample import sample_path
+from fewscan.deliver.records import part
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import evaluate as judging
 from fewscan.judge.confidence import FILE as CALIBRATION
@@ -22,6 +25,7 @@ from fewscan.judge.doubt import doubt
 from fewscan.judge.recipe import recipe_of
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
+from fewscan.learn.config import Settings, override
 from fewscan.learn.hardware import pick
 from fewscan.learn.infer import torch_predictor
 from fewscan.learn.inputs import Scan
@@ -29,10 +33,11 @@ from fewscan.learn.networks import Absent
 from fewscan.learn.request import Observer
 from fewscan.prediction import Prediction, predict
 from fewscan.tracts import bundles
-from fewscan.training import without_folders
+from fewscan.training import usable, without_folders
 
 SIGNS = "signs.json"  # of doubt, in each fold
 RECIPE = "fold.json"  # what a fold was trained on, judged on, and how
+RECORD = "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +105,39 @@ def crossval(
     how = Training(
         method=method, budget=budget, steps=steps, seed=seed, device=device, settings=settings, observe=observe
     )
+    say = observe or (lambda _: None)
+    _refuse(how, out)
+    usable(found)  # the scans that a fold leaves out too, which would be found faulty after its training
     parts = []
     split = datasets.folds(found, folds, seed=seed)
     for i, (train_ids, test_ids) in enumerate(split):
         folder = out / f"fold_{i}"
-        if observe is not None and not (folder / "evaluation.json").is_file():
-            observe(
-                f"fold {i + 1} of {len(split)}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out"
-            )
+        known, fold = (folder / RECORD).is_file(), f"fold {i + 1} of {len(split)}"
+        if not known:
+            say(f"{fold}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out")
         parts.append(run_fold(found, folder, train=train_ids, test=test_ids, how=how))
+        if known:
+            say(f"{fold}: read back from {folder}, with {', '.join(test_ids)} left out")
     whole = judging.merge(parts)
-    whole.save(out / "evaluation.json")
-    _calibrate(whole, found, out, say=observe or (lambda _: None))
+    whole.save(out / RECORD)
+    _calibrate(whole, found, out, say=say)
     return whole
+
+
+def _refuse(how: Training, out: Path) -> None:
+    """What would only fail once a fold is trained, and a folder whose evaluation is none of ours."""
+    if how.method not in ("auto", *api.METHODS):
+        raise ConfigError(f"method must be auto or one of {', '.join(api.METHODS)}, got {how.method!r}")
+    if how.method == "register":
+        raise ConfigError("--method register trains no segmenter, whose Dice a crossval tells; give segment or joint")
+    if how.budget is not None and how.steps is not None:
+        raise ConfigError(f"give either --budget {how.budget} or --steps {how.steps} for each fold, not both")
+    api.seconds(how.budget)
+    override(Settings(), how.settings or {})
+    if (out / RECORD).is_file() and not any(out.glob(f"fold_*/{RECIPE}")):
+        raise ConfigError(
+            f"{out / RECORD} is of another evaluation and would be replaced; choose another -o, or move it away"
+        )
 
 
 def run_fold(
@@ -138,11 +163,11 @@ def run_fold(
     """
     recipe = {"train": list(train), "test": list(test), "seed": how.seed, "budget": how.budget, "steps": how.steps,
               "settings": dict(how.settings or {}), "method": how.method}  # fmt: skip
-    _claim_fold(folder, recipe)
-    record = folder / "evaluation.json"
+    files = {case.id: case for case in data.labelled}
+    _claim_fold(folder, recipe, {name: _fingerprint(files[name]) for name in (*train, *test)})
+    record = folder / RECORD
     if record.is_file():
         return read_evaluation(record)
-    files = {case.id: case for case in data.labelled}
     tested = {files[c].patient for c in test}  # their other scans stay out, with or without labels
     others = [c.id for c in data.unlabelled if c.patient not in tested]
     model = _fold_model(
@@ -192,15 +217,40 @@ def _calibrate(whole: Evaluation, data: datasets.Dataset, out: Path, *, say: Cal
     checkpoint.write_json(replace(known, recipe=recipe).to_json(), out / CALIBRATION)
 
 
-def _claim_fold(folder: Path, recipe: dict[str, Any]) -> None:
-    """Refuse to mix what was trained differently."""
+def _claim_fold(folder: Path, recipe: dict[str, Any], files: Mapping[str, str]) -> None:
+    """Refuse to mix what was trained differently, or on other files."""
     note = folder / RECIPE
-    if folder.exists():
-        if not note.is_file() or json.loads(note.read_text()) != recipe:
-            raise ConfigError(f"{folder} belongs to another cross-validation or learning curve; choose another -o")
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        checkpoint.write_json({**recipe, "files": dict(files)}, note)
         return
-    folder.mkdir(parents=True)
-    checkpoint.write_json(recipe, note)
+    stored = read_json(note) if note.is_file() else {}
+    if {name: value for name, value in stored.items() if name != "files"} != recipe:
+        raise ConfigError(f"{folder} belongs to another cross-validation or learning curve; choose another -o")
+    if not (before := part(stored, "files")):
+        raise ConfigError(f"{note} does not say of which files it is; choose another -o")
+    if changed := [name for name in files if files[name] != before.get(name)]:
+        raise ConfigError(
+            f"{folder} was made before the label or the scan of {', '.join(changed[:3])} changed; choose another -o, "
+            "or delete all folders that were"
+        )
+
+
+def _fingerprint(case: datasets.CaseFiles) -> str:
+    """Hash of a case's files, which says whether it is still the one that was trained or judged on."""
+    digest = hashlib.sha256()
+    for path in (*case.images, *([] if case.label is None else [case.label])):
+        place = on_disk(path)
+        for file in sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]:
+            status = file.stat()
+            digest.update(f"{file.name} {_hashed(file, status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _hashed(file: Path, size: int, changed: int) -> str:
+    """Hash of a file that is as it was: every fold asks for the same ones."""
+    return checkpoint.sha256(file)
 
 
 def _fold_model(data: datasets.Dataset, out: Path, **options: Any) -> api.Model:

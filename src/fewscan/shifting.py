@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks
 from fewscan.judge import shift as judging
-from fewscan.judge.evaluate import case_id
+from fewscan.judge.pairing import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, grafting, infer
 from fewscan.learn.channels import said, to_look_at
@@ -117,6 +118,7 @@ def shift(
     page = Path(out)
     if page.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{page} must end in .html; its JSON file gets the same name")
+    _refuse_strange(page.with_suffix(".json"))
     loaded = model if isinstance(model, checkpoint.Model) else api.load(model)
     old, new = api.dataset_of(source), api.dataset_of(target)
     for data in (old, new):
@@ -159,6 +161,18 @@ def shift(
     checkpoint.write_json(record, page.with_suffix(".json"))
     card.write_card(record, page)
     return record
+
+
+def _refuse_strange(path: Path) -> None:
+    """A JSON file of the card's name that holds something else, such as the evaluation of a run."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not (isinstance(content, dict) and {"systematic", "advice", "tellable"} <= content.keys()):
+        raise ConfigError(f"{path} exists and was not written by fewscan shift; give another -o, or move it away")
 
 
 def _refuse_others(data: Dataset, plan: Plan) -> None:

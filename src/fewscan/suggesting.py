@@ -28,7 +28,7 @@ from fewscan.learn import checkpoint
 from fewscan.learn.channels import said
 from fewscan.learn.engine import Status
 from fewscan.learn.grafting import columns
-from fewscan.learn.hardware import pick
+from fewscan.learn.hardware import memory_told, pick
 from fewscan.learn.infer import torch_predictor
 from fewscan.learn.inputs import find_scans
 from fewscan.learn.networks import Absent
@@ -139,7 +139,8 @@ class _Work:
                 left = spent * (1 - share) / max(share, 0.02)
                 self.observe(Status(done + 1, len(cases), share, spent, left, math.nan, {}, 0.0, cases[i].id))
             try:
-                seen.append(look(cases[i]))
+                with memory_told(self.model.device, fix="leave such a scan out"):
+                    seen.append(look(cases[i]))
             except (FewscanError, OSError) as error:
                 skipped[cases[i].id] = " ".join(str(error).split())
                 if self.observe is not None:

@@ -10,7 +10,7 @@ from fewscan.deliver import scans
 from fewscan.deliver.markup import without_folders
 from fewscan.deliver.report import SECTIONS, write_report
 from fewscan.deliver.verdict import WORDS, headline, remarks
-from fewscan.errors import DataError
+from fewscan.errors import ConfigError, DataError
 from fewscan.judge.confidence import Judged, calibrate
 from fewscan.judge.evaluate import evaluate
 from fewscan.space.geometry import Geometry
@@ -275,6 +275,8 @@ def test_empty_and_damaged_folders_are_refused_and_leave_nothing(tmp_path):
     (tmp_path / "check.json").write_text("{")
     with pytest.raises(DataError, match=r"check\.json: not JSON"):
         write_report(tmp_path, tmp_path / "report.html")
+    with pytest.raises(ConfigError, match=r"check\.json must end in \.html"):
+        write_report(tmp_path, tmp_path / "check.json")
     assert [p.name for p in tmp_path.iterdir()] == ["check.json"]
 
 

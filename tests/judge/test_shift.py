@@ -373,12 +373,16 @@ def test_the_card_is_one_page_with_its_numbers_beside(untrained, tmp_path, monke
     assert str(tmp_path) not in page + (tmp_path / "card.json").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+    make_card(model, data, data, tmp_path / "card.html")  # its own card it may replace
 
 
 def test_what_cannot_be_compared_is_refused(untrained, tmp_path):
     data, model = write_dataset(tmp_path / "data", labelled=1), untrained
     with pytest.raises(ConfigError, match=r"must end in \.html"):
         make_card(model, data, data, tmp_path / "card")
+    (tmp_path / "evaluation.json").write_text('{"format": "fewscan evaluation 1"}')
+    with pytest.raises(ConfigError, match=r"evaluation\.json exists and was not written by fewscan shift"):
+        make_card(model, data, data, tmp_path / "evaluation.html")
     with pytest.raises(DataError, match="no such folder; give a folder of masks"):
         make_card(model, data, data, tmp_path / "card.html", lesions=tmp_path / "none")
     (tmp_path / "masks").mkdir()

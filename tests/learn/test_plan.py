@@ -106,8 +106,8 @@ def test_label_values_become_indices_in_order():
     assert to_index(label, {5: "a", 9: "b"}).tolist() == [[[0, 1, 2, -1, 0]]]
 
 
-def test_no_labelled_case_is_said_plainly():
-    with pytest.raises(DataError, match="no labelled case"):
+def test_no_case_is_said_plainly():
+    with pytest.raises(DataError, match="no case to learn from"):
         plan_of([])
 
 

@@ -57,6 +57,9 @@ def test_it_learns_from_unlabelled_scans_alone_and_starts_a_registration(tmp_pat
     with_network = pairwise.register(fixed, moving, config=still, start=start).report["similarity"]
     assert with_network["after"] >= with_network["affine"] - 0.02
     assert set(terms and history(model)[0]["terms"]) == {"similarity", "smoothness"}
+    registrar = loaded.others["registrar"]
+    register.starter(loaded, device=torch.device("meta"))
+    assert {p.device.type for p in registrar.parameters()} == {"meta"}
     with pytest.raises(ModelError, match="only registers"):
         api.predict(loaded, data / "images", tmp_path / "out", device="cpu")
 
@@ -70,7 +73,7 @@ def test_labels_and_inverse_consistency_are_terms_of_their_own(tmp_path):
 
 def test_one_scan_is_refused(tmp_path):
     data = write_dataset(tmp_path / "data", labelled=1)
-    with pytest.raises(DataError, match="at least two scans"):
+    with pytest.raises(DataError, match=r"data: registration needs at least two scans"):
         api.train(data, tmp_path / "model", method="register", steps=4, settings=TINY, device="cpu")
 
 

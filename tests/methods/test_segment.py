@@ -291,7 +291,56 @@ def test_crossval_leaves_whole_patients_out_and_picks_up_where_it_was(trained, t
         assert not {c["id"] for c in tested} & set(model["labelled"])
     said = []
     runs.crossval(data, tmp_path / "cv", folds="loo", steps=30, settings=SMALL, device="cpu", observe=said.append)
-    assert said == []
+    assert [line.partition(": ")[0] for line in said] == [f"fold {i + 1} of 3" for i in range(3)]
+    assert all("read back from" in line for line in said)
+
+
+def test_crossval_reads_no_fold_back_whose_labels_were_corrected(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=2)
+    how = {"folds": "loo", "steps": 2, "settings": SMALL, "device": "cpu", "method": "segment"}
+    runs.crossval(data, tmp_path / "cv", **how)
+    scan, label = (data / kind / "case_01.nii.gz" for kind in ("images", "labels"))
+    os.utime(label, (1, 1))
+    runs.crossval(data, tmp_path / "cv", **how)  # a copy of the data is the same data
+    for path in (label, scan):
+        whole = path.read_bytes()
+        volume = read_image(path)
+        volume.data[0, 5:9] = 0
+        write_image(volume.data[0], path, native=volume.native)
+        with pytest.raises(ConfigError, match=r"fold_0 was made before the label or the scan of case_01 changed"):
+            runs.crossval(data, tmp_path / "cv", **how)
+        path.write_bytes(whole)
+    note = tmp_path / "cv" / "fold_0" / runs.RECIPE
+    note.write_text(json.dumps({key: row for key, row in json.loads(note.read_text()).items() if key != "files"}))
+    with pytest.raises(ConfigError, match=r"fold\.json does not say of which files it is"):
+        runs.crossval(data, tmp_path / "cv", **how)
+
+
+def test_crossval_refuses_before_the_first_fold_what_fails_after_it(tmp_path):
+    data = write_dataset(tmp_path / "data", labelled=3)
+    out = tmp_path / "cv"
+    for method, said in (("register", "--method register trains no segmenter"), ("sgement", "got 'sgement'")):
+        with pytest.raises(ConfigError, match=said):
+            runs.crossval(data, out, method=method, steps=2, settings=SMALL, device="cpu")
+    for more, said in (
+        ({"settings": {"train.rl": "1"}}, "did you mean 'train.lr'"),
+        ({"budget": "5m"}, "either --budget 5m or --steps 2 for each fold"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            runs.crossval(data, out, steps=2, device="cpu", **more)
+    image, _, geometry = phantom(0)
+    image[3, 3, 3] = np.nan
+    write_image(image, data / "images" / "case_00.nii.gz", native=geometry)  # left out by the first fold
+    with pytest.raises(DataError, match=r"case_00\.nii\.gz: 1 voxels are NaN"):
+        runs.crossval(data, out, steps=2, settings=SMALL, device="cpu")
+    assert not out.exists()
+
+
+def test_crossval_replaces_no_evaluation_of_something_else(trained, tmp_path):
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"evaluation\.json is of another evaluation and would be replaced"):
+        runs.crossval(trained[0], tmp_path, steps=2, settings=SMALL, device="cpu")
+    assert os.listdir(tmp_path) == ["evaluation.json"]
 
 
 def test_crossval_does_not_mix_two_splits(trained, tmp_path):
@@ -310,7 +359,7 @@ def test_a_run_killed_before_its_first_save_can_start_again(trained, tmp_path):
 
 
 def test_a_budget_that_preparing_uses_up_is_refused(trained, tmp_path):
-    with pytest.raises(ResourceError, match="all of the budget"):
+    with pytest.raises(ResourceError, match=r"all of the budget \(0\.001 s\); give a longer --budget"):
         train(trained[0], tmp_path / "model", budget=0.001, settings=SMALL, device="cpu")
     assert not (tmp_path / "model" / "model.json").exists()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -256,3 +257,15 @@ def test_the_adaptive_step_is_the_same_on_both_paths_and_never_too_long(monkeypa
         monkeypatch.setattr(kernels, "compiled", None)
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)
     assert float((answers[0] * grads[-1]).sum()) > 0
+
+
+def test_smoothing_keeps_every_bit_of_a_displacement_and_cudnn_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    convolve = F.conv3d
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(F, "conv3d", lambda *args, **how: seen.append(cudnn.allow_tf32) or convolve(*args, **how))
+    for before in (True, False):
+        monkeypatch.setattr(cudnn, "allow_tf32", before)
+        kernels.gaussian_torch(torch.zeros(1, 3, 4, 4, 4), 1.0)
+        assert cudnn.allow_tf32 == before
+    assert seen == [False] * 6

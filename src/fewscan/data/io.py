@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import safetensors
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
@@ -200,8 +203,19 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except OSError as error:
         raise disk_error(error, path) from error
+    except safetensors.SafetensorError as error:
+        raise disk_error(_os_error(error, path), path) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _os_error(error: safetensors.SafetensorError, path: Path) -> OSError:
+    """What the system said, which safetensors passes on in words only."""
+    text = str(error)
+    number = int(found[1]) if (found := re.search(r"\(os error (\d+)\)", text)) else errno.EIO
+    if sys.platform == "win32":
+        return OSError(0, text, str(path), number)
+    return OSError(number, os.strerror(number) if found else text, str(path))
 
 
 def _umask() -> int:

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 import fewscan
+from fewscan.data.io import atomic
 from fewscan.errors import ConfigError, ModelError
 from fewscan.learn.checkpoint import USE, Model
 from fewscan.learn.networks import Absent
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between the model and its copy
-NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install onnx onnxscript onnxruntime"
+NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install -c constraints.txt '.[onnx]'"
 PARTS = (
     "errors",
     "learn.intensity",
@@ -109,7 +110,8 @@ def write_monai(model: Model, folder: Path) -> float:
     for part in ("configs", "models", "docs", "scripts"):
         (folder / part).mkdir(parents=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "models" / "weights.safetensors")
+    with atomic(folder / "models" / "weights.safetensors") as temporary:
+        safetensors.torch.save_file(tensors, temporary)
     source = Path(fewscan.__file__).parent
     for name in PARTS:
         target = folder / "scripts" / f"{name.replace('.', '/')}.py"

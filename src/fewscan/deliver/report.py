@@ -28,7 +28,7 @@ from fewscan.deliver.pictures import read_history
 from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
 from fewscan.errors import ConfigError, DataError
-from fewscan.judge.evaluate import files_by_name
+from fewscan.judge.pairing import files_by_name
 from fewscan.judge.results import read_evaluation
 
 SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (
@@ -73,10 +73,12 @@ def write_report(directory: Path, out: Path, *, extent: viewer.Extent = "thin", 
     DataError
         If the folder holds none of them, or one is damaged.
     ConfigError
-        If the extent is unknown.
+        If the extent is unknown, or the file is not named as a page.
     """
     if extent not in viewer.EXTENTS:
         raise ConfigError(f"the viewer is one of {', '.join(viewer.EXTENTS)}, got {extent!r}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} must end in .html; give the page such a name with -o")
     run = read_run(directory, images)
     parts = parts_of(run)
     shown = [] if extent == "none" else scenes(run)

@@ -5,6 +5,7 @@
     MODEL/
       model.json             what it is: names, plan, settings, provenance, SHA-256 of the weights
       weights.safetensors    one tensor per weight, named ``<network>.<weight>``
+      next.safetensors       the same of a model that was taking its place when the run was killed, else not there
       history.jsonl          one line of raw terms every few steps
       curve.png              the same as a picture
       state.safetensors      optimiser and position, for --resume and --extend
@@ -28,7 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fewscan.data.io import atomic
+from fewscan.data.io import atomic, disk_error
 from fewscan.errors import ConfigError, ModelError
 from fewscan.learn import networks
 from fewscan.learn.config import Settings, settings_from_dict, to_dict
@@ -37,6 +38,7 @@ from fewscan.learn.registrar import build_registrar
 from fewscan.learn.state import State, restore_state, state_tensors
 
 FORMAT = 1
+WEIGHTS, NEXT = "weights.safetensors", "next.safetensors"
 PRIOR = 0.01  # share of a scan that a label which may overlap is taken to fill at first
 USE = "research use only"  # said by every record
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"registrar": build_registrar}
@@ -74,6 +76,11 @@ class Model:
     def names(self) -> Mapping[int, str]:
         """Label value to name."""
         return self.plan.names
+
+    @property
+    def device(self) -> torch.device:
+        """Where its segmenter lies."""
+        return next(self.segmenter.parameters(), torch.empty(0)).device
 
     def describe(self) -> str:
         """One line for people."""
@@ -159,7 +166,9 @@ def _plain(value: object) -> object:
 
 
 def save_model(model: Model, folder: Path) -> Model:
-    """Write weights and description; the description last, so that a folder with one is complete.
+    """Write weights and description; at every moment the folder holds one model whole, the old or the new one.
+
+    The new weights lie beside the old ones until the description has changed from these to those, see `load_model`.
 
     Parameters
     ----------
@@ -172,7 +181,7 @@ def save_model(model: Model, folder: Path) -> Model:
     tensors: dict[str, Tensor] = {}
     for name, network in {"segmenter": model.segmenter, **model.others}.items():
         tensors |= {f"{name}.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    weights = folder / "weights.safetensors"
+    weights = folder / NEXT
     with atomic(weights) as temporary:
         safetensors.torch.save_file(tensors, temporary)
     description = {
@@ -182,11 +191,15 @@ def save_model(model: Model, folder: Path) -> Model:
         "settings": to_dict(model.settings),
         "segments": not isinstance(model.segmenter, networks.Absent),
         "networks": {name: network.spec for name, network in model.others.items()},
-        "sha256": {weights.name: sha256(weights)},
+        "sha256": {WEIGHTS: sha256(weights)},
         "versions": versions(),
         "use": USE,
     }
     write_json(description, folder / "model.json")
+    try:
+        os.replace(weights, folder / WEIGHTS)
+    except OSError as error:
+        raise disk_error(error, folder / WEIGHTS) from None
     return load_model(folder)
 
 
@@ -204,13 +217,7 @@ def load_model(folder: Path) -> Model:
         If it is not one, is damaged, or was changed since.
     """
     description = read_description(folder)
-    weights = folder / "weights.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{folder} has no weights.safetensors; train again with --resume, or copy the whole folder")
-    if sha256(weights) != description.get("sha256", {}).get(weights.name):
-        raise ModelError(
-            f"{weights} is not the file that model.json describes (SHA-256 differs); copy the folder again"
-        )
+    weights = _weights(folder, description)
     try:
         plan, settings = plan_from_dict(description["plan"]), settings_from_dict(description["settings"])
         tensors = safetensors.torch.load_file(weights)
@@ -225,6 +232,19 @@ def load_model(folder: Path) -> Model:
         raise ModelError(f"{folder} is damaged or foreign: {str(error).splitlines()[0][:300]}") from None
     provenance = {k: v for k, v in description.items() if k not in ("plan", "settings", "networks", "segments")}
     return Model(segmenter=segmenter, plan=plan, settings=settings, provenance=provenance, path=folder, others=others)
+
+
+def _weights(folder: Path, description: Mapping[str, Any]) -> Path:
+    """The file that the description means; the one that was to take its place where a run was killed meanwhile."""
+    weights, following = folder / WEIGHTS, folder / NEXT
+    wanted = description.get("sha256", {}).get(WEIGHTS)
+    if weights.is_file() and sha256(weights) == wanted:
+        return weights
+    if following.is_file() and sha256(following) == wanted:
+        return following
+    if not weights.is_file():
+        raise ModelError(f"{folder} has no {WEIGHTS}; train again with --resume, or copy the whole folder")
+    raise ModelError(f"{weights} is not the file that model.json describes (SHA-256 differs); copy the folder again")
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -357,7 +357,6 @@ def _step(phase: Phase, batch: Any, state: State, config: TrainConfig, lr: float
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients(phase.train)
         nn.utils.clip_grad_norm_(phase.train.parameters(), config.clip)
         optimizer.step()
     age = state.step - state.first[which]
@@ -366,20 +365,3 @@ def _step(phase: Phase, batch: Any, state: State, config: TrainConfig, lr: float
         slow, fast = list(state.averages[which].parameters()), list(phase.train.parameters())
         torch._foreach_lerp_([p.data for p in slow], [p.data for p in fast], 1 - decay)
     return float(loss.detach()), {name: float(term.detach()) for name, term in terms.items()}
-
-
-def average_gradients(network: nn.Module) -> None:
-    """Average gradients over the processes of ``torchrun``; nothing to do in a single one.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Just back-propagated.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    world = torch.distributed.get_world_size()
-    for p in network.parameters():
-        if p.grad is not None:
-            torch.distributed.all_reduce(p.grad)
-            p.grad /= world

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import platform
+import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from fewscan.data.io import disk_error
 from fewscan.errors import ConfigError, ModelError
 
 BEFORE = "before.json"  # what the model that a transfer started from scores, for as long as the run is not done
 UNFINISHED = ("cache", "history.jsonl", "run.json", BEFORE)
+LOCK = "running.json"  # there while a run is
+PARTS = re.compile(r"\.part-.*|\.tmp\w{6}")  # of `data.io.atomic`, and of safetensors within it
 
 
-def claim(out: Path, *, going_on: bool) -> None:
-    """Make the folder; refuse to write over what is not ours to write over.
+@contextmanager
+def claimed(out: Path, *, going_on: bool) -> Iterator[None]:
+    """Make the folder and hold it; refuse to write over what is not ours, and beside another run.
 
     Parameters
     ----------
@@ -30,16 +41,118 @@ def claim(out: Path, *, going_on: bool) -> None:
     ConfigError
         If the folder is taken.
     """
-    if going_on:
-        if not (out / "state.safetensors").is_file():
-            raise ModelError(f"{out} holds no state.safetensors to go on from; start without --resume or --extend")
+    if going_on and not (out / "state.safetensors").is_file():
+        raise ModelError(f"{out} holds no state.safetensors to go on from; start without --resume or --extend")
+    if not going_on:
+        _refuse_taken(out)
+        out.mkdir(parents=True, exist_ok=True)
+    _lock(out)
+    try:
+        if not going_on:
+            _refuse_taken(out)  # a run that has ended meanwhile has left its model
+        _tidy(out, everything=not going_on)
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)
+
+
+def _refuse_taken(out: Path) -> None:
+    """Anything in the folder but what a run leaves that was killed before it could save."""
+    if not out.exists():
         return
-    if out.is_dir() and all(p.name in UNFINISHED for p in out.iterdir()):
-        for name in UNFINISHED:  # a run that was killed before it could save anything
-            (out / name).unlink(missing_ok=True) if name != "cache" else shutil.rmtree(out / name, ignore_errors=True)
-    if out.exists() and (not out.is_dir() or any(p.name != "cache" for p in out.iterdir())):
+    if not out.is_dir() or any(
+        p.name not in (*UNFINISHED, LOCK) and not PARTS.fullmatch(p.name) for p in out.iterdir()
+    ):
         raise ConfigError(f"{out} exists and is not empty; choose another folder, or go on in it with --resume")
-    out.mkdir(parents=True, exist_ok=True)
+
+
+def _tidy(out: Path, *, everything: bool) -> None:
+    """Remove what a killed run left half written; of one that never saved, everything."""
+    for path in out.iterdir():
+        if PARTS.fullmatch(path.name) or (everything and path.name in UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- lock
+
+
+def _lock(out: Path) -> None:
+    """Say in the folder that this process writes there; the word of a process that died is taken over."""
+    path, mine = out / LOCK, {"pid": os.getpid(), "host": platform.node(), "born": _born(os.getpid())}
+    for _ in range(2):
+        try:
+            with path.open("x", encoding="utf-8") as file:  # fails where the file exists: one of two comes first
+                json.dump(mine, file)
+            return
+        except FileExistsError:
+            holder = _holder(path)
+            if holder is None or (holder.get("host") == mine["host"] and not _runs(holder)):
+                path.unlink(missing_ok=True)
+                continue
+            raise ConfigError(_taken(out, holder)) from None
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise disk_error(error, path) from None
+    raise ConfigError(_taken(out, {}))
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    """Who holds the folder; nobody where the file has gone meanwhile."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _taken(out: Path, holder: dict[str, Any]) -> str:
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
+    return (
+        f"{out} is being written by another run ({who}); wait for it, choose another folder, or, if that run is no "
+        f"more, delete {out / LOCK}"
+    )
+
+
+def _runs(holder: dict[str, Any]) -> bool:
+    """Whether a process of this machine still runs, and is not a later one with its number."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or not _alive(pid):
+        return False
+    born = _born(pid)
+    return born is None or holder.get("born") is None or born == holder["born"]
+
+
+def _born(pid: int) -> str | None:
+    """When a process began, in the kernel's own count; None where no file tells."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
+    if sys.platform == "win32":  # there `os.kill` would end it, or press Ctrl-C in its console
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.OpenProcess.argtypes = [ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32]
+        kernel.OpenProcess.restype = ctypes.c_void_p
+        kernel.WaitForSingleObject.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+        kernel.CloseHandle.argtypes = [ctypes.c_void_p]
+        handle = kernel.OpenProcess(0x0010_0000, 0, pid)  # SYNCHRONIZE
+        if not handle:
+            return bool(ctypes.get_last_error() == 5)  # access denied: it is somebody else's
+        ended = kernel.WaitForSingleObject(handle, 0) == 0
+        kernel.CloseHandle(handle)
+        return not ended
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def command() -> str:

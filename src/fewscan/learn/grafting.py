@@ -21,9 +21,9 @@ from fewscan.learn import heads, overlap
 from fewscan.learn.batches import resample_index
 from fewscan.learn.channels import laid, said
 from fewscan.learn.checkpoint import Model
+from fewscan.learn.memory import allowed_bytes, estimate_bytes, make_plan
 from fewscan.learn.plan import LARGEST_GRID, PATCH_VOXELS, Plan, to_index
 from fewscan.learn.request import Request
-from fewscan.learn.session import allowed_bytes, estimate_bytes, make_plan
 from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Case, Kind, Volume
 

@@ -7,7 +7,8 @@ import ctypes
 import os
 import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +126,48 @@ def free_memory_bytes() -> int:
     except (OSError, ValueError):
         pass
     return min(limits, default=4 << 30)
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that this process could take, its own cache included; None of a device that does not tell.
+
+    Parameters
+    ----------
+    device : torch.device
+        CPU, CUDA or MPS device.
+    """
+    if device.type == "cpu":
+        return free_memory_bytes()
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + cached)
+
+
+@contextmanager
+def memory_told(device: torch.device, *, fix: str) -> Iterator[None]:
+    """Turn an allocation that failed into one sentence.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the work runs.
+    fix : str
+        What to do about it; a GPU's users are told of the CPU besides.
+
+    Raises
+    ------
+    ResourceError
+        In place of the error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ResourceError(f"{device} ran out of memory; {fix}, or use --device cpu") from None
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's own word for it
+            raise ResourceError(f"this machine ran out of memory; {fix}, or close other programs") from None
+        raise
 
 
 def require_disk(folder: str | os.PathLike[str], needed: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ from fewscan.learn.answers import Segmented, decided, empty, keep_sole_pieces, s
 from fewscan.learn.batches import swap_sides
 from fewscan.learn.channels import entry
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.hardware import Hardware
+from fewscan.learn.hardware import Hardware, free_device_bytes
 from fewscan.learn.plan import Plan
 from fewscan.learn.windows import bell, starts, window_shape
 from fewscan.space import directions
@@ -29,6 +30,7 @@ from fewscan.space.geometry import Shape, with_spacing
 from fewscan.space.volume import Volume, axis_weights, resample_by
 
 WORKING_MEMORY = 1 << 30
+FREE = 0.5  # of a GPU's free memory that sums of logits may take: the network wants some too
 
 Predictor = Callable[[Tensor], Tensor]
 
@@ -45,17 +47,8 @@ def torch_predictor(model: Model, hardware: Hardware, *, tta: bool = False) -> P
     tta : bool
         Average with the mirrored window, where the plan allows mirroring.
     """
-    plain = network_predictor(model.segmenter.to(hardware.device).eval(), hardware)
-    if not (tta and model.plan.mirror):
-        return plain
-
-    def predict(windows: Tensor) -> Tensor:
-        flipped = windows.flip(2)
-        other = plain(flipped if model.plan.kind == "scalar" else directions.mirrored(flipped)).flip(2)
-        everywhere = torch.ones(len(windows), dtype=torch.bool)
-        return (plain(windows) + swap_sides(other, everywhere, pairs=model.plan.pairs)) / 2
-
-    return predict
+    plain = _Plain(model.segmenter.to(hardware.device).eval(), hardware)
+    return _Mirrored(plain, model.plan) if tta and model.plan.mirror else plain
 
 
 def network_predictor(network: nn.Module, hardware: Hardware) -> Predictor:
@@ -69,13 +62,58 @@ def network_predictor(network: nn.Module, hardware: Hardware) -> Predictor:
         Device and precision.
     """
 
+    return _Plain(network, hardware)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plain:
+    """A network as it is; its answer comes to where the windows lie."""
+
+    network: nn.Module
+    hardware: Hardware
+
+    @property
+    def device(self) -> torch.device:
+        return self.hardware.device
+
     @torch.inference_mode()
-    def predict(windows: Tensor) -> Tensor:
-        with hardware.autocast():
-            answer: Tensor = network(windows.to(hardware.device)).float().cpu()
+    def __call__(self, windows: Tensor) -> Tensor:
+        with self.hardware.autocast():
+            answer: Tensor = self.network(windows.to(self.device)).float().to(windows.device)
         return answer
 
-    return predict
+
+@dataclass(frozen=True, eq=False)
+class _Mirrored:
+    """A network averaged with its answer to the mirrored window."""
+
+    plain: _Plain
+    plan: Plan
+
+    @property
+    def device(self) -> torch.device:
+        return self.plain.device
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        flipped = windows.flip(2)
+        other = self.plain(flipped if self.plan.kind == "scalar" else directions.mirrored(flipped)).flip(2)
+        everywhere = torch.ones(len(windows), dtype=torch.bool)
+        return (self.plain(windows) + swap_sides(other, everywhere, pairs=self.plan.pairs)) / 2
+
+
+def summed_on(predictor: Predictor, values: int) -> torch.device:
+    """Where the logits of windows are added up: on the predictor's GPU where they fit, else on the CPU.
+
+    Parameters
+    ----------
+    predictor : callable
+        Windows to logits.
+    values : int
+        Numbers in 32 bits that are held at a time.
+    """
+    place = getattr(predictor, "device", torch.device("cpu"))
+    free = free_device_bytes(place) if place.type == "cuda" else None
+    return place if free is not None and FREE * free > 4 * values else torch.device("cpu")
 
 
 def probabilities(image: Tensor, plan: Plan, *, predictor: Predictor) -> Tensor:
@@ -95,16 +133,18 @@ def probabilities(image: Tensor, plan: Plan, *, predictor: Predictor) -> Tensor:
     margin = [max(0, w - n) for w, n in zip(window, grid, strict=True)]
     pad = [side for m in reversed(margin) for side in (m // 2, m - m // 2)]
     padded = F.pad(image[None].float(), pad, mode="replicate") if any(pad) else image[None].float()
-    total = torch.zeros(plan.classes, *padded.shape[2:])
-    weight = torch.zeros(padded.shape[2:])
-    profile = bell(window)
+    place = summed_on(predictor, 3 * plan.classes * padded[0, 0].numel())  # the sum, its share, and a window's
+    padded = padded.to(place)
+    total = torch.zeros(plan.classes, *padded.shape[2:], device=place)
+    weight = torch.zeros(padded.shape[2:], device=place)
+    profile = bell(window).to(place)
     for corner in itertools.product(*[starts(n, w) for n, w in zip(padded.shape[2:], window, strict=True)]):
         box = tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))
         total[(slice(None), *box)] += shares(predictor(padded[(slice(None), slice(None), *box)])[0], plan) * profile
         weight[box] += profile
     inside = tuple(slice(m // 2, m // 2 + n) for m, n in zip(margin, grid, strict=True))
     total = total[(slice(None), *inside)]
-    return total / (weight[inside] if plan.overlapping else total.sum(0))
+    return (total / (weight[inside] if plan.overlapping else total.sum(0))).cpu()
 
 
 def labels_from(probs: Tensor, plan: Plan, *, shape: Shape, probabilities: bool = False) -> Segmented:
@@ -199,14 +239,15 @@ def _rows(
     low = min(second)
     height, depth = max(second) + wy - low, max(scan.grid[2], wz)
     dtype = torch.float32 if classes * wx * height * depth < 30_000_000 else torch.float16
-    total = torch.zeros((classes, wx, height, depth), dtype=dtype)
-    weight = torch.zeros((wx, height, depth))
-    profile = bell(scan.window)
+    place = summed_on(predictor, 3 * classes * wx * height * depth)  # the sum, what of it is ready, a copy as it moves
+    total = torch.zeros((classes, wx, height, depth), dtype=dtype, device=place)
+    weight = torch.zeros((wx, height, depth), device=place)
+    profile = bell(scan.window).to(place)
     for i, x in enumerate(first):
         places = [(x, y, z) for y in second for z in third]
         for j in range(0, len(places), batch):
             chosen = places[j : j + batch]
-            for (_, y, z), logits in zip(chosen, predictor(scan.windows(chosen)), strict=True):
+            for (_, y, z), logits in zip(chosen, predictor(scan.windows(chosen).to(place)), strict=True):
                 total[:, :, y - low : y - low + wy, z : z + wz] += (logits * profile).to(dtype)
                 weight[:, y - low : y - low + wy, z : z + wz] += profile
             tick((i + (j + len(chosen)) / len(places)) / len(first))
@@ -217,7 +258,7 @@ def _rows(
         ready = ready[:, :, ys, before[2] : before[2] + scan.grid[2]]
         start = x - before[0]
         keep = slice(max(0, -start), max(0, min(done, scan.grid[0] - start)))
-        yield max(0, start), ready[:, keep]
+        yield max(0, start), ready[:, keep].cpu()
         if i + 1 < len(first):
             total[:, : wx - done] = total[:, done:].clone()
             weight[: wx - done] = weight[done:].clone()

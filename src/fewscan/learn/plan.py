@@ -165,7 +165,7 @@ def derive(
     Raises
     ------
     DataError
-        If there is no labelled case.
+        If there is no case.
     """
     ordered = dict(sorted(names.items()))
     spacings, shapes, tissue, air, seen = [], [], [], [], []
@@ -179,7 +179,7 @@ def derive(
         picture = case.image.data if kind == "scalar" else directions.raw_sizes(case.image.data, kind)
         seen.append(_look(case, picture[0], ordered))
     if not spacings:
-        raise DataError("no labelled case to learn from; put a label map beside at least one image")
+        raise DataError("no case to learn from; give at least one")
     spacing = np.median(spacings, 0)
     machine = "gpu" if gpu else "cpu"
     voxels = settings.train.patch_voxels or (CROWDED_VOXELS if len(ordered) > MANY_LABELS else PATCH_VOXELS)[machine]

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,108 +18,23 @@ import torch
 from torch import nn
 
 from fewscan.data.dataset import load
-from fewscan.errors import ConfigError, DataError, ResourceError
+from fewscan.errors import ConfigError, DataError, FewscanError, ResourceError
 from fewscan.learn import checkpoint
 from fewscan.learn.batches import Prepared, prepare
 from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
-from fewscan.learn.config import Settings, to_dict
+from fewscan.learn.config import to_dict
 from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
-from fewscan.learn.folder import claim, command, trim_history
-from fewscan.learn.hardware import Hardware, free_memory_bytes, keep_freed_memory, require_disk
-from fewscan.learn.plan import LARGEST_GRID, Plan, derive, plan_from_dict
+from fewscan.learn.folder import claimed, command, trim_history
+from fewscan.learn.hardware import keep_freed_memory, memory_told, require_disk
+from fewscan.learn.memory import make_plan, peak_bytes
+from fewscan.learn.plan import LARGEST_GRID, Plan, plan_from_dict
 from fewscan.learn.request import Request
 from fewscan.learn.state import State
 
 SAVE_EVERY_SECONDS = 30.0
 LOG_EVERY_SECONDS = 1.0
-SMALLEST_PATCH_VOXELS = 16_000
 COMPLETE = 0.97  # share of a run that counts as all of it: a method may keep the last moments for judging
-
-
-def make_plan(request: Request) -> Plan:
-    """Derive the plan, with a patch that fits the memory allowed.
-
-    Parameters
-    ----------
-    request : Request
-        Data, settings, hardware, memory.
-
-    Raises
-    ------
-    ResourceError
-        If even the smallest patch needs more memory than allowed.
-    """
-    allowed = allowed_bytes(request)
-    settings = request.settings
-    plan = _derive(request, settings)
-    while allowed is not None and estimate_bytes(plan) > allowed:
-        whole = plan.patch[0] * plan.patch[1] * plan.patch[2]
-        voxels = int((settings.train.patch_voxels or whole) * 0.7)
-        if voxels < SMALLEST_PATCH_VOXELS:
-            raise ResourceError(
-                f"training needs about {estimate_bytes(plan) / 2**30:.1f} GiB even with the smallest patch, "
-                f"{allowed / 2**30:.1f} GiB are allowed; raise --max-memory, or learn fewer labels"
-            )
-        settings = replace(settings, train=replace(settings.train, patch_voxels=voxels))
-        plan = _derive(request, settings)
-    return plan
-
-
-def allowed_bytes(request: Request) -> int | None:
-    """Memory that training may take; None where nothing limits it.
-
-    Parameters
-    ----------
-    request : Request
-        Hardware, and the limit asked for.
-    """
-    if request.hardware.device.type == "cpu":
-        return min(free_memory_bytes(), request.max_memory or sys.maxsize)
-    return request.max_memory
-
-
-def _derive(request: Request, settings: Settings) -> Plan:
-    data = request.dataset
-    return derive(
-        (load(case, data) for case in data.labelled or data.unlabelled),
-        names=data.names, channels=data.channels, modality=data.modality,
-        settings=settings, gpu=request.hardware.device.type != "cpu", kind=data.kind, overlapping=data.overlapping,
-    )  # fmt: skip
-
-
-def estimate_bytes(plan: Plan) -> int:
-    """Memory that training takes beyond the imported libraries, from patch, widths and classes.
-
-    Parameters
-    ----------
-    plan : Plan
-        Of the run.
-    """
-    voxels = float(plan.patch[0] * plan.patch[1] * plan.patch[2] * plan.batch)
-    total = voxels * plan.classes * 4 * 8  # logits, probabilities, targets, source masks, and their gradients
-    for width, stride in zip(plan.widths, plan.strides, strict=True):
-        voxels /= stride[0] * stride[1] * stride[2]
-        total += voxels * width * 4 * 14
-    return int(total) + (200 << 20)
-
-
-def peak_bytes(hardware: Hardware) -> int:
-    """Largest memory this process has held so far: resident on a CPU, allocated on a GPU.
-
-    Parameters
-    ----------
-    hardware : Hardware
-        Which of the two.
-    """
-    if hardware.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(hardware.device))
-    if sys.platform == "win32":
-        return 0  # not told without further packages
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Session:
@@ -144,6 +58,7 @@ class Session:
         self.hardware, self.settings = request.hardware, request.settings
         self.interrupted = False
         self._state: State | None = None
+        self._unsaved = False
         self._bounds = Limits(steps=1)
         self._origin = request.started
 
@@ -205,19 +120,18 @@ class Session:
 
         def save(current: State, urgent: bool) -> None:
             if urgent or time.monotonic() - clock["save"] >= SAVE_EVERY_SECONDS:
-                checkpoint.save_state(current, folder, identity=self.identity)
+                self._save(current)
                 clock["save"] = time.monotonic()
 
-        with (folder / "history.jsonl").open("a") as history:
+        with (folder / "history.jsonl").open("ab", buffering=0) as history:  # nothing is held back that could fail late
 
             def observe(status: Status) -> None:
                 if status.seconds - clock["log"] >= LOG_EVERY_SECONDS or status.step == 1:
                     clock["log"] = status.seconds
                     line = {"step": status.step, "seconds": round(status.seconds, 2), "phase": status.note}
-                    history.write(
-                        json.dumps(line | {"loss": status.loss, "lr": status.lr, "terms": status.terms}) + "\n"
-                    )
-                    history.flush()
+                    line |= {"loss": status.loss, "lr": status.lr, "terms": status.terms}
+                    with suppress(OSError):  # a disk that is full must not end the run
+                        history.write((json.dumps(line) + "\n").encode())
                     if self.request.observe is not None:
                         self.request.observe(status)
 
@@ -227,8 +141,18 @@ class Session:
             )  # fmt: skip
         self.interrupted = state.interrupted
         if not self.interrupted:
-            checkpoint.save_state(state, folder, identity=self.identity)
+            self._save(state)
         return state
+
+    def _save(self, state: State) -> None:
+        """Write the state; where that fails, say so once and go on, because what was learnt is in memory still."""
+        try:
+            checkpoint.save_state(state, self.request.out, identity=self.identity)
+            self._unsaved = False
+        except (FewscanError, OSError) as error:
+            if not self._unsaved:
+                self.request.say(f"warning: the run goes on, but its state was not saved, for --resume: {error}")
+            self._unsaved = True
 
     def _begin(self, phases: Sequence[Phase], later: Sequence[nn.Module]) -> State:
         """State, fresh or restored; limits; the plan line."""
@@ -242,7 +166,11 @@ class Session:
         whole = self._bounds.seconds
         unfinished = whole is not None and state.seconds < 0.95 * whole  # else only `finish` is left to do
         if whole is not None and unfinished and state.seconds + spent >= whole and not request.dry_run:
-            raise ResourceError(f"reading and preparing the scans took {spent:.0f} s, all of the budget; give more")
+            left = f"{whole - state.seconds:.3g} s"
+            raise ResourceError(
+                f"reading and preparing the scans took {spent:.0f} s, all of the budget ({left}); "
+                f"give a longer {'--budget' if request.extend is None else '--extend'}"
+            )
         per_step = self.measure(phases)
         request.say(self._plan_line(phases, self._bounds, state, per_step))
         if not request.dry_run:
@@ -275,7 +203,7 @@ class Session:
         if limits.fraction(state.step, state.seconds) >= COMPLETE and (request.out / "model.json").is_file():
             raise ConfigError(
                 f"{request.out} is complete ({state.step} steps, {state.seconds:.0f} s); "
-                "give a longer --budget or --steps with --resume, or --extend 10m"
+                "give a longer --budget or --steps with --resume" + self._or(", or --extend 10m")
             )
         checkpoint.write_json({"budget": budget, "steps": steps}, path)
         return limits
@@ -343,11 +271,13 @@ class Session:
             return model
         model = checkpoint.save_model(model, request.out)
         if self.interrupted:
-            request.say(
-                f"stopped after {provenance['steps']} steps; {request.out} is usable as it is; "
-                f"go on with --resume, or for longer with --extend 10m"
-            )
+            on = "" if self._unsaved else "; go on with --resume" + self._or(", or for longer with --extend 10m")
+            request.say(f"stopped after {provenance['steps']} steps; {request.out} is usable as it is{on}")
         return model
+
+    def _or(self, advice: str) -> str:
+        """What only `fewscan train` can do: what starts from another model has no --extend."""
+        return advice if self.request.base is None else ""
 
 
 @contextmanager
@@ -373,27 +303,39 @@ def open_session(
         If nothing is labelled though the method needs it.
     """
     if labels and not request.dataset.labelled:
-        raise DataError("no labelled case to learn from; put a label map beside at least one image")
+        raise DataError(
+            f"{request.dataset.root}: no labelled case to learn from; put a label map beside at least one image"
+        )
     keep_freed_memory()
-    claim(request.out, going_on=request.going_on)
-    cache = request.out / "cache"
-    cache.mkdir(exist_ok=True)
-    try:
-        stored = checkpoint.stored_identity(request.out) if request.going_on else None
-        plan = plan_of(request) if stored is None else plan_from_dict(stored["plan"])
-        others = list(request.dataset.unlabelled)
-        if stored is None or not unlabelled:
-            drawn = np.random.default_rng(request.seed).permutation(len(others))[:unlabelled]
-            others = [others[i] for i in sorted(drawn.tolist())]
-        else:  # those of the run that goes on, whatever its budget now
-            others = [case for case in others if case.id in set(stored["unlabelled"])]
-        cases = [*request.dataset.labelled, *others]
-        voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
-        require_disk(cache, len(cases) * voxels * (4 * plan.width + 2) // 4)  # scans differ; a quarter is usual
-        prepared = [prepare(load(case, request.dataset), plan, folder=cache) for case in cases]
-        labelled = [p for p in prepared if p.label is not None and any(len(places) for places in p.places)]
-        if labels and not any(len(places) for p in labelled for places in p.places[1:]):
-            raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {request.dataset.root}; nothing to learn")
-        yield Session(request, plan, labelled=labelled, unlabelled=[p for p in prepared if p.label is None])
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
+    fix = "bound it with --max-memory, such as 4GiB, in a new run"
+    with claimed(request.out, going_on=request.going_on), memory_told(request.hardware.device, fix=fix):
+        cache = request.out / "cache"
+        cache.mkdir(exist_ok=True)
+        try:
+            stored = checkpoint.stored_identity(request.out) if request.going_on else None
+            if stored is not None:  # what was measured once may be measured otherwise today
+                hardware = replace(request.hardware, precision=stored.get("precision", request.hardware.precision))
+                request = replace(request, hardware=hardware)
+            plan = plan_of(request) if stored is None else plan_from_dict(stored["plan"])
+            cases = _cases(request, plan, unlabelled=unlabelled, stored=stored)
+            labelled = [p for p in cases if p.label is not None and any(len(places) for places in p.places)]
+            if labels and not any(len(places) for p in labelled for places in p.places[1:]):
+                root = request.dataset.root
+                raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {root}; nothing to learn")
+            yield Session(request, plan, labelled=labelled, unlabelled=[p for p in cases if p.label is None])
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+
+
+def _cases(request: Request, plan: Plan, *, unlabelled: int, stored: Mapping[str, Any] | None) -> list[Prepared]:
+    """All labelled cases, and at most so many others, on the plan's grid."""
+    others = list(request.dataset.unlabelled)
+    if stored is None or not unlabelled:
+        drawn = np.random.default_rng(request.seed).permutation(len(others))[:unlabelled]
+        others = [others[i] for i in sorted(drawn.tolist())]
+    else:  # those of the run that goes on, whatever its budget now
+        others = [case for case in others if case.id in set(stored["unlabelled"])]
+    cache, files = request.out / "cache", [*request.dataset.labelled, *others]
+    voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
+    require_disk(cache, len(files) * voxels * (4 * plan.width + 2) // 4)  # scans differ; a quarter is usual
+    return [prepare(load(case, request.dataset), plan, folder=cache) for case in files]

@@ -97,7 +97,7 @@ def draft(
         If none overlaps the scan.
     """
     if not atlases:
-        raise DataError("no labelled case to draft from; put a label map beside at least one image")
+        raise DataError("no labelled case to draft from; give at least one atlas")
     scan = to_look_at(scan)
     atlases = [replace(atlas, image=to_look_at(atlas.image)) for atlas in atlases]
     record: dict[str, dict[str, Any]] = {}

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fewscan.errors import DataError, ModelError
@@ -65,7 +66,10 @@ def enough(session: Session) -> None:
         If there are fewer than two.
     """
     if len(session.labelled) + len(session.unlabelled) < 2:
-        raise DataError("registration needs at least two scans; add another one, with or without labels")
+        raise DataError(
+            f"{session.request.dataset.root}: registration needs at least two scans; add another one, with or without "
+            "labels"
+        )
 
 
 def spacing(session: Session, registrar: Registrar) -> list[float]:
@@ -207,13 +211,15 @@ def run(request: Request) -> Model:
         return session.finish(Absent(), others={"registrar": state.average_of(registrar)})
 
 
-def starter(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
+def starter(model: Model, *, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """A model's first guess for `pairwise.register`.
 
     Parameters
     ----------
     model : Model
         Trained with ``--method register`` or ``joint``.
+    device : torch.device, optional
+        Where its network is to run, and is moved to; where it is when None.
 
     Raises
     ------
@@ -227,6 +233,8 @@ def starter(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
             "not help, unless it was trained with --set joint.decide=no); train one with --method register, or leave "
             "out --model"
         )
+    if device is not None:
+        registrar.to(device)
 
     def start(fixed: Tensor, moving: Tensor) -> Tensor:
         if len(fixed) != registrar.spec["channels"]:

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewscan.space.exactness import exactly
+
 try:
     from fewscan.space import compiled
 except ImportError:  # no numba for this Python yet: the torch path, which `path` reports
@@ -78,8 +80,8 @@ def _in_slabs(kernel: Callable[..., Any], length: int, *args: Any) -> list[Any]:
 
 def _compilable(*tensors: Tensor) -> bool:
     kind = tensors[0].dtype
-    alike = all(t.dtype == kind and path(t.device) == "compiled" for t in tensors)
-    return alike and kind in (torch.float32, torch.float64)
+    wide = kind in (torch.float32, torch.float64)
+    return wide and all(t.dtype == kind and path(t.device) == "compiled" for t in tensors)
 
 
 def _plain(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -283,14 +285,12 @@ def gaussian(field: Tensor, sigma: float) -> Tensor:
     """
     if sigma <= 0:
         return field
-    taps = _taps(sigma)
     with torch.no_grad():
         if _compilable(field):
-            weights = taps.to(field.dtype).numpy()
+            weights = _taps(sigma).to(field.dtype).numpy()
             out = torch.empty_like(field, memory_format=torch.contiguous_format)
             for one, target in zip(field, out, strict=True):
-                source = _plain(one)
-                between = np.empty_like(source)
+                source, between = _plain(one), np.empty(one.shape, weights.dtype)
                 _in_slabs(compiled.smooth_planes, source.shape[1], source, between, weights)
                 _in_slabs(compiled.smooth_across, source.shape[1], between, target.numpy(), weights)
             return out
@@ -303,6 +303,7 @@ def _taps(sigma: float) -> Tensor:
     return taps / taps.sum()
 
 
+@exactly()
 def gaussian_torch(field: Tensor, sigma: float) -> Tensor:
     """`gaussian` by three convolutions.
 
@@ -314,11 +315,10 @@ def gaussian_torch(field: Tensor, sigma: float) -> Tensor:
         Standard deviation, voxels.
     """
     taps = _taps(sigma).to(field)
-    radius = len(taps) // 2
     flat = field.reshape(-1, 1, *field.shape[2:])
     for axis in range(3):
         pad, size = [0] * 6, [1, 1, 1]
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = len(taps) // 2
         size[axis] = len(taps)
         flat = F.conv3d(F.pad(flat, pad, mode="replicate"), taps.view(1, 1, *size))
     return flat.reshape(field.shape)
