@@ -74,8 +74,8 @@ def test_both_answers_are_outlined_over_the_scan_with_a_legend_and_the_verdict(o
     for text in (
         "the model's own answer",
         "40.0 % of the labelled voxels changed",
-        "agreementreachedverdict",
-        "0.901.00personalised",
+        "verdictagreement / worthreached",
+        "atlases and scan fit each other0.901.00",
     ):
         assert text in page.text, text
     assert "not personalised: another <contrast>?" in page.text

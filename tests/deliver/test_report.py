@@ -300,5 +300,5 @@ def test_a_folder_of_predictions_says_what_was_done_and_why(tmp_path):
     (tmp_path / "predictions.json").write_text(json.dumps({"predictions": [row]}))
     page = write_report(tmp_path, tmp_path / "r.html").read_text()
     assert "One scan was segmented. How well has not been measured yet." in page
-    assert re.search(r">0\.40</td><td[^>]*>not personalised: another &lt;contrast&gt;\?</td>", page)
+    assert re.search(r">not personalised: another &lt;contrast&gt;\?</td><td[^>]*>0\.40</td>", page)
     assert "Nothing was trained" not in page

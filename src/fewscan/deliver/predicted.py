@@ -127,9 +127,9 @@ def verdicts(predicted: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _side_by_side(evidence: Mapping[str, Any], keys: Sequence[str]) -> Cell:
-    """One or two figures, ordered by the first."""
-    first = cell(figure(evidence, keys[0]))
-    return replace(first, text=" / ".join(number(figure(evidence, key)) for key in keys))
+    """One or two figures, ordered by the first; the second alone may be missing, as where nothing was refined."""
+    told = [number(figure(evidence, key)) for key in keys if key == keys[0] or key in evidence]
+    return replace(cell(figure(evidence, keys[0])), text=" / ".join(told))
 
 
 def kept_after(prediction: Mapping[str, Any]) -> bool:
