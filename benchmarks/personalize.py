@@ -128,9 +128,9 @@ def other_scanner(tests: list[CaseFiles], folder: Path) -> list[CaseFiles]:
 
 
 def model_of(train: Dataset, work: Path, *, name: str, seed: int, minutes: float) -> Model:
-    """Trained once, then read; its labelled scans lie beside it."""
+    """Trained once, then read, unless of half a run; its labelled scans lie beside it."""
     folder = work / f"{name}_s{seed}_{minutes:g}"
-    if not (folder / "model.json").is_file():
+    if not (folder / "model.json").is_file() or api.load(folder).provenance["interrupted"]:
         shutil.rmtree(folder, ignore_errors=True)
         model = api.train(train, folder, budget=minutes * 60, device="cpu", seed=seed, observe=show, keep_atlases=True)
         stop_if_interrupted(model)
@@ -141,7 +141,7 @@ def sharpened(model: Model, scans: list[Path], out: Path) -> list[Prediction]:
     """TENT: a copy of the model for each scan, its normalisations tuned to the scan by the entropy of the answer."""
     hardware, plan = pick("cpu"), model.plan
 
-    def work(volume: Volume, tick: Tick) -> Answer:
+    def work(volume: Volume, tick: Tick, *, name: str) -> Answer:
         image = on_plan(volume, plan).numpy()
         network = copy.deepcopy(model.segmenter).train()
         first = infer.probabilities(torch.from_numpy(image), plan, predictor=infer.network_predictor(network, hardware))

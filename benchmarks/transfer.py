@@ -44,7 +44,7 @@ SYSTEMS = ("none", "transfer", "unguarded", "scratch")
 RESULT, DEVELOPMENT = "transfer.json", "transfer_development.json"
 HARM = 0.01
 SAMPLE = 8  # of the source population
-PARTS = ("methods/transfer.py", "prediction.py", "judge/metrics.py")
+PARTS = ("methods/transfer.py", "methods/scores.py", "prediction.py", "judge/metrics.py")
 
 
 def patients_of(data: Dataset) -> dict[str, list[CaseFiles]]:
@@ -152,13 +152,13 @@ def verdict_of(model: Model) -> dict[str, object]:
     return {"kept": record["kept"], "by": record["by"], "evidence": means}
 
 
-def harm(row: dict[str, object], result: str, key: dict[str, str | int | float]) -> dict[str, object]:
-    """Share of test scans that became worse than with the source model, and the mean change."""
+def harm(row: dict[str, object], result: str, key: dict[str, str | int | float], *, code: str) -> dict[str, object]:
+    """Share of test scans that became worse than with the source model by the same code, and the mean change."""
     mine = row["cases"]
     assert isinstance(mine, dict)
     for other in load(RESULTS / result):
         alike = all(other["key"].get(name) == key.get(name) for name in ("task", "source_minutes", "development"))
-        if other["key"]["system"] == "none" and alike:
+        if other["key"]["system"] == "none" and alike and other["code"] == code:
             change = [mine[case] - dice for case, dice in other["cases"].items() if case in mine]
             return {"harm": rounded(float(np.mean(np.array(change) < -HARM))), "gain": rounded(float(np.mean(change)))}
     return {}
@@ -209,11 +209,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     result = DEVELOPMENT if args.development else RESULT
+    code = code_hash(parts=PARTS)
     for key in wanted(args):
-        with rows(result, key, code=code_hash(parts=PARTS)) as row:
+        with rows(result, key, code=code) as row:
             if row is not None:
                 row.update(run(args.data, args.work, key, source_minutes=args.source_minutes))
-                row.update(harm(row, result, key) if key["system"] != "none" else {})
+                row.update(harm(row, result, key, code=code) if key["system"] != "none" else {})
                 print(key, row["dice"], row.get("kept"), row.get("harm"), flush=True)
 
 

@@ -102,7 +102,7 @@ def _registration(rows: list[Row]) -> list[str]:
 
 
 def _joint(rows: list[Row]) -> list[str]:
-    """Paired differences over test scans between joint and each network alone; how often the guard kept a worse one."""
+    """Paired differences over test patients between joint and each network alone; how often a worse one was kept."""
     from fewscan.judge.statistics import paired_test
 
     lines, kept = [], []
@@ -114,11 +114,11 @@ def _joint(rows: list[Row]) -> list[str]:
                 same = [name for name in ours if name in theirs]
                 if not same:  # a joint run that found no use in unlabelled scans trains no registrar
                     continue
-                paired = paired_test([ours[n] for n in same], [theirs[n] for n in same])
+                paired = paired_test(_of_patients(ours, same), _of_patients(theirs, same))
                 kept += [paired.difference] if (other, cases) == ("segment", "cases") else []
                 lines.append(
                     f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} over "
-                    f"{paired.n} scans, p = {paired.p:.2g}."
+                    f"{paired.n} patients, p = {paired.p:.2g}."
                 )
     if kept:
         lines.append(
@@ -153,22 +153,33 @@ def _mesh(rows: list[Row]) -> list[str]:
 
 
 def _transfer(rows: list[Row]) -> list[str]:
-    """Paired differences over test scans: transfer against the source model and training from scratch."""
+    """Paired differences over test patients: transfer against the source model and training from scratch."""
     from fewscan.judge.statistics import paired_test
 
     lines = []
     for row in (r for r in rows if r["key"]["system"] == "transfer"):
         key = row["key"]
         for other in rows:
-            alike = all(other["key"].get(k) == key.get(k) for k in ("task", "source_minutes"))
-            drawn = all(other["key"].get(k) == key[k] for k in ("k", "seed"))
+            alike = all(other["key"].get(k) == key.get(k) for k in ("task", "source_minutes", "development"))
+            alike &= row.get("code") == other.get("code")
+            drawn = all(other["key"].get(k) == key.get(k) for k in ("k", "seed", "minutes", "steps"))
             system = other["key"]["system"]
             if alike and (system == "none" or (system == "scratch" and drawn)):
                 same = [case for case in row["cases"] if case in other["cases"]]
-                paired = paired_test([row["cases"][c] for c in same], [other["cases"][c] for c in same])
+                paired = paired_test(*(_of_patients(found["cases"], same) for found in (row, other)))
                 what = f"{key['task']} k={key['k']} seed={key['seed']}: transfer {100 * paired.difference:+.2f} points"
-                lines.append(f"{what} beside {other['key']['system']} over {paired.n} scans, p = {paired.p:.2g}.")
+                lines.append(f"{what} beside {other['key']['system']} over {paired.n} patients, p = {paired.p:.2g}.")
     return [*lines, ""]
+
+
+def _of_patients(cases: Row, same: list[str]) -> list[float]:
+    """Mean over the scans of each patient, of these cases."""
+    from fewscan.data.dataset import patient_of
+
+    found: dict[str, list[float]] = {}
+    for case in same:
+        found.setdefault(patient_of(case), []).append(cases[case])
+    return [sum(values) / len(values) for values in found.values()]
 
 
 def _shift(rows: list[Row]) -> list[str]:

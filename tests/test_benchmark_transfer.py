@@ -61,6 +61,13 @@ def test_rows_of_different_source_models_are_kept_apart(monkeypatch: pytest.Monk
     keys = bench.wanted(argparse.Namespace(**asked))
     assert len(keys) == 1 + 6 * 3
     assert {key["source_minutes"] for key in keys} == {3.0}
-    none = {"key": keys[0] | {"source_minutes": 9.0}, "cases": {"p1": 0.9}}
-    monkeypatch.setattr(bench, "load", lambda path: [none, {"key": keys[0], "cases": {"p1": 0.5}}])
-    assert bench.harm({"cases": {"p1": 0.6}}, "transfer.json", keys[1]) == {"harm": 0.0, "gain": 0.1}
+    none = {"key": keys[0] | {"source_minutes": 9.0}, "cases": {"p1": 0.9}, "code": "b"}
+    rows = [
+        none,
+        {"key": keys[0], "cases": {"p1": 0.9}, "code": "a"},
+        {"key": keys[0], "cases": {"p1": 0.5}, "code": "b"},
+    ]
+    monkeypatch.setattr(bench, "load", lambda path: rows)
+    mine = {"cases": {"p1": 0.6}}
+    assert bench.harm(mine, "transfer.json", keys[1], code="b") == {"harm": 0.0, "gain": 0.1}
+    assert bench.harm(mine, "transfer.json", keys[1], code="c") == {}

@@ -140,12 +140,54 @@ def test_probabilities_must_be_of_the_same_scan(boxes, tmp_path):
     record = api.mesh(boxes, tmp_path / "out", purpose="vr", probabilities=tmp_path / "p.nii.gz")
     assert "left_femur.ply" in record["files"]
     write_image(probs[:2], tmp_path / "few.nii.gz", native=label.geometry)
-    with pytest.raises(DataError, match="holds 2 classes, the label map goes up to 2"):
+    with pytest.raises(DataError, match=r"holds 2 classes with the background, .*_seg\.nii\.gz is of 2 labels"):
         api.mesh(boxes, tmp_path / "out", probabilities=tmp_path / "few.nii.gz")
     shifted = Geometry(label.geometry.shape, np.diag([1.0, 1, 2, 1]))
     write_image(probs, tmp_path / "other.nii.gz", native=shifted)
     with pytest.raises(GeometryError, match="and the label map"):
         api.mesh(boxes, tmp_path / "out", probabilities=tmp_path / "other.nii.gz")
+
+
+@pytest.fixture
+def painted(monkeypatch):
+    """What is painted on each part, by its name."""
+    seen = {}
+    real = meshing._write
+
+    def write(parts, *args, **options):
+        seen.update({part.name: float(np.median(part.confidence)) for part in parts})
+        return real(parts, *args, **options)
+
+    monkeypatch.setattr(meshing, "_write", write)
+    return seen
+
+
+def test_a_label_is_painted_with_its_own_class_whatever_its_number(tmp_path, painted):
+    """Labels 2 and 3, in an order that only the record knows; the liver is sure, the spleen is not."""
+    label, folder = two_boxes(), tmp_path / "predicted"
+    folder.mkdir()
+    liver, spleen = (label.data == v for v in (1, 2))
+    sure, vague = np.uint8(255) * liver, np.uint8(130) * spleen
+    rest = 255 - sure - vague
+    write_image(np.stack([rest, vague, sure]), tmp_path / "p.nii.gz", native=label.geometry)
+    record = {"labels": {"3": "spleen", "2": "liver"}, "predictions": [{"path": "a.nii.gz"}, {"path": "b.nii.gz"}]}
+    (folder / "predictions.json").write_text(json.dumps(record))
+    both = np.where(liver, 2, np.where(spleen, 3, 0)).astype(np.uint16)
+    write_labelmap(both, folder / "a.nii.gz", native=label.geometry)
+    write_labelmap(np.where(liver, both, 0).astype(np.uint16), folder / "b.nii.gz", native=label.geometry)
+    known = {"probabilities": tmp_path / "p.nii.gz", "purpose": "vr"}
+    api.mesh(folder / "b.nii.gz", tmp_path / "one", **known)
+    assert painted.pop("liver") > 0.9
+    api.mesh(folder / "a.nii.gz", tmp_path / "two", **known)
+    assert painted.pop("liver") > 0.7 > painted.pop("spleen")
+    api.mesh(folder / "a.nii.gz", tmp_path / "merged", config=meshing.MeshConfig(merge=True), **known)
+    whole = painted.pop("merged")
+    api.mesh(folder / "b.nii.gz", tmp_path / "all", config=meshing.MeshConfig(merge=True), labels=["liver"], **known)
+    assert painted.pop("merged") > 0.9 > whole > 0.6
+    (folder / "predictions.json").unlink()
+    (folder / "labels.json").write_text(json.dumps({"1": "kidney", "3": "spleen"}))
+    with pytest.raises(DataError, match=r"2 \(label 2\) is none of them"):
+        api.mesh(folder / "a.nii.gz", tmp_path / "other", **known)
 
 
 def test_the_verb_ends_with_one_when_a_part_must_not_be_printed(boxes, tmp_path):

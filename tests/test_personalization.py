@@ -25,6 +25,7 @@ from fewscan.learn.answers import Segmented
 from fewscan.learn.batches import Prepared
 from fewscan.methods import personalize as methods
 from fewscan.methods.personalize import PersonalizeConfig
+from fewscan.methods.shaping import Shaper
 from fewscan.space.volume import one_hot
 
 QUICK = PersonalizeConfig(views=1, rounds=1, steps=4, atlases=2)
@@ -248,6 +249,44 @@ def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(ModelError, match="SHA-256"):
         asked(project, tmp_path / "damaged")
+
+
+def test_a_scan_that_is_among_its_atlases_is_not_told_its_own_labels(project, tmp_path):
+    root, _, model = project
+    renamed, said, seen = tmp_path / "new.nii.gz", [], []
+    shutil.copy(root / "data" / "images" / "case_01.nii.gz", renamed)
+    real = Shaper.aligned
+
+    def aligned(self, *args, leave=None, **options):
+        found = real(self, *args, leave=leave, **options)
+        if leave == "case_01":
+            seen.append([atlas.id for atlas, _ in found.atlases])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shaper, "aligned", aligned)
+        [done] = api.personalize(model, renamed, tmp_path / "out", atlases=root / "data", config=QUICK, device="cpu",
+                                 mode="always", budget_per_case=None, observe=said.append)  # fmt: skip
+    assert all("case_01" not in atlases for atlases in seen)
+    assert [len(atlases) for atlases in seen] == [2, 2]  # while the atlases' worth is found out, and for the scan
+    assert done.personalized["evidence"]["left_out"] == 1
+    assert "atlases: 1 of 3 left out, the scan itself or others of its patient" in said
+    alone = datasets.select(api.open(root / "data"), labelled=["case_01"], unlabelled=[])
+    [done] = api.personalize(
+        model, renamed, tmp_path / "alone", atlases=alone, config=QUICK, device="cpu", mode="always"
+    )
+    assert done.personalized["kept"] == "before"
+    assert "every atlas is this scan itself" in done.personalized["reason"]
+
+
+def test_a_scan_s_patient_is_found_by_name_and_by_what_it_shows():
+    rng = np.random.default_rng(0)
+    blank = held("p1_L", 1, patient="p1")
+    known = [replace(blank, image=rng.random((1, 9, 9, 9), np.float32)), held("atlas 2", 1, patient="patient 2")]
+    other = rng.random((1, 9, 9, 9), np.float32)
+    assert atlases.patient_among(known, known[0].image.astype(np.float16).astype(np.float32), name="x") == "p1"
+    assert atlases.patient_among(known, other, name="p1_R") == "p1"
+    assert atlases.patient_among(known, other, name="p2") == ""
 
 
 def test_the_archive_knows_which_scans_are_of_one_patient_but_not_whose(project, tmp_path):

@@ -104,8 +104,12 @@ def test_scans_may_lie_elsewhere(trained, tmp_path):
 def test_a_budget_that_is_too_small_says_how_many_scans_were_left(data, trained):
     found = suggest(trained[1], data, budget=1e-6, device="cpu")
     assert len(found.ranked) == 1
-    assert found.late == 5
-    assert "no time for 5 scan(s)" in found.remarks()[0]
+    assert (found.late, found.unseen) == (5, 2)
+    assert found.remarks()[0].startswith(
+        "1 of 3 labelled scans were looked at: what is unlike them may be like another"
+    )
+    assert "no time for 5 scan(s)" in found.remarks()[1]
+    assert "every labelled scan" not in found.ranked[0].reason.replace("every labelled scan that was looked at", "")
 
 
 def test_models_and_options_that_do_not_fit_are_refused(data, trained, untrained):
@@ -213,6 +217,9 @@ def test_folds_give_a_curve_only_where_they_have_sizes_enough(trained, tmp_path)
     runs.crossval(root, tmp_path / "longer", folds=2, **(options | {"steps": 4}))
     with pytest.raises(ConfigError, match="trained with steps"):
         suggest(trained[1], root, folds=[tmp_path / "loo", tmp_path / "longer"], device="cpu")
+    other = replace(trained[1], plan=replace(trained[1].plan, names={1: "ball", 2: "liver"}))
+    with pytest.raises(DataError, match=r"loo: judged on ball, rod, the model gives ball, liver; give folds"):
+        suggest(other, root, folds=[tmp_path / "loo"], device="cpu")
     with pytest.raises(DataError, match="no finished fold"):
         suggest(trained[1], root, folds=[root], device="cpu")
 

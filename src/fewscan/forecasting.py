@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fewscan.data.dataset import Dataset, patient_of
+from fewscan.data.dicom_labels import plain_name
 from fewscan.data.listing import read_json
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.learning_curve import Observation
@@ -20,27 +21,30 @@ TESTED = 3  # every so many patients one is left out to judge on
 INTERVAL, MOST_TESTED = 3, 20  # patients to judge on: for an interval, where three sizes are left, and at most
 
 
-def from_folds(folders: Sequence[Path]) -> list[Observation]:
+def from_folds(folders: Sequence[Path], *, names: Iterable[str]) -> list[Observation]:
     """Every scan that cross-validations judged, with the number of labels its model had.
 
     Parameters
     ----------
     folders : sequence of Path
         Folders that `crossval` wrote.
+    names : iterable of str
+        Labels of the task.
 
     Raises
     ------
     DataError
-        If one holds no finished fold.
+        If one holds no finished fold, or is of other labels.
     ConfigError
         If their models were not trained alike, so that labels are not all that differs.
     """
-    found, first = list[Observation](), dict[str, Any]()
+    found, first, wanted = list[Observation](), dict[str, Any](), {plain_name(name) for name in names}
     for folder in folders:
         records = sorted(folder.glob(f"fold_*/{RECIPE}"))
         finished = [record for record in records if (record.parent / "evaluation.json").is_file()]
         if not finished:
             raise DataError(f"{folder}: holds no finished fold; give a folder that `fewscan crossval` wrote")
+        judged = set[str]()
         for record in finished:
             recipe = read_json(record)
             how = {key: recipe.get(key) for key in ("budget", "steps", "settings", "method")}
@@ -52,8 +56,18 @@ def from_folds(folders: Sequence[Path]) -> list[Observation]:
                         "differ in their number of labels only"
                     )
             evaluation = read_evaluation(record.parent / "evaluation.json")
+            judged |= {plain_name(name) for name in evaluation.names}
             found += _observations(evaluation, labels=len(recipe.get("train", ())))
+        if judged - wanted or (judged < wanted and len(finished) == len(records)):
+            raise DataError(
+                f"{folder}: judged on {_few(judged)}, the model gives {_few(wanted)}; give folds of the data set that "
+                "the model was trained on"
+            )
     return found
+
+
+def _few(names: set[str]) -> str:
+    return ", ".join([*sorted(names)[:4], *(["..."] if len(names) > 4 else [])]) or "no label"
 
 
 def by_training(data: Dataset, out: Path, *, how: Training) -> list[Observation]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fewscan.data.dicom_labels import is_label
 from fewscan.data.io import peek, read_image, read_labels
-from fewscan.deliver import confidence, mesh_files, printable, rendered, solids
+from fewscan.deliver import mesh_files, printable, rendered, solids
+from fewscan.deliver.confidence import Classes
 from fewscan.deliver.mesh import Surface, surfaces
 from fewscan.deliver.mesh_files import Item, Space
 from fewscan.deliver.printable import Printer
@@ -26,9 +27,9 @@ from fewscan.deliver.surface import Mesh, in_threads
 from fewscan.errors import ConfigError, DataError, FewscanError
 from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.learn.request import Observer
-from fewscan.naming import label_names
+from fewscan.naming import label_names, recorded_names
 from fewscan.space.geometry import check_same
-from fewscan.space.volume import IGNORE, Labelmap, Volume
+from fewscan.space.volume import IGNORE, Labelmap
 
 RECORD = "certificate.json"
 PICTURES = "pictures"
@@ -165,8 +166,11 @@ def mesh(
     say = observe or (lambda _: None)
     whole = _read(Path(labelmap))
     colours = {value: colour(place) for place, value in enumerate(sorted(whole.names))}  # a choice changes none
-    label = _chosen(whole, labels, path=Path(labelmap), merge=config.merge)
-    volume = None if probabilities is None else _probabilities(Path(probabilities), label)
+    label = _chosen(whole, labels, path=Path(labelmap))
+    sure = None if probabilities is None else _probabilities(Path(probabilities), label, of=Path(labelmap))
+    if config.merge:
+        sure = None if sure is None else sure.merged(label.names, whole=not labels)
+        label, colours = _merged(label), {1: colour(0)}
     made: list[str] = []
     found = surfaces(label, smooth_mm=config.smooth_mm, say=made.append)
     moved = 0.0
@@ -176,7 +180,7 @@ def mesh(
         found = [replace(surface, mesh=mesh) for surface, mesh in zip(found, meshes, strict=True)]
     for sentence in made:
         say(sentence)
-    parts = _parts(found, label, kind=kind, additions=additions, printer=printer, volume=volume, colours=colours)
+    parts = _parts(found, label, kind=kind, additions=additions, printer=printer, sure=sure, colours=colours)
     record = {
         "printable": all(part.found["printable"] for part in parts) if kind.judged else None,
         "purpose": purpose, "unit": "mm", "space": config.space, "use": USE,
@@ -185,7 +189,7 @@ def mesh(
         "additions": {k: v if k != "tag" else True for k, v in asdict(additions).items() if v},
         "printer": asdict(printer), "methods": dict(printable.METHODS), "versions": versions(),
     }  # fmt: skip
-    _write(parts, folder, record, kind=kind, space=config.space, painted=volume is not None)
+    _write(parts, folder, record, kind=kind, space=config.space, painted=sure is not None)
     record["seconds"] = round(time.monotonic() - begin, 2)
     write_json(record, folder / RECORD)
     return record
@@ -215,8 +219,8 @@ def _read(path: Path) -> Labelmap:
     )
 
 
-def _chosen(label: Labelmap, labels: Sequence[str], *, path: Path, merge: bool) -> Labelmap:
-    """The map with the wanted labels alone; one of them when they are merged."""
+def _chosen(label: Labelmap, labels: Sequence[str], *, path: Path) -> Labelmap:
+    """The map with the wanted labels alone."""
     wanted = []
     for word in labels:
         value = next((v for v, name in label.names.items() if word in (name, str(v))), None)
@@ -232,20 +236,27 @@ def _chosen(label: Labelmap, labels: Sequence[str], *, path: Path, merge: bool) 
         keep = np.zeros(IGNORE + 1, bool)
         keep[wanted] = True
         data = np.where(keep[data], data, 0)
-    if merge:
-        data, names = (data > 0).astype(np.uint16), {1: "merged"}
     return Labelmap(data, label.geometry, names)
 
 
-def _probabilities(path: Path, label: Labelmap) -> Volume:
+def _merged(label: Labelmap) -> Labelmap:
+    return Labelmap((label.data > 0).astype(np.uint16), label.geometry, {1: "merged"})
+
+
+def _probabilities(path: Path, label: Labelmap, *, of: Path) -> Classes:
+    """Probabilities of a label map's classes: in the order recorded with it, else in that of the listed values."""
     count = peek(path).channels
     found = read_image(path, channels=[f"class {i}" for i in range(count)])
     check_same(found.geometry, label.geometry, what=f"{path} and the label map")
-    if max(label.names) >= count:
+    order = [*recorded_names(of)] or sorted(label_names(of)[0] or range(1, count))
+    strange = [f"{v} ({name})" for v, name in label.names.items() if v not in order]
+    if len(order) != count - 1 or strange:
+        held = f", and {', '.join(strange)} is none of them" if strange else ""
         raise DataError(
-            f"{path}: holds {count} classes, the label map goes up to {max(label.names)}; they must belong together"
+            f"{path}: holds {count} classes with the background, {of.name} is of {len(order)} labels{held}; they must "
+            "belong together, so give the probabilities that were written with this label map"
         )
-    return found
+    return Classes(found, {value: place for place, value in enumerate(order, start=1)})
 
 
 # ------------------------------------------------------------------------------------------------------------- making
@@ -258,7 +269,7 @@ def _parts(
     kind: Kind,
     additions: Additions,
     printer: Printer,
-    volume: Volume | None,
+    sure: Classes | None,
     colours: Mapping[int, Colour],
 ) -> list[_Part]:
     """Every surface measured, with what was asked for added, mended and examined."""
@@ -281,12 +292,12 @@ def _parts(
             mended, changed = printable.repaired(printable.as_written(piece))
             facts = measured | {"changed": [*done, *changed]}
             facts |= _examined(mended, facts, printer) if kind.judged else {"faces": len(mended.faces)}
-            sure = None if volume is None else confidence.on_surface(mended, volume, channel=surface.value)
+            known = None if sure is None else sure.on(mended, surface.value)
             tail = (f", piece {index + 1}", f"_piece{index + 1}") if len(pieces) > 1 else ("", "")
             made.append(
                 _Part(
                     name=surface.name + tail[0], stem=stems[number] + tail[1], mesh=mended,
-                    colour=colours[surface.value], found=facts, confidence=sure,
+                    colour=colours[surface.value], found=facts, confidence=known,
                 )
             )  # fmt: skip
         return made

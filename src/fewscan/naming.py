@@ -34,7 +34,7 @@ def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, st
     Raises
     ------
     FewscanError
-        If a listing is wrong, or what is given names no labels.
+        If a listing is wrong, what is given names no labels, or the label maps of a folder contradict each other.
     """
     bundle = {1: stem_of(thing)} if thing.absolute().parent.name in (SEGMENTATIONS, ENDINGS) else None
     if given is not None:
@@ -47,9 +47,15 @@ def label_names(thing: Path, given: Path | None = None) -> tuple[Mapping[int, st
         return own, ignore
     if bundle:
         return bundle, None
-    recorded = recorded_names(thing)
-    if recorded:
-        return recorded, None
+    called = _called(thing)
+    for value, several in called.items():
+        if len(several) > 1:
+            raise DataError(
+                f"{thing}: label {value} is {' in one label map and '.join(sorted(several)[:2])} in another, as models "
+                "with other labels wrote them; give the label maps one by one, or say what the labels are called"
+            )
+    if called:
+        return {value: min(names) for value, names in called.items()}, None
     folder = (thing if thing.is_dir() else thing.parent).absolute()
     for where in (folder, *folder.parents[:2]):
         listed = read_listing(where)
@@ -64,28 +70,71 @@ def recorded_names(predictions: Path) -> dict[int, str]:
     Parameters
     ----------
     predictions : Path
-        Folder of label maps, or one of them.
+        One label map, or a folder of some: of these the names in which all agree, for models may differ in theirs.
     """
-    first = min(predictions.glob("*.nii*"), default=predictions) if predictions.is_dir() else predictions
-    return {int(value): str(name) for value, name in record_of(first).get("labels", {}).items()}
+    return {value: min(names) for value, names in _called(predictions).items() if len(names) == 1}
+
+
+def _called(predictions: Path) -> dict[int, set[str]]:
+    """Every name that `predict` recorded for each label of a label map, or of those in a folder."""
+    if not predictions.is_dir():
+        return {value: {name} for value, name in _labels(record_of(predictions)).items()}
+    rows = _rows(predictions.absolute())
+    called: dict[int, set[str]] = {}
+    for file in sorted(predictions.glob("*.nii*")):
+        for value, name in _labels(rows.get(file.name, {})).items():
+            called.setdefault(value, set()).add(name)
+    return dict(sorted(called.items()))
 
 
 def record_of(thing: Path) -> dict[str, Any]:
-    """What `predict` wrote beside a label map of its own; empty for any other file.
+    """What `predict` wrote of a label map of its own, its model and labels among it; empty for any other file.
 
     Parameters
     ----------
     thing : Path
         Label map.
     """
-    folder, name = thing.absolute().parent, thing.name
-    if folder.name == BEFORE and not (folder / PREDICTIONS).is_file():
-        folder, name = folder.parent, f"{BEFORE}/{name}"
+    return _rows(thing.absolute().parent).get(thing.name, {})
+
+
+def told_rows(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of a record by their paths, each with the model and the labels that it is of.
+
+    Older records tell of one model and its labels for all rows.
+
+    Parameters
+    ----------
+    record : mapping
+        Content of `PREDICTIONS`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is damaged.
+    """
+    shared = {key: record[key] for key in ("model", "labels") if key in record}
+    return {str(row["path"]): shared | dict(row) for row in record["predictions"]}
+
+
+def _rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows of what lies in a folder by file name, also of the models' own answers; none where no record is sound."""
+    before = folder.name == BEFORE and not (folder / PREDICTIONS).is_file()
     try:
-        record = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
-        mine = [row for row in record["predictions"] if name in (row["path"], row.get(BEFORE, {}).get("path"))]
-        return dict(record) if mine else {}
+        record = json.loads(((folder.parent if before else folder) / PREDICTIONS).read_text(encoding="utf-8"))
+        rows = told_rows(record)
+        if before:
+            return {Path(row[BEFORE]["path"]).name: row for row in rows.values() if BEFORE in row}
+        return rows
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _labels(row: Mapping[str, Any]) -> dict[int, str]:
+    """Labels that a row names; none where it is damaged."""
+    try:
+        return {int(value): str(name) for value, name in row.get("labels", {}).items()}
+    except (ValueError, AttributeError):
         return {}
 
 

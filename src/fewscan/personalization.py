@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +14,26 @@ import torch
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.errors import ConfigError, DataError
+from fewscan.judge.recipe import calibration_of
 from fewscan.learn import infer
-from fewscan.learn.atlases import MOST_KEPT, atlases_of, in_turn, load_atlases, save_atlases, shared_atlases
+from fewscan.learn.atlases import (
+    MOST_KEPT,
+    atlases_of,
+    in_turn,
+    load_atlases,
+    patient_among,
+    save_atlases,
+    shared_atlases,
+)
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
 from fewscan.learn.hardware import free_memory_bytes, pick
 from fewscan.learn.request import Observer
 from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
-from fewscan.prediction import Answer, Inputs, Prediction, Tick, calibration_of, expectation, predict_by
+from fewscan.prediction import Answer, Inputs, Prediction, Tick, expectation, predict_by
 from fewscan.space.volume import Volume
 
+OWN = "every atlas is this scan itself or of its patient; give labelled scans of others with --atlases"
 SHORTEST, LONGEST = 60.0, 240.0  # seconds that a scan may take unless told
 WIDE = 500_000  # voxels on the model's grid from which it may take the longest: an abdomen of 2.5 x 2.5 x 8 mm has more
 
@@ -104,9 +115,9 @@ def personalize(
             model, known, config=config or PersonalizeConfig(), hardware=hardware, say=observe or (lambda line: None)
         )
         predictor = infer.fastest_predictor(model, hardware)
-        learnt = None if calibration is None else calibration_of(model, Path(calibration))
+        learnt = None if calibration is None else calibration_of(model, Path(calibration), observe=observe)
 
-        def work(volume: Volume, tick: Tick) -> Answer:
+        def work(volume: Volume, tick: Tick, *, name: str) -> Answer:
             each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them
             need = bytes_on_plan(volume, model.plan, values=12 * model.plan.classes + each * maker.config.atlases)
             if need > free_memory_bytes():
@@ -114,13 +125,12 @@ def personalize(
                 found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
             else:
                 everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
-                case = Prepared("scan", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind)
+                case = Prepared(
+                    "scan to segment", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind
+                )
+                case = replace(case, patient=patient_among(known, image, name=name))
                 limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
-                try:
-                    found = maker(case, mode=mode, seconds=limit, tick=tick)
-                except torch.OutOfMemoryError:
-                    reason = f"{hardware.device} ran out of memory while it was made; --device cpu may hold it"
-                    found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
+                found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
             kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
             if learnt is not None:
                 told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)
@@ -134,6 +144,28 @@ def personalize(
             work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True,
             probabilities=probabilities, observe=observe,
         )  # fmt: skip
+
+
+def _personalised(maker: Personalizer, case: Prepared, **options: Any) -> Personalized:
+    """With the atlases of other patients: the scan's own labels, or its patient's, are what is to be found out."""
+    own = sum(atlas.whose == case.whose for atlas in maker.shaper.atlases)
+    if not own:
+        return _made(maker, case, **options)
+    left_out = {"left_out": float(own)}
+    maker.say(f"atlases: {own} of {len(maker.shaper.atlases)} left out, the scan itself or others of its patient")
+    if own == len(maker.shaper.atlases):
+        return Personalized(torch.empty(0), torch.empty(0), "before", OWN, left_out)
+    found = _made(maker, case, **options)
+    return replace(found, evidence={**found.evidence, **left_out})
+
+
+def _made(maker: Personalizer, case: Prepared, **options: Any) -> Personalized:
+    """What a GPU is too small for must not cost the next scans theirs."""
+    try:
+        return maker(case, **options)
+    except torch.OutOfMemoryError:
+        reason = f"{maker.hardware.device} ran out of memory while it was made; --device cpu may hold it"
+        return Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
 
 
 def budget_for(voxels: int) -> float:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,10 @@ from fewscan.data import kinds, proof
 from fewscan.data.bundles import replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.deliver.records import personalised
-from fewscan.errors import ConfigError, DataError
-from fewscan.judge.confidence import Calibration, read_calibration
+from fewscan.errors import DataError
+from fewscan.judge.confidence import Calibration
 from fewscan.judge.doubt import doubt
+from fewscan.judge.recipe import calibration_of, trained_otherwise
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said
@@ -50,6 +51,13 @@ class Answer(NamedTuple):
     found: Segmented
     told: Mapping[str, Any]
     before: Segmented | None = None
+
+
+class Work(Protocol):
+    """What segments one scan after another."""
+
+    def __call__(self, volume: Volume, tick: Tick, *, name: str) -> Answer:
+        """The labels of a scan; ``tick`` gets the share that is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +172,9 @@ def predict(
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
-    known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta)
+    known = None if calibration is None else calibration_of(model, Path(calibration), tta=tta, observe=observe)
 
-    def whole(volume: Volume, tick: Tick) -> Answer:
+    def whole(volume: Volume, tick: Tick, *, name: str) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
         answer = infer.segment(
             model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
@@ -180,7 +188,7 @@ def predict(
 
 
 def predict_by(
-    work: Callable[[Volume, Tick], Answer],
+    work: Work,
     model: Model,
     *,
     scans: Inputs,
@@ -195,7 +203,8 @@ def predict_by(
     Parameters
     ----------
     work : callable
-        Gets a scan and a callable for the share that is done; answers with labels and what is to be recorded.
+        Gets a scan, a callable for the share that is done, and by name the scan's id; answers with labels and what is
+        to be recorded.
     model : Model
         Trained.
     scans : path, Scan, or sequence of them
@@ -233,38 +242,18 @@ def predict_by(
 
     for scan in found:
         if skip_existing and record.finished(scan):
+            if observe is not None and not record.vouched(scan):
+                observe(f"warning: {scan.id}: left alone, though nothing tells whether it is of this very scan")
             done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(model, scan, record=record, work=lambda volume: work(volume, tick), observe=observe)
+        answer = _predict_one(
+            model, scan, record=record, work=lambda volume, name: work(volume, tick, name=name), observe=observe
+        )
         done.append(answer)
         row = record.finish(scan, asdict(answer))
         if observe is not None:
             observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
     return done
-
-
-def calibration_of(model: Model, path: Path, *, tta: bool = False) -> Calibration:
-    """What a cross-validation learnt of predictions such as these; of others it would tell nothing.
-
-    Parameters
-    ----------
-    model : Model
-        That predicts.
-    path : Path
-        Folder of the cross-validation.
-    tta : bool
-        Whether it averages with mirrored inputs.
-
-    Raises
-    ------
-    FewscanError
-        If it does, or there is no calibration, or it is that of other labels.
-    """
-    if tta:
-        raise ConfigError("--calibration was learnt from predictions without mirrored inputs; leave it out, or --tta")
-    known = read_calibration(path)
-    known.check_labels(model.names.values(), where=path)
-    return known
 
 
 def expectation(
@@ -295,9 +284,11 @@ def expectation(
         signs = found.signs.get(name)
         row: dict[str, Any] = asdict(known.expect(name, signs))  # unrounded: which label is the worst is never tied
         if signs is None:  # Dice is 0 if the label is there, and nobody knows whether it is: no range holds that
-            row |= dict.fromkeys(("low", "high", "level", "at_least"))
+            row |= dict.fromkeys(("low", "high", "level"))
         labels[name] = row | {"found": signs is not None}
     rest = {"error": round(known.error, 3), "patients": known.patients, **found.to_json(), **of}
+    if otherwise := trained_otherwise(known, model):
+        rest["warning"] = otherwise
     return {"expected": {"labels": labels, **rest}}
 
 
@@ -319,7 +310,7 @@ def _predict_one(
     scan: inputs.Scan,
     *,
     record: Record,
-    work: Callable[[Volume], Answer],
+    work: Callable[[Volume, str], Answer],
     observe: Observer | None,
 ) -> Prediction:
     """Read, segment, write; the model's own answer too where it is not the one that is kept."""
@@ -335,7 +326,7 @@ def _predict_one(
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
     with memory_told(model.device, fix=f"{scan.id} is too large: bound the logits with --max-memory, such as 1GiB"):
-        answer, told, first = work(volume)
+        answer, told, first = work(volume, scan.id)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None

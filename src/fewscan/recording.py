@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fewscan.data import places
 from fewscan.data.bundles import SEGMENTATIONS
+from fewscan.data.contents import content_of
+from fewscan.data.locking import locked
 from fewscan.deliver.records import part, plain_name
 from fewscan.errors import ConfigError
 from fewscan.learn import checkpoint
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.inputs import Scan
-from fewscan.naming import BEFORE, PREDICTIONS
+from fewscan.naming import BEFORE, PREDICTIONS, told_rows
 
-LABELS, PROBABILITIES = "labels", "probabilities"
+LABELS, PROBABILITIES, CONTENT = "labels", "probabilities", "content"
 Begun = dict[str, list[str]]
 """Of a prediction that is not finished: what is written, such as `LABELS`, and the names of what is in it."""
 
@@ -26,7 +29,8 @@ class Record:
     """Predictions in a folder, as ``predictions.json`` tells of them.
 
     What is going to be written is told before it is, so that a run which is killed leaves nothing that the next one
-    takes for somebody else's.
+    takes for somebody else's. Each row tells its model, its labels and the scan, for others may write into the folder
+    before, later and meanwhile.
 
     Parameters
     ----------
@@ -46,7 +50,6 @@ class Record:
             raise ConfigError(f"{folder} is a file; give a folder for the predictions")
         self.folder, self.model, self.file = folder, model, folder / PREDICTIONS
         self.rows, self.unfinished = _stored(self.file)
-        self.places = places.recall(self.file)
 
     def target(self, scan: Scan) -> Path:
         """Label map to write of a scan, or folder of masks.
@@ -88,10 +91,24 @@ class Record:
             To predict.
         """
         target = self.target(scan)
-        return target.exists() and self._name(target) not in self.unfinished
+        if not target.exists():
+            return False
+        self.rows, self.unfinished = _stored(self.file)  # another run may be at it
+        return self._name(target) not in self.unfinished
+
+    def vouched(self, scan: Scan) -> bool:
+        """Whether a prediction is known to be of this very scan, or the record does not claim it.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        """
+        row = self.rows.get(self._name(self.target(scan)))
+        return row is None or bool(self._content(scan, row) and content_of(scan.images[0]))
 
     def check(self, scan: Scan, *, keep: bool, before: bool, probabilities: bool) -> None:
-        """Refuse to write over what is not of fewscan.
+        """Refuse to write over what is not of fewscan or of another scan, and to keep what another model says.
 
         Parameters
         ----------
@@ -107,7 +124,8 @@ class Record:
         Raises
         ------
         ConfigError
-            If a file of somebody else would be overwritten.
+            If a file of somebody else or the prediction of another scan would be overwritten, or one that is to be kept
+            is not what this model says of this scan.
         """
         target = self.target(scan)
         own, name = self.own(target), self._name(target)
@@ -116,7 +134,9 @@ class Record:
             raise ConfigError(
                 f"{self.folder} is where the scans are, and their files would be overwritten; give another -o"
             )
+        self._check_scan(scan, keep=keep)
         if keep and self.finished(scan):
+            self._check_model(scan)
             return
         if target.exists() and name not in self.rows and name not in self.unfinished:
             raise ConfigError(
@@ -142,16 +162,17 @@ class Record:
         Raises
         ------
         ConfigError
-            If probabilities of somebody else would be overwritten.
+            If probabilities of somebody else would be overwritten, or what another run wrote of another scan meanwhile.
         """
-        if probabilities and not self._told_probabilities(scan):
-            _refuse(self.probabilities(scan))
         name, labels = self._name(self.target(scan)), list(self.model.names.values())
-        begun = self.unfinished.setdefault(name, {})
-        for what, asked in ((LABELS, True), (BEFORE, before), (PROBABILITIES, probabilities)):
-            if asked:  # beside those that another model was at
-                begun[what] = list(dict.fromkeys([*begun.get(what, ()), *labels]))
-        self._write()
+        with self._changed():
+            self._check_scan(scan, keep=False)
+            if probabilities and not self._told_probabilities(scan):
+                _refuse(self.probabilities(scan))
+            begun = self.unfinished.setdefault(name, {})
+            for what, asked in ((LABELS, True), (BEFORE, before), (PROBABILITIES, probabilities)):
+                if asked:  # beside those that another model was at
+                    begun[what] = list(dict.fromkeys([*begun.get(what, ()), *labels]))
 
     def replaceable(self, scan: Scan, *, before: bool) -> set[str]:
         """Labels whose masks of a scan are fewscan's, or about to be; what others put beside them is theirs.
@@ -180,20 +201,66 @@ class Record:
         target = self.target(scan)
         name = self._name(target)
         row = {key: value for key, value in found.items() if value is not None} | {"path": name}
-        if BEFORE in row:
-            row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
-        else:
-            self._remove_own(target)
-        if PROBABILITIES in row:
-            row[PROBABILITIES] = self._name(self.probabilities(scan))
-        elif self._told_probabilities(scan):  # of an earlier answer, which this one is not
-            self.probabilities(scan).unlink(missing_ok=True)
-        self.rows[name] = row
-        self.unfinished.pop(name, None)
-        self._write()
-        self.places[scan.id] = {"image": scan.images[0]}
-        places.remember(self.file, self.places)
+        row |= {"model": self._weights(), "labels": self._listed(), CONTENT: content_of(scan.images[0])}
+        with self._changed():
+            if BEFORE in row:
+                row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
+            else:
+                self._remove_own(target)
+            if PROBABILITIES in row:
+                row[PROBABILITIES] = self._name(self.probabilities(scan))
+            elif self._told_probabilities(scan):  # of an earlier answer, which this one is not
+                self.probabilities(scan).unlink(missing_ok=True)
+            self.rows[name] = row
+            self.unfinished.pop(name, None)
+        places.remember(self.file, {scan.id: {"image": scan.images[0]}}, more=True)
         return row
+
+    def _check_scan(self, scan: Scan, *, keep: bool) -> None:
+        """Refuse where the prediction under a scan's name is of another scan; one that was moved is still itself."""
+        target, image = self.target(scan), scan.images[0]
+        row = self.rows.get(self._name(target))
+        if row is None or not target.exists():
+            return
+        then, now = self._content(scan, row), content_of(image)
+        if not then or not now or then == now:
+            return
+        place = self._place(scan)
+        if place is None or place.absolute() != image.absolute():
+            raise ConfigError(
+                f"{target} is the prediction of {place or 'another scan'}, and {image} is not the same scan; give "
+                f"another -o, or take {target} away"
+            )
+        if keep:
+            raise ConfigError(f"{image} has changed since {target} was predicted; predict it without --skip-existing")
+
+    def _check_model(self, scan: Scan) -> None:
+        """Refuse to pass off what another model says of a scan."""
+        target = self.target(scan)
+        row = self.rows.get(self._name(target), {})
+        weights, labels = part(row, "model"), part(row, "labels")
+        if (weights and self._weights() and weights != self._weights()) or (labels and labels != self._listed()):
+            raise ConfigError(
+                f"{target} is of another model, with the labels {', '.join(map(str, labels.values()))}; leave out "
+                "--skip-existing to replace it, or give another -o"
+            )
+
+    def _content(self, scan: Scan, row: Mapping[str, Any]) -> str:
+        """Of the scan that a row tells of; older records do not say, but perhaps it lies where it lay."""
+        place = self._place(scan)
+        return str(row.get(CONTENT) or "") or ("" if place is None else content_of(place))
+
+    def _place(self, scan: Scan) -> Path | None:
+        """Where the scan lay that was predicted under this name."""
+        return places.recall(self.file).get(scan.id, {}).get("image")
+
+    def _weights(self) -> dict[str, str]:
+        """Hashes of the model's files."""
+        return dict(self.model.provenance.get("sha256", {}))
+
+    def _listed(self) -> dict[str, str]:
+        """The model's labels, as JSON has them."""
+        return {str(value): name for value, name in self.model.names.items()}
 
     def _name(self, path: Path) -> str:
         """As the record calls it."""
@@ -226,12 +293,16 @@ class Record:
             with contextlib.suppress(OSError):  # no folder, or one that still holds something
                 folder.rmdir()
 
-    def _write(self) -> None:
-        weights = self.model.provenance.get("sha256", {})
-        told = {"model": weights, "labels": dict(self.model.names), "predictions": list(self.rows.values())}
-        if self.unfinished:
-            told["unfinished"] = self.unfinished
-        checkpoint.write_json(told, self.file)
+    @contextmanager
+    def _changed(self) -> Iterator[None]:
+        """What is changed inside is written, beside what other runs have written since."""
+        with locked(self.file):
+            self.rows, self.unfinished = _stored(self.file)
+            yield
+            told: dict[str, object] = {"predictions": list(self.rows.values())}
+            if self.unfinished:
+                told["unfinished"] = self.unfinished
+            checkpoint.write_json(told, self.file)
 
 
 def _refuse(path: Path) -> None:
@@ -246,7 +317,7 @@ def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Begun]]:
     """Predictions by path, and those that are not finished; none where no record is sound."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        rows = {str(row["path"]): dict(row) for row in found["predictions"]}
+        rows = told_rows(found)
     except (OSError, ValueError, KeyError, TypeError):
         return {}, {}
     begun = part(found, "unfinished")

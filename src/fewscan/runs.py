@@ -22,6 +22,7 @@ from fewscan.judge import evaluate as judging
 from fewscan.judge.confidence import FILE as CALIBRATION
 from fewscan.judge.confidence import Judged, calibrate
 from fewscan.judge.doubt import doubt
+from fewscan.judge.recipe import recipe_of
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings, override
@@ -211,7 +212,9 @@ def _calibrate(whole: Evaluation, data: datasets.Dataset, out: Path, *, say: Cal
     except DataError as error:
         say(f"no expected Dice for new scans: {error}")
         return
-    checkpoint.write_json(known.to_json(), out / CALIBRATION)
+    models = [path.parent for path in sorted(out.glob("fold_*/model/model.json"))]  # some delete them when all is done
+    recipe = recipe_of([checkpoint.read_description(model) for model in models]) if models else None
+    checkpoint.write_json(replace(known, recipe=recipe).to_json(), out / CALIBRATION)
 
 
 def _claim_fold(folder: Path, recipe: dict[str, Any], files: Mapping[str, str]) -> None:

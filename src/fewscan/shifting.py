@@ -32,7 +32,7 @@ from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.plan import Plan
 from fewscan.learn.request import Observer
-from fewscan.methods.transfer import score, score_answer
+from fewscan.methods.scores import score, score_answer, trained_on
 from fewscan.space import field
 from fewscan.space.volume import Case
 from fewscan.surroundings import deformation_around, placed, structures
@@ -229,9 +229,8 @@ def _dice(
     A model remembers names, not scans: another copy of the source population is known by them, and so is, wrongly,
     another population that numbers its cases alike. Of cases predicted before, the Dice of each label may be known.
     """
-    trained = {str(name) for name in work.model.provenance.get("labelled", ())}
-    if data.root.resolve() != work.source.root.resolve():
-        trained = set()  # another population may number its cases alike
+    source, told = data.root.resolve() == work.source.root.resolve(), work.model.provenance
+    trained = trained_on(told, before=source) if source or "transfer" in told else set()
     unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
     rows = {}
     left_out = len(data.labelled) - len(unseen) if unseen else 0
@@ -312,13 +311,16 @@ class _Around:
 
 
 def _around(work: _Card) -> _Around:
-    """Healthy templates registered onto a sample of the cases with a lesion, and onto other healthy scans."""
+    """Templates of healthy people registered onto a sample of the cases with a lesion, and onto scans of others."""
     held = [case for case in work.target.cases if case.id in work.lesions]
-    healthy = work.sample(work.source.cases, MOST_LESIONS + TEMPLATES)
-    if len(healthy) <= TEMPLATES:
-        raise DataError(f"{work.source.root}: {len(healthy)} scans; lesions need more than {TEMPLATES} healthy ones")
-    templates = [to_look_at(_load(work, files, work.source).image) for files in healthy[:TEMPLATES]]
-    found, places, spare = _Around({}, [], ([], [])), [], healthy[TEMPLATES:]
+    healthy = work.sample(work.source.cases, len(work.source.cases))
+    people = list(dict.fromkeys(files.patient for files in healthy))
+    if len(people) <= TEMPLATES:
+        raise DataError(f"{work.source.root}: {len(people)} patients; lesions need more than {TEMPLATES} healthy ones")
+    firsts = [next(files for files in healthy if files.patient == patient) for patient in people[:TEMPLATES]]
+    templates = [to_look_at(_load(work, files, work.source).image) for files in firsts]
+    spare = [files for files in healthy if files.patient not in people[:TEMPLATES]][:MOST_LESIONS]
+    found, places = _Around({}, [], ([], [])), []
     sample = work.sample(held, MOST_LESIONS)
     for i, files in enumerate(sample):
         work.tell(0.4 + 0.1 * i / len(sample), f"{files.id}, around the lesion")
@@ -356,7 +358,7 @@ def _more(measure: dict[str, float]) -> bool:
 
 def _why(row: dict[str, Any], *, deformed: bool) -> list[str]:
     """Reasons for which a person should look at a case."""
-    found = ["tissue around it is deformed"] if deformed else []
+    found = ["tissue around it may be deformed"] if deformed else []
     if row["dice_far"] - row["dice_near"] > WORSE:
         found.append("Dice falls near it")
     if moved := lesions.pushed_said(row["pushed_mm"]):

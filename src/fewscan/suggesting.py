@@ -57,6 +57,8 @@ class Suggestions:
         Scans that the budget left no time for.
     labelled : int
         Scans that are labelled already.
+    unseen : int
+        Of those, how many could not be read or came too late, so that nothing was compared with them.
     curve : LearningCurve, optional
         Where it was asked for.
     seconds : float
@@ -69,6 +71,7 @@ class Suggestions:
     skipped: Mapping[str, str]
     late: int
     labelled: int
+    unseen: int
     curve: LearningCurve | None
     seconds: float
     caveat: str = ""
@@ -78,6 +81,11 @@ class Suggestions:
         found = [] if self.ranked else ["No scan is unlabelled: there is nothing to suggest."]
         if self.ranked and not self.labelled:
             found.append("No scan is labelled: unlikeness is to the scans suggested before.")
+        if self.ranked and self.unseen:
+            found.append(
+                f"{self.labelled - self.unseen} of {self.labelled} labelled scans were looked at: what is unlike them "
+                "may be like another one."
+            )
         if self.skipped:
             found.append(f"{len(self.skipped)} scan(s) could not be used: {', '.join(self.skipped)}.")
         if self.late:
@@ -92,6 +100,7 @@ class Suggestions:
             "skipped": {case: without_folders(why) for case, why in self.skipped.items()},
             "late": self.late,
             "labelled": self.labelled,
+            "unseen": self.unseen,
             "curve": None,
             "remarks": [without_folders(line) for line in self.remarks()],
             "seconds": round(self.seconds, 1),
@@ -222,8 +231,8 @@ def suggest(
             f"{found.root} holds {said(found.kind)}, the model takes {said(loaded.plan.kind)}; give scans of the same"
         )
     work = _Work(loaded, found, seed, observe, started, math.inf if limit is None else limit)
-    ranked, skipped, late = _ranked(work, cases, device=device) if cases else ([], {}, 0)
-    seen, caveat = forecasting.from_folds([Path(path) for path in folds]), ""
+    ranked, skipped, late, unseen = _ranked(work, cases, device=device) if cases else ([], {}, 0, 0)
+    seen, caveat = forecasting.from_folds([Path(path) for path in folds], names=loaded.names.values()), ""
     if curve and out is not None:
         how = Training(
             method=_method(loaded, found), budget=limit, steps=steps, seed=seed, device=device,
@@ -234,7 +243,7 @@ def suggest(
         seen = forecasting.by_training(found, Path(out), how=how)
     drawn = learning_curve(seen, now=len(found.labelled), seed=seed) if curve or folds else None
     answer = Suggestions(
-        ranked=tuple(ranked), skipped=skipped, late=late, labelled=len(found.labelled), curve=drawn,
+        ranked=tuple(ranked), skipped=skipped, late=late, labelled=len(found.labelled), unseen=unseen, curve=drawn,
         seconds=time.monotonic() - started, caveat=caveat,
     )  # fmt: skip
     if out is not None:
@@ -279,8 +288,10 @@ def _method(model: checkpoint.Model, data: Dataset) -> str:
     return known[0]
 
 
-def _ranked(work: _Work, cases: Sequence[CaseFiles], *, device: str) -> tuple[list[Suggestion], dict[str, str], int]:
-    """Look at labelled and unlabelled scans, and rank the latter."""
+def _ranked(
+    work: _Work, cases: Sequence[CaseFiles], *, device: str
+) -> tuple[list[Suggestion], dict[str, str], int, int]:
+    """Look at labelled and unlabelled scans, and rank the latter; how many of each were not looked at."""
     model = work.model
     predictor = torch_predictor(model, pick(device))
 
@@ -300,4 +311,5 @@ def _ranked(work: _Work, cases: Sequence[CaseFiles], *, device: str) -> tuple[li
     seen, skipped, late = work.each(cases, candidate, span=(split, 1.0))
     if not seen:
         raise DataError(f"none of {len(cases)} unlabelled scans could be used; {next(iter(skipped.values()))}")
-    return acquisition.rank(seen, known), unread | skipped, late
+    unseen = len(labelled) - len(known)
+    return acquisition.rank(seen, known, every=not unseen), unread | skipped, late, unseen

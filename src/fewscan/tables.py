@@ -23,8 +23,8 @@ ABSENT = "\N{EN DASH}"
 MOST_CASES, MOST_LABELS = 40, 6
 BUNDLE_STATES = ("scored", "missed", "not predicted", "extra", "absent")
 HELD = (
-    "In brackets: of patients like those of the calibration, the share that such a range holds on average, and the "
-    "least that it holds in 19 of 20 cross-validations."
+    "In brackets: of patients like those of the calibration, the share that such a range is to hold on average; where "
+    "we tested it, from few patients, such ranges held fewer."
 )
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -147,7 +147,7 @@ def expected(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
         for i, (label, row) in enumerate(labels):
             told = "not found; 0 if it is there"
             if row.get("found", True):
-                told = f"{row['low']:.2f} to {row['high']:.2f} ({row['level']:.0%}, {row['at_least']:.0%})"
+                told = f"{row['low']:.2f} to {row['high']:.2f} ({row['level']:.0%})"
                 captions.add(HELD)
             table.add_row(escape(name if i == 0 else ""), escape(label), f"{row['dice']:.2f}", told,
                           slices if i == 0 else "")  # fmt: skip

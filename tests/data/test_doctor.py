@@ -252,3 +252,49 @@ def test_a_copy_of_several_channels_is_read_as_it_was(scans: Any, tmp_path_facto
     checkup, out = check(scans.root), tmp_path_factory.mktemp("out") / "fixed"
     fix(checkup.dataset, checkup, out=out)
     assert [(c.id, len(c.images)) for c in find(out).cases] == [("a", 2), ("b", 2), ("c", 2)]
+
+
+def test_faults_of_held_out_scans_hinder_no_training_but_a_leak_does(scans: Any, tmp_path_factory: Any) -> None:
+    scans.pairs(2)
+    scans.write_image("test/images/t1.nii.gz", seed=5)
+    scans.write_label("test/labels/t1.nii.gz", seed=5, grid=shifted(scans, 3))
+    (scans.root / "test/images/t2.nii.gz").write_bytes((scans.root / "images/case_a.nii.gz").read_bytes()[:-200])
+    checkup = check(scans.root)
+    assert codes(checkup) == {("warning", "grid-differs", "t1"), ("warning", "image-unreadable", "t2")}
+    assert checkup.usable
+    out = tmp_path_factory.mktemp("copy") / "fixed"
+    changes = fix(checkup.dataset, checkup, out=out)
+    assert {(c.case, c.what) for c in changes} >= {("t2", "left out")}
+    assert codes(check(out)) == set(), "held-out scans are repaired like others"
+    scans.write_image("test/images/t2.nii.gz", seed=0)
+    checkup = check(scans.root)
+    assert ("error", "duplicate-image", "t2") in codes(checkup)
+    assert not checkup.usable
+
+
+def test_sides_that_are_swapped_in_a_held_out_case_are_a_warning(scans: Any) -> None:
+    scans.shape = (24, 10, 9)
+    scans.pairs(3)
+    (scans.root / "labels.json").write_text(json.dumps({"1": "left knee", "2": "right knee"}))
+    for case, (one, other) in (("a", (1, 2)), ("b", (1, 2)), ("c", (1, 2)), ("t", (2, 1))):
+        label = np.zeros(scans.shape, np.uint16)
+        label[2:8, 2:7, 2:7], label[14:20, 2:7, 2:7] = one, other
+        scans.write_label(f"{'test/' if case == 't' else ''}labels/case_{case}.nii.gz", label)
+    scans.write_image("test/images/case_t.nii.gz", seed=7)
+    checkup = check(scans.root)
+    assert ("warning", "left-right", "case_t") in codes(checkup)
+    assert checkup.usable
+
+
+def test_a_label_map_that_belongs_to_no_image_is_named(scans: Any) -> None:
+    scans.pairs(2)
+    (scans.root / "labels/case_b.nii.gz").rename(scans.root / "labels/kase_b.nii.gz")
+    [found] = check(scans.root).findings
+    assert (found.severity, found.code, found.path) == (
+        "warning",
+        "label-unmatched",
+        str(scans.root / "labels/kase_b.nii.gz"),
+    )
+    assert f"{found.message}; {found.remedy}".startswith(
+        "label map kase_b.nii.gz belongs to no image; rename it like one"
+    )

@@ -238,3 +238,17 @@ def test_labels_that_cannot_be_written_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written in this format"):
         write_labelmap(np.zeros((1, 1, 2), int), tmp_path / "a.png", native=Geometry((1, 1, 2), np.eye(4)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("offset", [0, 16, 351])
+@pytest.mark.parametrize(("kind", "first"), [(nib.Nifti1Image, 352), (nib.Nifti2Image, 544)])
+def test_bytes_of_the_header_are_no_voxels(tmp_path: Path, offset: int, kind: type, first: int) -> None:
+    path = tmp_path / "a.nii"
+    nib.save(kind(np.arange(1000, dtype=np.int16).reshape(10, 10, 10), np.eye(4)), path)
+    assert read_image(path).data[0, 0, 0, 5] == 5
+    where, number = (168, "<i8") if kind is nib.Nifti2Image else (108, "<f4")
+    raw = bytearray(path.read_bytes())
+    raw[where : where + np.dtype(number).itemsize] = np.array(offset, number).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"a\.nii: voxels start at byte {offset}, inside the header of {first}"):
+        read_image(path)

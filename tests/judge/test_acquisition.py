@@ -31,7 +31,9 @@ def order(candidates, labelled=LABELLED):
 def test_the_outlier_comes_first_where_all_are_equally_sure():
     found = rank([candidate("near", (0.5, 0.5)), candidate("far", (9, 9)), candidate("mid", (2, 2))], LABELLED)
     assert [one.id for one in found] == ["far", "mid", "near"]
-    assert found[0].reason.startswith("very unlike every labelled scan")
+    assert found[0].reason.startswith("very unlike every labelled scan:")
+    some = rank([candidate("far", (9, 9))], LABELLED, every=False)
+    assert some[0].reason.startswith("very unlike every labelled scan that was looked at:")
     assert found[0].unlike > 4 > found[2].unlike
 
 

@@ -10,8 +10,8 @@ from fewscan import api
 from fewscan.data import io
 from fewscan.errors import DataError, GeometryError
 from fewscan.judge.evaluate import case_id, compare, evaluate, merge
-from fewscan.judge.metrics import METRICS
-from fewscan.judge.results import read_evaluation
+from fewscan.judge.metrics import METRICS, Score
+from fewscan.judge.results import CaseScore, Evaluation, read_evaluation
 from fewscan.space.geometry import Geometry
 
 GRID = Geometry((10, 9, 8), np.diag([1.0, 1.0, 2.0, 1.0]))
@@ -226,6 +226,49 @@ def test_nothing_to_compare_and_moved_grids_are_refused(folders, tmp_path):
         evaluate(predictions, labels)
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("case_{}/image.nii.gz", "case_{}/seg.nii.gz"),
+        ("images/case_{}.nii.gz", "labels/case_{}.nii.gz"),
+        ("imagesTs/case_{}_0000.nii.gz", "labelsTs/case_{}.nii.gz"),
+        (None, "manual/case_{}/anat/case_{}_dseg.nii.gz"),
+        (None, "manual/case_{}/seg.nii.gz"),
+    ],
+)
+def test_references_may_lie_in_any_layout(folders, tmp_path, image, label):
+    predictions, data = folders[0], tmp_path / "data"
+    (data / "imagesTr").mkdir(parents=True) if image and "Ts" in image else data.mkdir()
+    for i in range(2):
+        if image:
+            io.write_image(anatomy()[None].astype(np.float32), data / image.format(i), native=GRID)
+        io.write_labelmap(anatomy(), data / label.format(i, i), native=GRID)
+    found = evaluate(predictions, data)
+    assert found.values("dice") == pytest.approx([1, 2 / 3])
+    assert [case.id for case in found.cases] == ["case_0", "case_1"]
+    assert found.unmatched == {"predictions": ("case_2", "case_3"), "references": ()}
+    assert [case.image for case in found.cases] == [image and data / image.format(i) for i in range(2)]
+
+
+def test_references_of_bids_are_called_as_its_table_says(folders, tmp_path):
+    data, scan = tmp_path / "data", "sub-01/anat/sub-01_T2w.nii.gz"
+    io.write_image(anatomy()[None].astype(np.float32), data / scan, native=GRID)
+    io.write_labelmap(anatomy(), data / "derivatives/hand/sub-01/sub-01_T2w_dseg.nii.gz", native=GRID)
+    (data / "dseg.tsv").write_text("index\tname\n1\tmedial\n2\tlateral\n")
+    (folders[0] / "case_1.nii.gz").rename(tmp_path / "sub-01.nii.gz")
+    (tmp_path / "labels.json").unlink()
+    found = evaluate(tmp_path / "sub-01.nii.gz", data)
+    assert (found.names, found.cases[0].id) == (("medial", "lateral"), "sub-01")
+    assert found.values("dice") == pytest.approx([2 / 3])
+
+
+def test_of_two_references_of_a_case_none_is_chosen(folders, tmp_path):
+    for name in ("a/case_0_seg", "b/case_0_seg"):
+        io.write_labelmap(anatomy(), tmp_path / "data" / f"{name}.nii.gz", native=GRID)
+    with pytest.raises(DataError, match=r"b.case_0_seg\.nii\.gz and .*a.case_0_seg\.nii\.gz may both be the label map"):
+        evaluate(folders[0], tmp_path / "data")
+
+
 def test_two_runs_are_compared_on_shared_cases(folders):
     predictions, labels = folders
     better, worse = evaluate(labels, labels), evaluate(predictions, labels)
@@ -244,9 +287,65 @@ def test_runs_without_a_common_case_are_refused_by_file_and_case(folders, tmp_pa
     for file, case in zip(files, ("case_0", "case_1"), strict=True):
         scored = evaluate(labels, labels)
         replace(scored, cases=tuple(one for one in scored.cases if one.id == case)).save(file)
-    said = r"first\.json and .*second\.json: the two runs share no case: the first judged case_0, the second case_1"
+    said = r"first\.json and .*second\.json: the two runs share no case: case_0 against case_1; judge"
     with pytest.raises(DataError, match=said):
         api.compare(*files)
+
+
+def run_of(**cases):
+    """An evaluation whose cases hold these scores by label."""
+    files = {"prediction": Path("p"), "reference": Path("r"), "tolerance_mm": 1.0}
+    return Evaluation(cases=tuple(CaseScore(id=name, labels=labels, **files) for name, labels in cases.items()))
+
+
+def scored(distance):
+    return Score(status="scored", dice=0.9, surface_dice=0.9, hd95_mm=distance, assd_mm=distance, volume_error=0.1)
+
+
+def test_a_run_that_misses_a_label_is_not_better_for_the_distance_that_it_lacks():
+    missed = Score(status="missed", dice=0.0, surface_dice=0.0, volume_error=1.0)
+    a = run_of(**{f"p{i}": {"big": scored(2.0), "small": missed} for i in range(8)})
+    b = run_of(**{f"p{i}": {"big": scored(2.0), "small": scored(20.0)} for i in range(8)})
+    found = compare(a, b).metrics
+    assert (found["hd95_mm"].difference, found["hd95_mm"].n, found["hd95_mm"].p) == (0, 8, 1.0)
+    assert found["dice"].difference == pytest.approx(-0.45)
+    assert found["dice"].losses == 8
+
+
+def test_a_label_that_is_rightly_left_out_wins_against_a_false_positive():
+    extra, absent = Score(status="extra", dice=0.0, surface_dice=0.0), Score(status="absent")
+    a = run_of(**{f"p{i}": {"tumour": extra if i < 6 else scored(1.0)} for i in range(9)})
+    b = run_of(**{f"p{i}": {"tumour": absent if i < 6 else scored(1.0)} for i in range(9)})
+    for found in (compare(a, b), compare(b, a)):
+        for row in (found.metrics["dice"], found.metrics["surface_dice"], found.labels["tumour"]):
+            assert (row.n, row.wins + row.losses, abs(row.difference)) == (9, 6, pytest.approx(6 / 9))
+        assert found.metrics["hd95_mm"].n == 3
+    assert compare(a, b).metrics["dice"].losses == 6
+    assert compare(b, b).metrics["dice"].n == 3  # what is absent in both tells nothing
+
+
+def test_labels_that_only_one_run_judged_enter_no_mean():
+    a = run_of(**{f"p{i}": {"big": scored(2.0), "more": Score(status="missed", dice=0.0)} for i in range(3)})
+    found = compare(a, run_of(**{f"p{i}": {"big": scored(2.0)} for i in range(3)}))
+    assert found.metrics["dice"].difference == 0
+    assert set(found.labels) == {"big"}
+
+
+def test_labels_that_both_sides_name_and_number_otherwise_are_refused(folders):
+    predictions, labels = folders
+    with pytest.raises(
+        DataError, match=r"labels: numbers its labels otherwise than .*front is 1, not 2, back is 2, not"
+    ):
+        evaluate(predictions, labels, known={1: "Back", 2: "front"})
+    for known in ({1: "Front", 2: "back"}, {1: "avant", 2: "arrière"}, {}):
+        assert evaluate(predictions, labels, known=known).names == ("front", "back")
+
+
+def test_two_references_of_one_name_are_refused(folders):
+    predictions, labels = folders
+    io.write_labelmap(anatomy(2), labels / "case_2.nrrd", native=GRID)
+    with pytest.raises(DataError, match=r"case_2\.nrrd: case_2\.nii\.gz has the same name in another format"):
+        evaluate(predictions, labels)
 
 
 def test_folds_merge_into_one_evaluation_without_a_case_twice(folders):
@@ -268,7 +367,13 @@ def test_read_evaluation_refuses_other_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.b_0000.nii.gz", "a.b"), ("p_labels.nrrd", "p"), ("p_01.mha", "p_01"), ("seg.nii", "seg")],
+    [
+        ("a.b_0000.nii.gz", "a.b"),
+        ("sub-1_dseg.nii.gz", "sub-1"),
+        ("p_labels.nrrd", "p"),
+        ("p_01.mha", "p_01"),
+        ("seg.nii", "seg"),
+    ],
 )
 def test_case_id_drops_format_and_ending(name, expected):
     assert case_id(Path(name)) == expected

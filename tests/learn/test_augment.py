@@ -100,6 +100,13 @@ def test_rotation_keeps_millimetres_on_anisotropic_grids():
     torch.testing.assert_close(turn @ turn.transpose(1, 2), torch.eye(3).expand(16, 3, 3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("factor", [1.1, 1.5, 1.9, 2.0, 3.0])
+def test_low_resolution_does_not_shift_the_image_against_its_labels(factor):
+    ramp = torch.arange(48.0).view(1, 1, 48, 1, 1).expand(1, 1, 48, 12, 10)
+    shift = intensity(draw(STILL, batch=1)._replace(low_resolution=(factor, 1.0, 1.0)), ramp) - ramp
+    assert shift[:, :, 6:-6].mean().abs() < 0.02
+
+
 @pytest.mark.parametrize("name", ["blur", "low_resolution", "bias", "gamma", "contrast", "noise"])
 def test_each_intensity_change_does_something_and_stays_finite(name):
     strong = {"low_resolution": 3.0}.get(name, 0.8)

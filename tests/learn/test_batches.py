@@ -9,6 +9,7 @@ from fewscan.learn.batches import PatchBatches, crop, crop_label, prepare, resam
 from fewscan.learn.config import AugmentConfig, Settings
 from fewscan.learn.engine import step_generator
 from fewscan.learn.plan import derive
+from fewscan.space.geometry import Geometry
 from fewscan.space.volume import IGNORE, Case, Labelmap, Volume
 
 
@@ -100,3 +101,25 @@ def test_background_patches_lie_anywhere(tmp_path):
     batches = make(tmp_path, [case(0, shape=(40, 40, 40))], voxels=512, foreground=0.0, batch=1)
     held = [float(batches(step_generator(0, s)).labels[:, 1:].sum()) > 0 for s in range(30)]
     assert sum(held) <= 15  # most of the box is background
+
+
+@pytest.mark.parametrize("labels", [2, 10])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_thin_scans_lose_no_targets(tmp_path, depth, labels):
+    """What moves the patch is left out, so that every voxel of a scan that fills it has to be taught."""
+    rng = np.random.default_rng(0)
+    shape = (32, 32, depth)
+    image, label, geometry = rng.random(shape, np.float32), np.zeros(shape, np.uint16), Geometry(shape, np.eye(4))
+    names = {k: f"part {k}" for k in range(1, labels + 1)}
+    for k in names:
+        label[3 * k - 2 : 3 * k, 4:28] = k
+    one = Case("a", Volume(image[None], geometry, geometry), Labelmap(label, geometry, names))
+    plan = derive([one], names=names, channels=("image",), modality="mr", settings=Settings(), gpu=False)
+    assert plan.patch == shape
+    still = AugmentConfig(rotate_deg=0, scale=0, shift=0, elastic=0, probability=0, mirror="never")
+    batches = PatchBatches(
+        [prepare(one, plan, folder=tmp_path)], plan, config=still, batch=1, foreground=1.0, device=torch.device("cpu")
+    )
+    told = batches(step_generator(0, 0)).labels
+    assert float(told.sum()) == pytest.approx(np.prod(shape))
+    assert told.argmax(1)[0].numpy() == pytest.approx(label)

@@ -146,6 +146,48 @@ def test_unlike_images_forbid_mirroring_whatever_the_labels_say():
     assert symmetry.verdict([unlike], ("ball",)) == (False, ())
 
 
+def test_structures_of_two_names_are_not_exchanged_where_they_are_no_mirror_images():
+    """A round chamber on one side and a slab on the other: they overlap a little, which proves nothing."""
+    shape = (40, 30, 30)
+    x, y, z = np.indices(shape)
+    index = np.zeros(shape, np.int16)
+    index[(x - 10) ** 2 + (y - 15) ** 2 + (z - 15) ** 2 < 81] = 1
+    index[28:37, 20:27, 3:27] = 2
+    image = np.ones(shape)
+    image[0, 0, 0] = 2
+    found = symmetry.examine(image, index, classes=3)
+    assert set(found.partner[1:]) == {symmetry.NOWHERE}
+    even = dataclasses.replace(found, likeness=0.9)
+    for names in (("left ventricle", "right ventricle"), ("liver", "spleen")):
+        assert symmetry.verdict([even, even], names) == (False, ())
+
+
+def test_of_many_sides_a_few_may_miss_their_namesakes():
+    names = tuple(f"{side} part {i}" for i in range(6) for side in ("left", "right"))
+    pairs = tuple((2 * i + 1, 2 * i + 2) for i in range(6))
+    whole = [0, *(k for a, b in pairs for k in (b, a))]
+    midline, thin = [*whole[:11], 11, 12], [*whole[:11], 0, 0]
+    for partner in (whole, midline, thin):
+        assert symmetry.verdict([symmetry.Mirrored(0.9, tuple(partner))], names) == (True, pairs)
+    astray = [0, 1, 2, 3, 4, *whole[5:]]
+    assert symmetry.verdict([symmetry.Mirrored(0.9, tuple(astray))], names) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("names", "mirrored"),
+    [
+        (("vertebrae_L1", "vertebrae_L2"), True),
+        (("rib_L1", "rib_R1"), True),
+        (("kidney_l", "other"), False),
+        (("left kidney", "other"), False),
+        (("kidney L", "kidney R"), True),
+    ],
+)
+def test_a_letter_is_a_side_where_it_is_written_as_one(names, mirrored):
+    partner = (0, 2, 1) if names[1][-2:].lower() in ("r1", " r") else (0, 1, 2)
+    assert symmetry.verdict([symmetry.Mirrored(0.9, partner)], names)[0] is mirrored
+
+
 def test_pieces_left_out_of_sparse_labels_prove_nothing():
     whole, sparse = case(), case()
     assert plan_of([whole]).sole == (1, 2)

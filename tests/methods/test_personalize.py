@@ -89,11 +89,14 @@ def test_auto_accepts_a_scan_that_atlases_fit(trained):
         ({"reached": 0.49}, "the atlases reach 49% of the structures only"),
         ({"likeness": 0.39}, "the deformed atlases fit the scan by 0.390"),
         ({"agreement": 0.59}, "agree by a Dice of 0.59 only, where the atlases are worth 0.80"),
+        ({"agreement": 0.59, "consistency": 0.9}, ""),  # the first mask is unsteady: sound atlases are to correct it
+        ({"agreement": 0.39, "consistency": 0.5}, "agree by a Dice of 0.39 only"),
         ({"agreement": 0.59, "atlases_worth": 0.7}, ""),  # registration is bad at this organ: so much is to be expected
     ],
 )
 def test_each_objection_has_its_bound(changed, said):
     sound = {"reached": 1.0, "likeness": 0.5, "likeness_floor": 0.4, "agreement": 0.7, "atlases_worth": 0.8}
+    sound |= {"consistency": 0.975}
     found = objection(sound | changed)
     assert found.startswith(said) if said.startswith("the") else said in found
     assert bool(found) == bool(said)

@@ -16,10 +16,12 @@ from fewscan.errors import ConfigError, DataError, ModelError
 from fewscan.learn import checkpoint, grafting, session
 from fewscan.learn.atlases import atlases_of, load_atlases
 from fewscan.learn.config import Settings
+from fewscan.learn.folder import BEFORE
 from fewscan.learn.intensity import Scaling
 from fewscan.learn.networks import layers
 from fewscan.methods import transfer as method
 from fewscan.methods.personalize import PersonalizeConfig
+from fewscan.methods.scores import by_label, paired, shared_labels, trained_on
 from fewscan.space.geometry import Geometry
 from fewscan.transferring import transfer
 
@@ -108,7 +110,8 @@ def test_a_new_label_does_not_hide_a_loss_on_those_known_before(trained, tmp_pat
         record = model.provenance["transfer"]
         assert (record["kept"], record["base"]) == (kept, pytest.approx(0.45))
         assert record["shared"] == {
-            "labels": ["Rod"], "base": pytest.approx(0.9), "adapted": pytest.approx(rod), "lost": kept == "base"
+            "labels": ["Rod"], "base": pytest.approx(0.9), "adapted": pytest.approx(rod), "lost": kept == "base",
+            **({"worse": ["Rod"]} if kept == "base" else {}),
         }  # fmt: skip
         assert f"on the labels known before 0.900 before, {rod:.3f} adapted" in record["reason"]
         drawn = dict(zip(model.names.values(), load_atlases(model)[0].drawn[1:], strict=True))
@@ -141,6 +144,19 @@ def test_atlases_have_the_channels_of_the_model_by_name(untrained, tmp_path):
     assert not np.array_equal(one.image, other.image)
     with pytest.raises(DataError, match="T2, T1 of intensities, the model takes T1, FLAIR of"):
         atlases_of(data, replace(plan, channels=("T1", "FLAIR")), folder=tmp_path / "a")
+
+
+def test_no_label_hides_the_loss_of_another_and_no_patient_outweighs_the_rest(untrained):
+    """Three gain, one loses: the mean alone would take it. One patient's many scans count as one."""
+    whose = {"a1": "a", "a2": "a", "a3": "a", "b": "b"}
+    names = list(untrained.names.values())
+    before = {case: dict.fromkeys(names, 0.8) for case in whose}
+    after = {case: {names[0]: 0.9 if case != "b" else 0.5, names[1]: 0.9} for case in whose}
+    labels = by_label(before, after, whose=whose)
+    assert labels[names[0]] == {"base": pytest.approx(0.8), "adapted": pytest.approx(0.7)}
+    found = shared_labels(untrained, labels, before=before, after=after, whose=whose)
+    assert found == {"worse": [names[0]], "lost": True}
+    assert shared_labels(untrained, {names[1]: labels[names[1]]}, before=before, after=after, whose=whose) == {}
 
 
 def test_one_labelled_case_is_enough_and_says_what_cannot_be_known(trained, tmp_path):
@@ -193,7 +209,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
         transfer(base, data, tmp_path / "parts", steps=40, device="cpu", observe=stop)
     with pytest.raises(ConfigError, match="made by fewscan transfer; go on with that verb"):
         api.train(data, tmp_path / "parts", resume=True, device="cpu")
+    before = json.loads((tmp_path / "parts" / BEFORE).read_text())["scores"]
+    asked = list[bool]()
+    real = method.score
+    monkeypatch.setattr(method, "score", lambda model, case, **k: asked.append(model is base) or real(model, case, **k))
     parts = transfer(base, data, tmp_path / "parts", resume=True, device="cpu")
+    assert asked
+    assert not any(asked)  # what the trained model scores was known from before
+    assert before.keys() == parts.provenance["transfer"]["cases"].keys()
+    assert not (tmp_path / "parts" / BEFORE).exists()
     assert whole.provenance["transfer"] == parts.provenance["transfer"]
     for a, b in zip(whole.segmenter.parameters(), parts.segmenter.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -250,14 +274,17 @@ def test_labels_take_the_numbers_of_the_new_data():
 
 
 def test_the_record_of_a_transfer_of_a_transfer_tells_the_whole_way(untrained):
-    began = {"method": "joint", "sha256": {}}
-    base = replace(untrained, provenance={"method": "transfer", "transfer": {"from": began}})
+    began = {"method": "joint", "sha256": {}, "labelled": ["old_1"]}
+    transferred = {"kept": "adapted", "from": began}
+    base = replace(untrained, provenance={"method": "transfer", "labelled": ["new_1"], "transfer": transferred})
     session_ = SimpleNamespace(
         request=None, settings=Settings(), plan=base.plan, finish=lambda segmenter, **kept: kept["record"]["transfer"]
     )
     grafted = SimpleNamespace(to_dict=dict)
     found = method._finish(session_, base, base.segmenter, grafted, {"kept": "adapted"}, None)
-    assert found["from"] == {"method": "transfer", "sha256": None, "from": began}
+    assert found["from"] == {"method": "transfer", "sha256": None, "labelled": ["new_1"], "from": began}
+    last = {"labelled": ["newest_1"], "transfer": found | {"kept": "base"}}
+    assert (trained_on(last), trained_on(last, before=True)) == (set(), {"new_1", "old_1"})
 
 
 def test_an_old_population_that_cannot_be_read_is_refused_before_anything_is_spent(untrained, tmp_path):
@@ -300,12 +327,14 @@ def test_the_model_is_written_before_forgetting_is_measured(trained, tmp_path, m
 
 
 def test_a_rightly_empty_answer_counts_as_right(trained, tmp_path, monkeypatch):
-    assert method._paired({}, {}) == (1.0, 1.0)
-    assert method._paired({}, {"ball": 0.0}) == (1.0, 0.0)
+    assert paired({}, {}) == (1.0, 1.0)
+    assert paired({}, {"ball": 0.0}) == (1.0, 0.0)
     before, after = {"a": {}, "b": {"ball": 0.9}}, {"a": {"ball": 0.0}, "b": {"ball": 0.9, "cyst": 0.5}}
-    assert method._by_label(before, after)["ball"] == {"base": pytest.approx(0.95), "adapted": pytest.approx(0.45)}
+    whose = {"a": "a", "b": "b"}
+    labels = by_label(before, after, whose=whose)
+    assert labels["ball"] == {"base": pytest.approx(0.95), "adapted": pytest.approx(0.45)}
     known = SimpleNamespace(names={1: "ball"})
-    assert method._shared(known, before, after)["lost"]
+    assert shared_labels(known, labels, before=before, after=after, whose=whose)["lost"]
     data, base = trained
     monkeypatch.setattr(method, "score", lambda model, case, **k: {} if model is base else {"ball": 0.0})
     record = transfer(base, data, tmp_path / "model", steps=4, device="cpu").provenance["transfer"]

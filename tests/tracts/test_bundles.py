@@ -17,6 +17,7 @@ from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, bundle_files, read_bund
 from fewscan.data.io import write_image
 from fewscan.deliver.verdict import remarks
 from fewscan.errors import ConfigError, DataError, GeometryError
+from fewscan.judge.metrics import Score
 from fewscan.judge.results import read_evaluation
 from fewscan.space.geometry import Geometry, ras_geometry
 from fewscan.tracts import streamlines
@@ -24,6 +25,7 @@ from fewscan.tracts.bundles import (
     EVALUATION,
     RECORD,
     TABLE,
+    BundleScore,
     evaluate_bundles,
     score_bundle,
     score_ends,
@@ -113,6 +115,14 @@ def test_a_folder_of_cases_becomes_tables_that_state_what_is_missing(tmp_path: P
     assert len(rows) == 7
     assert "p1,UF_left,empty in both: nothing to score,,,,0.0000,0.0000,,," in rows
     assert read_evaluation(tmp_path / "out" / EVALUATION).values("dice", label="CST_left") == [0.5, 1.0]
+
+
+def test_intervals_are_over_patients_who_bring_all_of_their_cases() -> None:
+    rows = {name: {"CST_left": BundleScore(stated="scored", score=Score(status="scored", dice=dice))}
+            for name, dice in (("p1_ses-1", 0.9), ("p1_ses-2", 0.8), ("p2", 0.5))}  # fmt: skip
+    found = summary(rows)["CST_left"]
+    assert math.isnan(found["low"]), "two patients tell no interval, though they bring three cases"
+    assert found["dice"] == pytest.approx(2.2 / 3)
 
 
 def test_bundles_that_were_never_asked_for_enter_no_mean(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ class Dataset:
         What the channels hold.
     overlapping : bool
         Whether labels are masks that may overlap.
+    unmatched : tuple of Path
+        Label files that belong to no image.
     """
 
     root: Path
@@ -89,6 +91,7 @@ class Dataset:
     test: tuple[CaseFiles, ...] = field(default=())
     kind: Kind = "scalar"
     overlapping: bool = False
+    unmatched: tuple[Path, ...] = ()
 
     @property
     def labelled(self) -> tuple[CaseFiles, ...]:
@@ -173,6 +176,7 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
         test=tuple(CaseFiles(i, p.images, p.label, patient_of(i)) for i, p in found.test.items()),
         kind=kind,
         overlapping=found.overlapping,
+        unmatched=found.unmatched,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = N
     everyone = [*dataset.cases, *dataset.test]
     for done, case in enumerate(everyone, start=1):
         row, fact, found = _case(case, dataset, role=_role(case, dataset))
-        findings += found
+        findings += found if done <= len(dataset.cases) else map(_excused, found)
         if row is not None and fact is not None:
             rows.append(row)
             facts.append(fact)
@@ -125,6 +125,7 @@ def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = N
             progress(done, len(everyone))
     findings += cohort.compare(facts, dataset.names)
     findings += _decisions(dataset)
+    findings += map(_unmatched, dataset.unmatched)
     rank = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda f: (rank[f.severity], f.code, f.case))
     return Checkup(dataset, tuple(findings), tuple(rows))
@@ -134,6 +135,16 @@ def _role(case: CaseFiles, dataset: Dataset) -> str:
     if any(case is held for held in dataset.test):
         return "test"
     return "unlabelled" if case.label is None else "labelled"
+
+
+def _excused(finding: Finding) -> Finding:
+    """A fault of a held-out case, which hinders no training."""
+    return replace(finding, severity="warning", held_out=True) if finding.severity == "error" else finding
+
+
+def _unmatched(path: Path) -> Finding:
+    remedy = "rename it like one, or take it away"
+    return Finding("label-unmatched", "warning", "", str(path), f"label map {path.name} belongs to no image", remedy)
 
 
 def _decisions(dataset: Dataset) -> list[Finding]:

@@ -28,6 +28,8 @@ class Finding:
         What to do.
     fixable : bool
         Whether `fewscan.data.repair.fix` can do it.
+    held_out : bool
+        Whether it would be an error if the case were not set apart for testing.
     """
 
     code: str
@@ -37,3 +39,4 @@ class Finding:
     message: str
     remedy: str
     fixable: bool = False
+    held_out: bool = False

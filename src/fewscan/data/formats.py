@@ -120,7 +120,9 @@ def _from_nifti(header: nib.Nifti1Header, path: Path, *, packed: bool) -> Header
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not math.isfinite(slope) or slope == 0:  # the standard's "not scaled"
         slope, inter = 1.0, 0.0
-    offset = float(header["vox_offset"])
+    offset, least = float(header["vox_offset"]), int(header["sizeof_hdr"]) + 4  # four bytes say what else is there
+    if 0 <= offset < least:
+        raise DataError(f"{path}: voxels start at byte {offset:g}, inside the header of {least}; export it again")
     return Header(
         shape=(sizes[0], sizes[1], sizes[2]),
         affine=affine,

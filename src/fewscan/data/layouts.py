@@ -6,22 +6,35 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from fewscan.data import dicom_labels
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dicom import is_series
+from fewscan.data.flat import flat
+from fewscan.data.found import (
+    LABEL_STEMS,
+    LABEL_TAIL,
+    Found,
+    Pair,
+    by_stem,
+    chosen_label,
+    entries,
+    folder_name,
+    held_out,
+    stem_of,
+)
 from fewscan.data.headers import suffix_of
 from fewscan.data.listing import RECORD, channel_record, read_listing, stated
 from fewscan.errors import DataError
 
+__all__ = ["LABEL_TAIL", "TRACT_IMAGES", "Found", "Pair", "detect", "entries", "seen", "stem_of"]
+
 IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "annotations")
-LABEL_STEMS = {"seg", "segmentation", "label", "labels", "labelmap", "gt"}
 TRACT_IMAGES = {"peaks": "peaks.nii.gz", "tensor": "tensor.nii.gz", "scalar": "scalars.nii.gz"}
-LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|label|labels|labelmap|mask|gt)$")
 CHANNEL_TAIL = re.compile(r"^(.+)_(\d{4})$")
 NEW_FOLDER = "`fewscan tracts inputs` makes a new folder with it; copy the masks there"
 UNDERSTOOD = (
@@ -30,85 +43,8 @@ UNDERSTOOD = (
 )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Files of one case.
-
-    Parameters
-    ----------
-    images : tuple of Path
-        One per channel; a DICOM series is its folder.
-    label : Path, optional
-        Label map, or a folder of masks that overlap.
-    """
-
-    images: tuple[Path, ...]
-    label: Path | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a layout function saw.
-
-    Parameters
-    ----------
-    layout : str
-        Name of the layout.
-    pairs, test : mapping of str to Pair
-        Case id to files: for training, and set apart for testing.
-    names : mapping of int to str
-        Listed labels; empty when none are listed.
-    channels : tuple of str
-        Listed channels; empty when none are listed.
-    hint : str
-        Modality as far as the layout names it.
-    ignore : int, optional
-        Label value that means "not looked at".
-    overlapping : bool
-        Whether labels are masks that may overlap.
-    """
-
-    layout: str
-    pairs: Mapping[str, Pair]
-    test: Mapping[str, Pair] = field(default_factory=dict)
-    names: Mapping[int, str] = field(default_factory=dict)
-    channels: tuple[str, ...] = ()
-    hint: str = ""
-    ignore: int | None = None
-    overlapping: bool = False
-
-
-def stem_of(path: Path) -> str:
-    """Name without image suffix, or the folder's name.
-
-    Parameters
-    ----------
-    path : Path
-        Image file or DICOM folder.
-
-    Examples
-    --------
-    >>> stem_of(Path("images/patient.01.nii.gz"))
-    'patient.01'
-    """
-    suffix = suffix_of(path) or (".dcm" if path.suffix.lower() == ".dcm" else "")
-    return path.name[: -len(suffix)] if suffix else path.name
-
-
-def entries(folder: Path) -> list[Path]:
-    """Image files, DICOM folders and DICOM label files directly inside, sorted; hidden ones left out.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder to list.
-    """
-    seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    return [p for p in seen if (is_series(p) if p.is_dir() else suffix_of(p) or dicom_labels.is_label(p))]
-
-
 def detect(root: Path) -> Found:
-    """Try every layout.
+    """The cases of a data set, by the first layout that fits.
 
     Parameters
     ----------
@@ -118,19 +54,79 @@ def detect(root: Path) -> Found:
     Raises
     ------
     DataError
-        If no layout fits; the message says which ones are understood and what was seen.
+        If no layout fits; the message says which ones are understood and what was seen. If a case has several label
+        maps.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds the scans")
+    found = seen(root)
+    if found is None:
+        there = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+        raise DataError(f"{root}: no scans found; understood are {UNDERSTOOD}; seen were: {there}")
+    if found.doubts:
+        raise DataError(found.doubts[0])
+    return found
+
+
+def seen(root: Path) -> Found | None:
+    """As `detect`, of a folder that need not be a data set: None where no layout fits, and doubts are not refused.
+
+    Parameters
+    ----------
+    root : Path
+        Folder to look at.
+
+    Raises
+    ------
+    DataError
+        If a listing is wrong, or two scans have one name.
+    """
     layouts: tuple[Callable[[Path], Found | None], ...] = (
-        _task, _folders, _subjects, _bids, _tracts, _series, _flat, _nested,
+        _task, _folders, _subjects, _bids, _tracts, _series, flat, _nested,
     )  # fmt: skip
     for layout in layouts:
         found = layout(root)
         if found is not None and (found.pairs or found.test):
-            return found
-    seen = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
-    raise DataError(f"{root}: no scans found; understood are {UNDERSTOOD}; seen were: {seen}")
+            return _listed(root, found if found.test else _with_test(root, found))
+    return None
+
+
+def _with_test(root: Path, found: Found) -> Found:
+    """With the cases that lie apart in ``test/``, in whatever layout, or in ``imagesTs/`` and ``labelsTs/``."""
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() == "test"):
+        held = flat(folder, channels=found.channels) if found.channels else None
+        held = held if held is not None and held.pairs else seen(folder)
+        if held is not None:
+            unmatched, doubts = (*found.unmatched, *held.unmatched), (*found.doubts, *held.doubts)
+            test = {**held.pairs, **held.test}
+            if held.overlapping != found.overlapping:  # labels of another kind are no reference
+                test = {case: replace(pair, label=None) for case, pair in test.items()}
+            return replace(found, test=test, unmatched=unmatched, doubts=doubts)
+    if (root / "imagesTs").is_dir():
+        return _held(root / "imagesTs", root / "labelsTs", found)
+    return found
+
+
+def _held(images: Path, labels: Path | None, found: Found) -> Found:
+    """With the cases of two folders as those to test on."""
+    held = entries(labels) if labels is not None and labels.is_dir() else []
+    more = _pair(entries(images), held, _files_each(found.pairs))
+    unmatched, doubts = (*found.unmatched, *more.unmatched), (*found.doubts, *more.doubts)
+    return replace(found, test=more.pairs, unmatched=unmatched, doubts=doubts)
+
+
+def _listed(root: Path, found: Found) -> Found:
+    """With what ``labels.json`` and ``dataset.json`` say and the layout does not, such as what numbered channels are
+    called; masks of their own need no ignore value."""
+    listing = read_listing(root)
+    numbered = all(channel.isdigit() for channel in found.channels)
+    return replace(
+        found,
+        names=found.names or listing["names"],
+        channels=listing["channels"] if numbered and listing["channels"] else found.channels,
+        hint=listing["hint"] or found.hint,
+        ignore=None if found.overlapping else listing["ignore"],
+    )
 
 
 # ----------------------------------------------------------------------------------------------- folders of pairs
@@ -142,14 +138,10 @@ def _folders(root: Path) -> Found | None:
     if images is None:
         return None
     labels = _first(root, LABEL_FOLDERS)
-    test: dict[str, Pair] = {}
-    listing = read_listing(root)
-    pairs, channels = _pair(entries(images), entries(labels) if labels else [], len(listing["channels"]))
-    if (root / "test").is_dir() and (held := _first(root / "test", IMAGE_FOLDERS)):
-        held_labels = _first(root / "test", LABEL_FOLDERS)
-        test, _ = _pair(entries(held), entries(held_labels) if held_labels else [], _files_each(pairs))
     layout = f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
-    return Found(layout, pairs, test, **(listing | {"channels": listing["channels"] or channels}))
+    found = _pairs(root, images, labels, layout)
+    held = _first(root / "test", IMAGE_FOLDERS) if (root / "test").is_dir() else None
+    return _held(held, _first(root / "test", LABEL_FOLDERS), found) if held else found
 
 
 def _task(root: Path) -> Found | None:
@@ -157,14 +149,15 @@ def _task(root: Path) -> Found | None:
     images, labels = root / "imagesTr", root / "labelsTr"
     if not images.is_dir():
         return None
-    listing = read_listing(root)
-    pairs, channels = _pair(entries(images), entries(labels) if labels.is_dir() else [], len(listing["channels"]))
-    test: dict[str, Pair] = {}
-    if (root / "imagesTs").is_dir():
-        held = entries(root / "labelsTs") if (root / "labelsTs").is_dir() else []
-        test, _ = _pair(entries(root / "imagesTs"), held, _files_each(pairs))
-    layout = "imagesTr/ + labelsTr/ (nnU-Net, MSD)"
-    return Found(layout, pairs, test, **(listing | {"channels": listing["channels"] or channels}))
+    found = _pairs(root, images, labels, "imagesTr/ + labelsTr/ (nnU-Net, MSD)")
+    return _held(root / "imagesTs", root / "labelsTs", found) if (root / "imagesTs").is_dir() else found
+
+
+def _pairs(root: Path, images: Path, labels: Path | None, layout: str) -> Found:
+    """What two folders hold."""
+    drawn = entries(labels) if labels is not None and labels.is_dir() else []
+    made = _pair(entries(images), drawn, len(read_listing(root)["channels"]))
+    return Found(layout, made.pairs, channels=made.channels, unmatched=made.unmatched, doubts=made.doubts)
 
 
 def _first(root: Path, names: Iterable[str]) -> Path | None:
@@ -176,17 +169,40 @@ def _files_each(pairs: Mapping[str, Pair]) -> int:
     return max((len(p.images) for case, p in pairs.items() if stem_of(p.images[0]) != case), default=0)
 
 
-def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[dict[str, Pair], tuple[str, ...]]:
-    """Match label files to images by name; gather ``_0000`` channels. Returns pairs and channel numbers if any.
+class Paired(NamedTuple):
+    """Images and label files put together.
+
+    Parameters
+    ----------
+    pairs : dict of str to Pair
+        By case.
+    channels : tuple of str
+        Numbers of the channels, where there are several files for a case.
+    unmatched : tuple of Path
+        Label files that belong to no image.
+    doubts : tuple of str
+        Cases of which several files may be the label map.
+    """
+
+    pairs: dict[str, Pair]
+    channels: tuple[str, ...]
+    unmatched: tuple[Path, ...]
+    doubts: tuple[str, ...]
+
+
+def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> Paired:
+    """Match label files to images by name; gather ``_0000`` channels.
 
     Cases without a label need ``expected`` files each; labelled cases show how many, where nothing else says it.
     """
-    by_id: dict[str, Path] = {}
+    stems = by_stem(images)
+    by_id: dict[str, list[Path]] = {}
     for file in labels:
-        by_id[stem_of(file)] = file
-    for stem, file in list(by_id.items()):
-        by_id.setdefault(LABEL_TAIL.sub("", stem), file)
-    stems = {stem_of(file): file for file in images}
+        by_id.setdefault(stem_of(file), []).append(file)
+    for file in labels:
+        case = LABEL_TAIL.sub("", stem_of(file))
+        if case != stem_of(file) not in stems:
+            by_id.setdefault(case, []).append(file)
     groups: dict[str, dict[str, Path]] = {}
     for stem, file in stems.items():
         match = CHANNEL_TAIL.match(stem)
@@ -201,13 +217,17 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> tuple[di
     if not by_id and not expected and len({tuple(g) for g in groups.values()}) == 1 and len(groups) > 1:
         kept = {b: g for b, g in groups.items() if sorted(g) == [f"{i:04d}" for i in range(len(g))]}
     grouped = {file for group in kept.values() for file in group.values()}
-    pairs = {base: Pair(tuple(g[c] for c in sorted(g)), by_id.get(base)) for base, g in kept.items()}
-    pairs |= {stem: Pair((file,), by_id.get(stem)) for stem, file in stems.items() if file not in grouped}
+    files = {base: tuple(g[c] for c in sorted(g)) for base, g in kept.items()}
+    files |= {stem: (file,) for stem, file in stems.items() if file not in grouped}
+    doubts: list[str] = []
+    pairs = {case: Pair(f, chosen_label(case, by_id.get(case, ()), doubts=doubts)) for case, f in sorted(files.items())}
     numbers = max((tuple(sorted(g)) for g in kept.values()), key=len, default=())
-    return dict(sorted(pairs.items())), numbers if len(numbers) > 1 else ()
+    taken = {file for case in pairs for file in by_id.get(case, ())}
+    unmatched = tuple(file for file in labels if file not in taken)
+    return Paired(pairs, numbers if len(numbers) > 1 else (), unmatched, tuple(doubts))
 
 
-# ------------------------------------------------------------------------------------------- BIDS, flat and DICOM
+# ------------------------------------------------------------------------------------------- BIDS, DICOM and tracts
 
 
 def _bids(root: Path) -> Found | None:
@@ -224,6 +244,7 @@ def _bids(root: Path) -> Found | None:
     places = [root / "derivatives", *subjects]
     files = [f for p in places if p.is_dir() for f in sorted(p.rglob("sub-*")) if suffix_of(f) and f.is_file()]
     labels = [f for f in files if re.search(r"_(dseg|seg|label|labels|mask)$", stem_of(f))]
+    doubts: list[str] = []
     pairs = {}
     for case, scan in sorted(scans.items()):
         mine = [f for f in labels if stem_of(f).startswith(f"{case}_")]
@@ -231,10 +252,11 @@ def _bids(root: Path) -> Found | None:
             named = {f: contrasts.keys() & set(stem_of(f).split("_")) for f in mine}
             mine = [f for f in mine if contrast in named[f]] or [f for f in mine if not named[f]]
         mine = [f for f in mine if "_dseg" in f.name] or mine
-        pairs[case] = Pair((scan,), mine[0] if mine else None)
+        pairs[case] = Pair((scan,), chosen_label(case, mine, doubts=doubts))
+    unmatched = tuple(f for f in labels if not any(stem_of(f).startswith(f"{case}_") for case in pairs))
     tables = [t for p in (root, root / "derivatives") if p.is_dir() for t in sorted(p.rglob("*dseg.tsv"))]
-    names = _table(tables[0]) if tables else read_listing(root)["names"]
-    return Found(layout="BIDS", pairs=pairs, names=names, channels=(), hint=contrast)
+    names = _table(tables[0]) if tables else {}
+    return Found("BIDS", pairs, names=names, hint=contrast, unmatched=unmatched, doubts=tuple(doubts))
 
 
 def _table(path: Path) -> dict[int, str]:
@@ -250,32 +272,44 @@ def _table(path: Path) -> dict[int, str]:
 def _series(root: Path) -> Found | None:
     """One folder of DICOM files, or a folder of such folders."""
     if is_series(root):
-        return Found(layout="one DICOM series", pairs=_bound(root, {root.name: Pair((root,))}), **_named(root))
-    series = [p for p in entries(root) if p.is_dir()]
+        return Found("one DICOM series", _bound(root, {folder_name(root): Pair((root,))}))
+    series = [p for p in entries(root) if p.is_dir() and not held_out(p)]
     if not series:
         return None
-    pairs, _ = _pair(series, [p for p in entries(root) if p.is_file()])
-    return Found(layout="folders of DICOM series", pairs=_bound(root, pairs), **_named(root))
+    others = (p for p in root.iterdir() if p.is_dir() and not held_out(p) and p not in series)
+    if any(is_series(p) for other in others for p in other.rglob("*") if p.is_dir()):
+        return _nested(root)
+    files = [p for p in entries(root) if p.is_file()]
+    made = _pair(series, files)
+    pairs = _bound(root, made.pairs)
+    left = _left(made.unmatched, pairs)
+    return Found("folders of DICOM series", pairs, unmatched=left, doubts=made.doubts)
 
 
 def _nested(root: Path) -> Found | None:
     """patient/study/series folders of DICOM files; several series of one patient become its sessions."""
-    series = sorted(p for p in root.rglob("*") if p.is_dir() and is_series(p))
-    count = Counter(p.relative_to(root).parts[0] for p in series)
-    labels = {LABEL_TAIL.sub("", stem_of(f)): f for f in entries(root) if f.is_file()}
+    parts = {p: p.relative_to(root).parts for p in sorted(root.rglob("*")) if p.is_dir()}
+    series = [p for p, (patient, *_) in parts.items() if not held_out(root / patient) and is_series(p)]
+    count = Counter(parts[p][0] for p in series)
+    labels: dict[str, list[Path]] = {}
+    for file in (f for f in entries(root) if f.is_file()):
+        labels.setdefault(LABEL_TAIL.sub("", stem_of(file)), []).append(file)
+    doubts: list[str] = []
     pairs: dict[str, Pair] = {}
     for folder in series:
-        patient, *rest = folder.relative_to(root).parts
+        patient, *rest = parts[folder]
         case = patient if count[patient] == 1 else f"{patient}_ses-{re.sub(r'[^A-Za-z0-9]+', '_', '_'.join(rest))}"
         if case in pairs:
             raise DataError(f"{folder}: reads like {pairs[case].images[0]} as a case name; rename one of the two")
-        pairs[case] = Pair((folder,), labels.get(case))
-    return Found(layout="nested folders of DICOM series", pairs=_bound(root, pairs), **_named(root))
+        pairs[case] = Pair((folder,), chosen_label(case, labels.get(case, ()), doubts=doubts))
+    pairs = _bound(root, pairs)
+    left = _left((f for case, files in labels.items() if case not in pairs for f in files), pairs)
+    return Found("nested folders of DICOM series", pairs, unmatched=left, doubts=tuple(doubts))
 
 
-def _named(root: Path) -> dict[str, Any]:
-    listing = read_listing(root)
-    return {"names": listing["names"], "ignore": listing["ignore"]}
+def _left(labels: Iterable[Path], pairs: Mapping[str, Pair]) -> tuple[Path, ...]:
+    """Label files that are of no pair."""
+    return tuple(file for file in labels if all(pair.label != file for pair in pairs.values()))
 
 
 def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
@@ -296,74 +330,27 @@ def _subjects(root: Path) -> Found | None:
 def _tracts(root: Path) -> Found | None:
     """Folders that `fewscan tracts inputs` wrote, each with a label map or masks of bundles; dataset.json says which of
     the images."""
-    masked = {p for p in root.iterdir() if p.is_dir() and p.name != SEGMENTATIONS and bundle_files(p)}
-    folders = sorted({p for p in root.iterdir() if (p / RECORD).is_file()} | masked)
+    inside = [p for p in root.iterdir() if p.is_dir() and not held_out(p)]
+    masked = {p for p in inside if p.name != SEGMENTATIONS and bundle_files(p)}
+    folders = sorted({p for p in inside if (p / RECORD).is_file()} | masked)
     if not folders:
         if bundle_files(root / SEGMENTATIONS):
             raise DataError(f"{root}: is one case, since {SEGMENTATIONS}/ lies directly in it; give the folder above")
         return None
-    name, pairs = TRACT_IMAGES[stated(root) or "peaks"], {}
+    name, doubts = TRACT_IMAGES[stated(root) or "peaks"], list[str]()
+    pairs: dict[str, Pair] = {}
     for folder in folders:
         if not (folder / RECORD).is_file():
             raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {RECORD}; {NEW_FOLDER}")
-        labels = [f for f in entries(folder) if f.is_file() and stem_of(f).lower() in LABEL_STEMS]
+        stems = LABEL_STEMS - {"mask"}  # which is that of the brain
+        labels = [f for f in entries(folder) if f.is_file() and stem_of(f).lower() in stems]
         if labels and masked:
             raise DataError(f"{labels[0]}: a label map where others have {SEGMENTATIONS}/; keep one of the two kinds")
-        label = folder / SEGMENTATIONS if folder in masked else next(iter(labels), None)
+        label = folder / SEGMENTATIONS if folder in masked else chosen_label(folder.name, labels, doubts=doubts)
         if (folder / name).is_file():
             pairs[folder.name] = Pair((folder / name,), label)
         elif folder in masked:
             raise DataError(f"{folder}: has {SEGMENTATIONS}/ and no {name}; {NEW_FOLDER}")
     channels = channel_record(next(iter(pairs.values())).images[0])[1] if pairs else ()
-    listing = read_listing(root)["names"]
-    if not masked:
-        return Found("folders of fewscan tracts inputs", pairs, names=listing, channels=channels)
-    return Found(f"folders with {SEGMENTATIONS}/", pairs, names=listing, channels=channels, overlapping=True)
-
-
-def _flat(root: Path) -> Found | None:
-    """Scans and label maps side by side, told apart by their names; in the folder or one level below."""
-    files = [f for f in entries(root) if f.is_file()]
-    if not files:
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        files = [f for folder in folders for f in entries(folder) if f.is_file()]
-    stems = Counter(stem_of(f) for f in files)
-    unique = not stems or max(stems.values()) == 1
-    ids = {f: stem_of(f) if unique else f"{f.parent.name}_{stem_of(f)}" for f in files}
-    labels = {LABEL_TAIL.sub("", i): f for f, i in ids.items() if LABEL_TAIL.search(i)}
-    scans = {i: f for f, i in ids.items() if not LABEL_TAIL.search(i)}
-    if not unique:  # patient/image.nii.gz + patient/label.nii.gz
-        return _one_folder_each(files, read_listing(root)["names"])
-    pairs = {i: Pair((f,), labels.get(i)) for i, f in scans.items()}
-    channels: tuple[str, ...] = ()
-    loose = {base: f for base, f in labels.items() if base not in scans}
-    groups = {base: {i[len(base) + 1 :]: f for i, f in scans.items() if i.startswith(f"{base}_")} for base in loose}
-    if loose and len({tuple(sorted(g)) for g in groups.values()}) == 1 and all(groups.values()):
-        channels = tuple(sorted(next(iter(groups.values()))))  # patient_t1, patient_flair + patient_seg
-        used = {i for base, g in groups.items() for i in (f"{base}_{c}" for c in g)}
-        pairs = {base: Pair(tuple(g[c] for c in channels), loose[base]) for base, g in groups.items()}
-        rest = {i: f for i, f in scans.items() if i not in used}
-        for base in sorted({i.rsplit("_", 1)[0] for i in rest if i.rsplit("_", 1)[-1] in channels}):
-            if all(f"{base}_{c}" in rest for c in channels):
-                pairs[base] = Pair(tuple(rest[f"{base}_{c}"] for c in channels))
-    layout = "files with _seg, _label or _mask" if labels else "images without labels"
-    names = read_listing(root)["names"]
-    return Found(
-        layout=layout, pairs=dict(sorted(pairs.items())), names=names, channels=channels if channels[1:] else ()
-    )
-
-
-def _one_folder_each(files: list[Path], names: Mapping[int, str]) -> Found:
-    """Every case in a folder of its own, with the same file names in each."""
-    label_stems = LABEL_STEMS | {"mask"}
-    pairs: dict[str, Pair] = {}
-    contrasts = Counter(stem_of(f) for f in files if stem_of(f).lower() not in label_stems)
-    contrasts = Counter({s: n for s, n in contrasts.items() if not LABEL_TAIL.search(s)})
-    most = max(contrasts.values(), default=0)
-    channels = tuple(sorted(s for s, n in contrasts.items() if n == most))
-    for folder in sorted({f.parent for f in files}):
-        mine = {stem_of(f): f for f in files if f.parent == folder}
-        marked = [f for s, f in mine.items() if s.lower() in label_stems or LABEL_TAIL.search(s)]
-        if all(c in mine for c in channels):
-            pairs[folder.name] = Pair(tuple(mine[c] for c in channels), marked[0] if marked else None)
-    return Found(layout="one folder per case", pairs=pairs, names=names, channels=channels if len(channels) > 1 else ())
+    layout = f"folders with {SEGMENTATIONS}/" if masked else "folders of fewscan tracts inputs"
+    return Found(layout, pairs, channels=channels, overlapping=bool(masked), doubts=tuple(doubts))

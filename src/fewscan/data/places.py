@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fewscan.data.io import atomic
+from fewscan.data.locking import locked
 
 LOCAL = "files.local.json"
 NOTE = "where the files of the records beside this lie on this machine; never hand this file on"
 
 
-def remember(record: Path, files: Mapping[str, Mapping[str, Path]]) -> None:
+def remember(record: Path, files: Mapping[str, Mapping[str, Path]], *, more: bool = False) -> None:
     """Keep where the files of a record lie; what was kept for other records stays.
 
     Parameters
@@ -25,11 +26,15 @@ def remember(record: Path, files: Mapping[str, Mapping[str, Path]]) -> None:
         Such as ``evaluation.json``; `LOCAL` is written beside it.
     files : mapping of str to mapping of str to Path
         By case, then by role, such as "image".
+    more : bool
+        Whether what was kept of other cases of this record stays, too.
     """
-    places = _all(record.parent)
-    places[record.name] = {case: {k: str(p.absolute()) for k, p in of.items()} for case, of in files.items()}
-    with atomic(record.parent / LOCAL) as temporary:
-        temporary.write_text(json.dumps({"note": NOTE, "files": places}, indent=1) + "\n", encoding="utf-8")
+    told = {case: {k: str(p.absolute()) for k, p in of.items()} for case, of in files.items()}
+    with locked(record.parent / LOCAL):
+        places = _all(record.parent)
+        places[record.name] = (places.get(record.name, {}) if more else {}) | told
+        with atomic(record.parent / LOCAL) as temporary:
+            temporary.write_text(json.dumps({"note": NOTE, "files": places}, indent=1) + "\n", encoding="utf-8")
 
 
 def recall(record: Path) -> dict[str, dict[str, Path]]:

@@ -103,7 +103,8 @@ def _write_all(dataset: Dataset, checkup: Checkup, part: Path) -> list[Change]:
     present: frozenset[int] = frozenset()
     for case in [*dataset.cases, *dataset.test]:
         files = {"", *map(str, case.images), str(case.label)}  # a held-out case may be called like another
-        mine = [f for f in checkup.findings if f.case == case.id and f.path in files and f.severity == "error"]
+        about = [f for f in checkup.findings if f.case == case.id and f.path in files]
+        mine = [f for f in about if f.severity == "error" or f.held_out]
         folder = part / "test" if any(case is held for held in dataset.test) else part
         stuck = [f for f in mine if not f.fixable]
         if stuck:

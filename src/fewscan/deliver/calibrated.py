@@ -26,9 +26,11 @@ def calibration(run: Run) -> str:
         return f'<p class="hint">{escape(FILE)}: {escape(str(error))}</p>'
     chart = charts.agreement(known.held_out, labels=("expected Dice", "measured Dice"))
     widths = list(known.widths.values()) or [known.widest]
-    level, at_least = (min(found) for found in zip(*((width.level, width.at_least) for width in widths), strict=True))
+    level = min(width.level for width in widths)
     few = " So few patients allow no more." if level < WANTED else ""
-    held = f" Of such patients the range of a label is to hold {promise(level, at_least)}.{few}"
+    held = f" Of such patients the range of a label is to hold {promise(level)}.{few}"
+    if known.missed:
+        held += f" Labels that were not found, {known.missed}, are no dot and have no range; 0 is expected of them."
     return (
         f'<div>{chart}<p class="hint">A dot is a label of a scan that was left out with all scans of its patient, both '
         "when the model was trained and when expectations were learnt; on the line both agree. They differ by "

@@ -67,7 +67,7 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     predicted : sequence of mapping
         Rows of ``predictions.json``.
     """
-    rows, held, marked = [], list[tuple[float, float]](), False
+    rows, held, warned, marked = [], list[float](), dict[str, None](), False
     for p in predicted:
         found = p.get("expected")
         if not isinstance(found, Mapping) or not isinstance(found.get("labels"), Mapping):
@@ -76,13 +76,15 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
         case = str(p.get("id", ""))
         scan = expected_of(case, found)
         marked |= scan != case
+        if found.get("warning"):
+            warned[str(found["warning"])] = None
         for name, row in found["labels"].items():
             if isinstance(row, Mapping):
                 between = "not found; 0 if it is there"
                 if row.get("found") is not False:
                     between = f"{number(row.get('low'))} to {number(row.get('high'))}"
                     if math.isfinite(level := figure(row, "level")):
-                        held.append((level, figure(row, "at_least")))
+                        held.append(level)
                 dice = figure(row, "dice")
                 cells = [Cell(scan), Cell(str(name)), cell(dice), Cell(between), Cell(slices)]
                 rows.append((dice if math.isfinite(dice) else math.inf, cells))
@@ -92,10 +94,8 @@ def expectations(predicted: Sequence[Mapping[str, Any]]) -> str:
     told = "Expected Dice, worst first. Slices count upwards from the lowest axial one."
     told += f" {OF_BEFORE}" if marked else ""
     if held:
-        told += (
-            f" Of patients like those of the cross-validation each range is to hold {promise(*min(held))}, which is "
-            "what these showed and no guarantee."
-        )
+        told += f" Of patients like those of the cross-validation each range is to hold {promise(min(held))}."
+    told += "".join(f" Beware: {warning}." for warning in warned)
     return markup.table(["Case", "label", "expected Dice", "range", "look first at slices"], ordered, caption=told)
 
 

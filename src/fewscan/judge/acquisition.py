@@ -75,7 +75,7 @@ class Suggestion:
     reason: str
 
 
-def rank(candidates: Sequence[Candidate], labelled: Sequence[Look]) -> list[Suggestion]:
+def rank(candidates: Sequence[Candidate], labelled: Sequence[Look], *, every: bool = True) -> list[Suggestion]:
     """All candidates in the order in which to label them.
 
     No patient comes a second time before every other one has come once; equals are ordered by their names.
@@ -86,6 +86,8 @@ def rank(candidates: Sequence[Candidate], labelled: Sequence[Look]) -> list[Sugg
         Scans without a label.
     labelled : sequence of Look
         Scans with one; without any, the first suggestion goes by doubt alone.
+    every : bool
+        Whether these are all that there are; else reasons tell of those looked at.
     """
     found = sorted(candidates, key=lambda one: one.look.id)
     labelled = sorted(labelled, key=lambda one: one.id)
@@ -104,7 +106,7 @@ def rank(candidates: Sequence[Candidate], labelled: Sequence[Look]) -> list[Sugg
         look, row = found[best].look, doubts[best]
         label = max(row, key=lambda name: row[name]) if row else ""
         words = [_doubted(found[best].signs, label, over=bool(row) and row[label] >= much)]
-        words.append(_distant(float(alone[best]) / usual) if labelled else "")
+        words.append(_distant(float(alone[best]) / usual, every=every) if labelled else "")
         words.append(f"much like {near[best]}" if near[best] and far[best] <= NEAR * usual else "")
         reason = "; ".join(word for word in words if word) or "nothing stands out"
         order.append(Suggestion(
@@ -147,10 +149,11 @@ def _much(unsure: Sequence[float]) -> float:
     return min(UNSURE, max(CALM, MORE * float(np.median(unsure)))) if len(unsure) else UNSURE
 
 
-def _distant(unlike: float) -> str:
+def _distant(unlike: float, *, every: bool) -> str:
+    known = "every labelled scan" if every else "every labelled scan that was looked at"
     if unlike >= FOREIGN:
-        return "very unlike every labelled scan: see first whether it belongs here"
-    return "unlike every labelled scan" if unlike >= FAR else ""
+        return f"very unlike {known}: see first whether it belongs here"
+    return f"unlike {known}" if unlike >= FAR else ""
 
 
 def _doubted(signs: Mapping[str, Mapping[str, float]], label: str, *, over: bool) -> str:

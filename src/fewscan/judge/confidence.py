@@ -5,12 +5,12 @@ cross-validation tells. The logit of Dice is regressed on the logits of the sign
 drawn to the common one, and with slopes that are drawn to those of `USUAL` (ridge): a handful of scans tells no
 slope. The range of a label is a quantile, over patients, of how far its Dice was from what all other patients let
 expect: leave-one-out residuals, as in the jackknife (Barber et al. 2021, arXiv 1905.02928). With n patients no level
-above n / (n + 1) can be had, and the level that is had is said. It holds on average over draws of the patients; what
-the range of one draw holds at least is said too, see `held_at_least`. Both are what the patients at hand show, not a
-guarantee.
+above n / (n + 1) can be had, and the level that is had is said. It is what the patients at hand show, not a guarantee:
+the residuals share their data, and that the ranges hold those patients is how they were made, see `promise`.
 
 A label that was not found counts as full doubt where the regression learns, and Dice 0 is expected of it: that is the
-Dice of an empty mask wherever the label is there.
+Dice of an empty mask wherever the label is there. It is met exactly, and such a label gets no range; so it has no part
+in the widths, the error and the number of patients, which are of labels that were found.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from fewscan.data.listing import read_json
 from fewscan.errors import DataError
 
 FILE = "calibration.json"
 WANTED = 0.9  # level of a range where there are patients enough
-RARE = 0.05  # one draw of patients in twenty: in it a range holds less than it is said to hold at least
 LEAST = 3  # patients below which nothing is learnt
 USUAL = {"steady": 1.0}  # slope of a sign where scans do not tell it; 0 of any other
 SHRINK, OFFSET = 1.0, 2.0  # ridge of slopes and of the labels' offsets
@@ -70,15 +68,12 @@ class Expected:
         Expected Dice and its range.
     level : float
         Share of patients whose Dice such ranges are to hold on average, if they are like those these were learnt from.
-    at_least : float
-        Share that a single one is to hold, but for one draw of twenty of the patients that it was learnt from.
     """
 
     dice: float
     low: float
     high: float
     level: float
-    at_least: float
 
 
 class Width(NamedTuple):
@@ -88,13 +83,12 @@ class Width(NamedTuple):
     ----------
     half : float
         Half the width, Dice.
-    level, at_least : float
-        Of the range, as `Expected` has them.
+    level : float
+        Of the range, as `Expected` has it.
     """
 
     half: float
     level: float
-    at_least: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +110,17 @@ class Calibration:
     widest : Width
         Of every other label: from the label that each patient is worst expected in.
     error : float
-        Mean absolute error over patients left out, Dice.
+        Mean absolute error over patients left out, Dice, of labels that were found.
     patients : int
-        How many it was learnt from.
+        How many there are in whom something was found.
     labels : tuple of str
         Of the task.
     held_out : tuple of (str, float, float)
-        Label, expected and measured Dice of each scan, its patient left out.
+        Label, expected and measured Dice of what was found in each scan, its patient left out.
+    missed : int
+        Labels that were not found, over all scans.
+    recipe : mapping, optional
+        How the models of the folds were trained, see `fewscan.judge.recipe`; older calibrations do not tell.
     """
 
     signs: tuple[str, ...]
@@ -136,6 +134,8 @@ class Calibration:
     patients: int
     labels: tuple[str, ...]
     held_out: tuple[tuple[str, float, float], ...]
+    missed: int = 0
+    recipe: Mapping[str, Any] | None = None
 
     def expect(self, label: str, signs: Signs | None) -> Expected:
         """Expected Dice of a label.
@@ -152,9 +152,8 @@ class Calibration:
         DataError
             If a sign is missing.
         """
-        dice, (half, level, at_least) = self._dice(label, signs), self.widths.get(label, self.widest)
-        low, high = max(0.0, dice - half), min(1.0, dice + half)
-        return Expected(dice=dice, low=low, high=high, level=level, at_least=at_least)
+        dice, (half, level) = self._dice(label, signs), self.widths.get(label, self.widest)
+        return Expected(dice=dice, low=max(0.0, dice - half), high=min(1.0, dice + half), level=level)
 
     def _dice(self, label: str, signs: Signs | None) -> float:
         if signs is None:
@@ -219,51 +218,28 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
         raise DataError(f"not a calibration of fewscan ({error}); cross-validate again") from None
 
 
-def _stored(half: float, level: float, at_least: float | None = None) -> Width:
-    """As it is in a file; older ones lack the last figure, and get that of the fewest patients that give the level."""
-    if at_least is None:
-        patients = round(level / (1 - level))
-        at_least = held_at_least(patients, patients=patients) if patients else 0.0
-    return Width(half, level, at_least)
+def _stored(half: float, level: float, *_: float) -> Width:
+    """As it is in a file; older ones have a third figure, a law that does not hold of leave-one-out residuals."""
+    return Width(float(half), float(level))
 
 
-def held_at_least(rank: int, *, patients: int) -> float:
-    """Share of future patients that a range holds, but for one draw of twenty of those that it was learnt from.
-
-    What the k-th smallest of n residuals holds of further ones differs from draw to draw as Beta(k, n + 1 - k) does,
-    whatever their distribution, so long as they are exchangeable (Angelopoulos and Bates 2021, arXiv 2107.07511); this
-    is its 5 % quantile, its mean is k / (n + 1). Leave-one-out residuals come near that: each is of a fit of its own.
+def promise(level: float) -> str:
+    """How many patients a range is to hold, and what that is worth, for people.
 
     Parameters
     ----------
-    rank : int
-        Of the residual that is half the range's width, among those of all patients; 1 is the smallest.
-    patients : int
-        How many there are.
+    level : float
+        As `Expected` has it.
 
     Examples
     --------
-    >>> [round(held_at_least(n, patients=n), 2) for n in (3, 5, 9)]
-    [0.37, 0.55, 0.72]
+    >>> promise(5 / 6)[:14]
+    '83% on average'
     """
-    return float(betaincinv(rank, patients + 1 - rank, RARE))
-
-
-def promise(level: float, at_least: float) -> str:
-    """How many patients a range is to hold, for people.
-
-    Parameters
-    ----------
-    level, at_least : float
-        As `Expected` has them; without the second, which older records lack, nothing is said of it.
-
-    Examples
-    --------
-    >>> promise(5 / 6, held_at_least(5, patients=5))
-    '83% on average, and at least 55% in 19 of 20 cross-validations'
-    """
-    surely = "" if math.isnan(at_least) else f", and at least {at_least:.0%} in 19 of 20 cross-validations"
-    return f"{level:.0%} on average{surely}"
+    return (
+        f"{level:.0%} on average. It is as wide as to hold that share of those left out, which is how it was made and "
+        "no test of it: where we tested it, from few patients, such ranges held fewer"
+    )
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -298,31 +274,35 @@ def calibrate(rows: Sequence[Judged], *, labels: Iterable[str] = ()) -> Calibrat
     Raises
     ------
     DataError
-        If fewer than three patients were left out, or their signs differ, or nothing was found in any scan.
+        If something was found in fewer than three patients that were left out, or their signs differ.
     """
-    patients = sorted({row.patient for row in rows})
-    if len(patients) < LEAST:
-        raise DataError(f"{len(patients)} patient(s) left out, at least {LEAST} are needed to expect a Dice")
-    kinds = {tuple(sorted(row.signs)) for row in rows if row.signs is not None}
+    left, found = ({row.patient for row in rows}, [row for row in rows if row.signs is not None])
+    if len(left) < LEAST:
+        raise DataError(f"{len(left)} patient(s) left out, at least {LEAST} are needed to expect a Dice")
+    kinds = {tuple(sorted(row.signs)) for row in found if row.signs is not None}
     if len(kinds) != 1:
         raise DataError(
             "scans were judged by different signs; cross-validate them again" if kinds
             else "no label was found in any scan that was left out; train longer, or label more scans"
         )  # fmt: skip
-    names, left_out = kinds.pop(), dict[str, list[tuple[Judged, float]]]()
+    names, patients = kinds.pop(), sorted({row.patient for row in found})
+    if len(patients) < LEAST:
+        raise DataError(
+            f"labels were found in {len(patients)} of the {len(left)} patients left out, at least {LEAST} are needed "
+            "to expect a Dice; train longer, or label more scans"
+        )
+    held_out: list[tuple[Judged, float]] = []
     for patient in patients:
         model = _fit([row for row in rows if row.patient != patient], names)
-        mine = [row for row in rows if row.patient == patient]
-        left_out[patient] = [(row, model.expect(row.label, row.signs).dice) for row in mine]
-    gaps = [(row.label, patient, abs(dice - row.dice)) for patient, found in left_out.items() for row, dice in found]
-    seen = sorted({row.label for row in rows})
-    widths = {label: _width([gap for gap in gaps if gap[0] == label]) for label in seen}
-    own = {patient: float(np.mean([gap for _, whose, gap in gaps if whose == patient])) for patient in patients}
+        held_out += [(row, model.expect(row.label, row.signs).dice) for row in found if row.patient == patient]
+    gaps = [(row.label, row.patient, abs(dice - row.dice)) for row, dice in held_out]
+    widths = {name: _width([gap for gap in gaps if gap[0] == name]) for name in sorted({row.label for row in found})}
+    own = [float(np.mean([gap for _, whose, gap in gaps if whose == patient])) for patient in patients]
     return replace(
         _fit(rows, names), widths={label: width for label, width in widths.items() if width is not None},
-        widest=_width(gaps) or Width(1.0, 0.0, 0.0), error=float(np.mean(list(own.values()))), patients=len(patients),
-        labels=tuple(sorted({*seen, *labels})),
-        held_out=tuple((row.label, dice, row.dice) for found in left_out.values() for row, dice in found),
+        widest=_width(gaps) or Width(1.0, 0.0), error=float(np.mean(own)), patients=len(patients),
+        labels=tuple(sorted({*(row.label for row in rows), *labels})), missed=len(rows) - len(found),
+        held_out=tuple((row.label, dice, row.dice) for row, dice in held_out),
     )  # fmt: skip
 
 
@@ -339,7 +319,7 @@ def _width(gaps: Sequence[tuple[str, str, float]]) -> Width | None:
         return None
     wanted = math.ceil((n + 1) * WANTED)
     rank = min(wanted, n)
-    return Width(float(ordered[rank - 1]), WANTED if wanted <= n else n / (n + 1), held_at_least(rank, patients=n))
+    return Width(float(ordered[rank - 1]), WANTED if wanted <= n else n / (n + 1))
 
 
 def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
@@ -358,7 +338,7 @@ def _fit(rows: Sequence[Judged], names: tuple[str, ...]) -> Calibration:
     offsets = {label: common + float(found[len(names) + i]) for i, label in enumerate(labels)}
     return Calibration(
         signs=names, middle=tuple(middle.tolist()), slopes=tuple(slopes.tolist()), level_of=offsets, common=common,
-        widths={}, widest=Width(1.0, 0.0, 0.0), error=math.nan, patients=0, labels=(), held_out=(),
+        widths={}, widest=Width(1.0, 0.0), error=math.nan, patients=0, labels=(), held_out=(),
     )  # fmt: skip
 
 

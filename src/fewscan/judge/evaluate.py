@@ -14,17 +14,20 @@ from fewscan.data.annotation import mark_blank
 from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom import is_series
-from fewscan.data.dicom_labels import is_label
-from fewscan.data.headers import SUFFIXES
-from fewscan.data.layouts import LABEL_TAIL, detect, entries, stem_of
+from fewscan.data.dicom_labels import is_label, plain_name
+from fewscan.data.found import LABEL_STEMS
+from fewscan.data.headers import SUFFIXES, suffix_of
+from fewscan.data.layouts import LABEL_TAIL, entries, seen, stem_of
 from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.judge import metrics
-from fewscan.judge.metrics import METRICS
+from fewscan.judge.metrics import METRICS, Score
 from fewscan.judge.results import CaseScore, Evaluation, plain
 from fewscan.judge.statistics import Paired, paired_test
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE
+
+OVERLAPS = ("dice", "surface_dice")  # metrics that are 1 where a label is rightly left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Comparison:
     Parameters
     ----------
     metrics : mapping of str to Paired
-        Of the patients' means, by metric.
+        Of the patients' means over labels that have the number in both, by metric.
     labels : mapping of str to Paired
         Dice, by label that both have.
     only_a, only_b : tuple of str
@@ -70,7 +73,8 @@ def evaluate(
     Parameters
     ----------
     predictions, labels, images : Path
-        Folders, or one file each; files belong together by name, whatever their format.
+        Folders, or one file each; files belong together by name, whatever their format. Where no label map lies
+        directly in the folder of references, it may be a data set in any layout, or hold folders of label maps.
     names : mapping of int to str, optional
         Labels to judge, and no others; None takes those listed in a ``labels.json`` or ``dataset.json`` in the folder
         of references or up to two above it, else every value that occurs in one.
@@ -84,15 +88,18 @@ def evaluate(
     Raises
     ------
     DataError
-        If no prediction has a reference, or two claim one.
+        If no prediction has a reference, or two claim one, or two references have one name, or a label's number among
+        the predictions is another label's among the references.
     GeometryError
         If a prediction is on another grid than its reference.
     """
     if predictions.is_dir() and any(bundle_files(folder) for folder in (predictions, *predictions.iterdir())):
         raise DataError(f"{predictions}: holds bundles, a mask each; judge them with `fewscan tracts evaluate`")
-    found, sources = _references(labels)
+    found, sources, table = _references(labels)
     pairs, unmatched = _pair(predictions, labels, found)
     names, ignore = _listed(labels, names, ignore)
+    names = names or table
+    _refuse_renumbered(known or {}, names or {}, predictions=predictions, labels=labels)
     scans = {} if images is None else files_by_name(images)
     references = [reference for _, reference in pairs.values()]
     spoken = any(is_label(reference) for reference in references)
@@ -117,6 +124,8 @@ def evaluate(
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Test two runs against each other on the cases they share, one value per patient.
 
+    Both values of a patient are of the same labels of the same cases, see ``comparison`` in `metrics.RULES`.
+
     Parameters
     ----------
     a, b : Evaluation
@@ -128,30 +137,48 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         If they share no case.
     """
     first, second = ({case.id: case for case in run.cases} for run in (a, b))
-    shared = [id_ for id_ in first if id_ in second]
+    shared = [(one, second[id_]) for id_, one in first.items() if id_ in second]
     if not shared:
         raise DataError(
-            f"the two runs share no case: the first judged {_some(first)}, the second {_some(second)}; judge both on "
-            "the same references"
+            f"the two runs share no case: {_some(first)} against {_some(second)}; judge both by the same references"
         )
-    ours, theirs = (Evaluation(cases=tuple(run[id_] for id_ in shared)) for run in (first, second))
-    both = [name for name in ours.names if name in theirs.names]
+    ours, theirs = ({name for pair in shared for name in pair[run].labels} for run in (0, 1))
+    names = list(dict.fromkeys(name for one, _ in shared for name in one.labels if name in ours & theirs))
     return Comparison(
-        metrics={m: _paired(shared, ours.values(m), theirs.values(m)) for m in METRICS},
-        labels={n: _paired(shared, ours.values("dice", label=n), theirs.values("dice", label=n)) for n in both},
+        metrics={metric: _paired(shared, metric, labels=names) for metric in METRICS},
+        labels={name: _paired(shared, "dice", labels=[name]) for name in names},
         only_a=tuple(sorted(first.keys() - second.keys())),
         only_b=tuple(sorted(second.keys() - first.keys())),
     )
 
 
-def _paired(ids: Sequence[str], a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Paired test of the means over each patient's cases that have a value in both runs."""
-    both: dict[str, list[tuple[float, float]]] = {}
-    for case, x, y in zip(ids, a, b, strict=True):
-        if math.isfinite(x) and math.isfinite(y):
-            both.setdefault(patient_of(case), []).append((x, y))
-    means = [[math.fsum(values) / len(values) for values in zip(*pairs, strict=True)] for pairs in both.values()]
+def _paired(cases: Iterable[tuple[CaseScore, CaseScore]], metric: str, *, labels: Sequence[str]) -> Paired:
+    """Paired test over patients: labels that have the number in both runs, a case's mean of them, a patient's of cases.
+
+    A mean of each run over what that run alone has would reward a miss: the label that it finds badly has no distance.
+    """
+    patients: dict[str, list[tuple[float, float]]] = {}
+    for one, other in cases:
+        rows = [_both(one.labels.get(name), other.labels.get(name), metric) for name in labels]
+        if finite := [(x, y) for x, y in rows if math.isfinite(x) and math.isfinite(y)]:
+            patients.setdefault(patient_of(one.id), []).append(_means(finite))
+    means = [_means(rows) for rows in patients.values()]
     return paired_test([x for x, _ in means], [y for _, y in means])
+
+
+def _both(one: Score | None, other: Score | None, metric: str) -> tuple[float, float]:
+    """A label's number in both runs; to be rightly empty where the other has a false positive is an overlap of 1."""
+    if one is None or other is None:
+        return math.nan, math.nan
+    x, y = getattr(one, metric), getattr(other, metric)
+    if metric in OVERLAPS and {one.status, other.status} == {"absent", "extra"}:
+        return (1.0, y) if one.status == "absent" else (x, 1.0)
+    return x, y
+
+
+def _means(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    x, y = (math.fsum(values) / len(rows) for values in zip(*rows, strict=True))
+    return x, y
 
 
 def merge(parts: Iterable[Evaluation]) -> Evaluation:
@@ -193,12 +220,45 @@ def case_id(path: Path) -> str:
     return LABEL_TAIL.sub("", stem_of(path)).removesuffix("_0000")
 
 
-def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path]]:
-    """Reference files by name, and the DICOM series of those that belong to one."""
-    if path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir()):
-        labelled = [(case, pair.label, pair.images[0]) for case, pair in detect(path).pairs.items() if pair.label]
-        return {case: label for case, label, _ in labelled}, {label: image for _, label, image in labelled}
-    return {stem_of(file): file for file in _marked(path)}, {}
+def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mapping[int, str]]:
+    """Reference files by name; the images of those that lie in a data set; names that only its layout tells."""
+    series = path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir())
+    if not series and (not path.is_dir() or _files(path)):
+        single: dict[str, Path] = {}
+        for file in _marked(path):
+            if (other := single.setdefault(stem_of(file), file)) != file:
+                raise DataError(
+                    f"{file}: {other.name} has the same name in another format; keep one of the two references"
+                )
+        return single, {}, {}
+    found = seen(path)
+    if found is None or not any(pair.label for pair in (*found.pairs.values(), *found.test.values())):
+        return _below(path), {}, {}
+    if found.doubts:
+        raise DataError(found.doubts[0])
+    if found.overlapping:
+        raise DataError(f"{path}: holds bundles, a mask each; judge by them with `fewscan tracts evaluate`")
+    listed = [(case, pair) for cases in (found.pairs, found.test) for case, pair in cases.items()]
+    labelled = [(case, pair.label, pair.images[0]) for case, pair in listed if pair.label]
+    references: dict[str, Path] = {}
+    for case, label, _ in labelled:
+        if references.setdefault(case, label) != label:
+            raise DataError(f"{label}, {references[case]}: both of a case named {case}; give one's folder")
+    return references, {label: image for _, label, image in labelled}, found.names
+
+
+def _below(folder: Path) -> dict[str, Path]:
+    """Label maps below a folder without their images, by name, or by their folder's where they have none of their
+    own."""
+    files = [file for file in sorted(folder.rglob("*")) if suffix_of(file) and file.is_file()]
+    plain = [file for file in files if stem_of(file).lower() in LABEL_STEMS]
+    marked = [file for file in files if file in plain or LABEL_TAIL.search(stem_of(file))]
+    found: dict[str, Path] = {}
+    for file in marked:
+        name = file.parent.name if file in plain else stem_of(file)
+        if found.setdefault(name, file) != file:
+            raise DataError(f"{file} and {found[name]} may both be the label map of {name}; keep one of the two")
+    return found
 
 
 def _some(cases: Iterable[str]) -> str:
@@ -290,6 +350,20 @@ def _listed(labels: Path, names: Mapping[int, str] | None, ignore: int | None) -
     found = (one for one in listings if one["names"] or one["ignore"] is not None)
     listed: Mapping[str, Any] = next(found, {"names": {}, "ignore": None})
     return listed["names"] if names is None else names, listed["ignore"] if ignore is None else ignore
+
+
+def _refuse_renumbered(known: Mapping[int, str], names: Mapping[int, str], *, predictions: Path, labels: Path) -> None:
+    """Labels are judged by number: where both sides name theirs and the names say otherwise, each would be another."""
+    ours = {plain_name(name): value for value, name in known.items()}
+    moved = [
+        v for v, name in names.items() if plain_name(known.get(v, "")) != plain_name(name) and plain_name(name) in ours
+    ]
+    if moved:
+        told = ", ".join(f"{names[v]} is {v}, not {ours[plain_name(names[v])]}" for v in moved[:4])
+        raise DataError(
+            f"{labels}: numbers its labels otherwise than {predictions}: {told}; they are judged by number, so give "
+            "the references, and the labels.json beside them, the numbers of the predictions"
+        )
 
 
 def _values_in(references: Sequence[Path], ignore: int | None, known: Mapping[int, str]) -> dict[int, str]:

@@ -39,7 +39,9 @@ RULES: Mapping[str, str] = {
     "some slices only, are taken out of both maps",
     "case": "mean over the labels of the case that have the number",
     "interval": "95 % percentile bootstrap over patients, each with all of its cases; none below 3 patients",
-    "comparison": "two runs are compared over patients, by the mean over each patient's cases",
+    "comparison": "two runs are compared over patients: of each case the mean over the labels that have the number in "
+    "both, then the mean over the patient's cases; a label that is absent in one run and extra in the other has Dice "
+    "and surface Dice 1 where it is absent",
 }
 
 

@@ -262,7 +262,7 @@ def advice(
     normalised : bool
         Whether the model divides each scan by its own intensity scale.
     deformed : bool
-        Whether tissue around lesions is deformed more than chance explains.
+        Whether tissue around lesions seems to be deformed more than chance explains, which is a hint.
     pushed : mapping of str to float, optional
         How far lesions may push each structure, mm; those from `lesions.PUSHED_MM` on are told.
     review : sequence of str
@@ -305,14 +305,15 @@ def _repaired(found: Systematic, named: Sequence[str]) -> str:
 
 
 def _around_lesions(moved: str, *, deformed: bool, tunes: bool) -> str:
-    """What fine-tuning, where it is advised, leaves as it is."""
-    if not (deformed or moved):
-        return ""
-    if tunes:
-        return "; it will not repair the deformation around lesions" + (f": {moved}" if moved else "")
+    """What fine-tuning, where it is advised, leaves as it is.
+
+    What registration found is no more than a hint: on the cohort whose truth is known it did not follow the truth.
+    """
+    if moved:
+        return f"; it will not repair the deformation around lesions: {moved}" if tunes else f"; around lesions {moved}"
     if deformed:
-        return "; tissue is deformed around lesions" + (f": {moved}" if moved else "")
-    return f"; around lesions {moved}"
+        return "; tissue around lesions may be deformed" + (", which it would not repair" if tunes else "")
+    return ""
 
 
 def _nothing_named(found: Systematic, *, told: bool) -> tuple[str, bool]:

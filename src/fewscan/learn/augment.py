@@ -233,7 +233,8 @@ def _softened(params: Params, images: Tensor) -> Tensor:
     size = images.shape[2:]
     if max(params.low_resolution) > 1:
         small = [max(1, round(n / f)) for n, f in zip(size, params.low_resolution, strict=True)]
-        images = F.interpolate(F.interpolate(images, size=small, mode="nearest"), size=size, mode="trilinear")
+        # read at the middles of the large voxels: their nearest small one would shift the image against its labels
+        images = F.interpolate(F.interpolate(images, size=small, mode="trilinear"), size=size, mode="trilinear")
     if bool((params.blur > 0).any()):
         share = _per_sample(params.blur, images.device)
         images = images.lerp(F.avg_pool3d(images, 3, 1, 1, count_include_pad=False), share)

@@ -256,7 +256,7 @@ class PatchBatches:
     ) -> None:
         self.cases, self.plan, self.config = list(cases), plan, config
         self.batch, self.foreground, self.device = batch, foreground, device
-        self.source: Shape = tuple(int(np.ceil(n * MARGIN)) for n in plan.patch)  # type: ignore[assignment]
+        self.source: Shape = tuple(_cropped(n) for n in plan.patch)  # type: ignore[assignment]
 
     def __call__(self, rng: Generator) -> Batch:
         """Draw a batch; the same generator state gives the same batch."""
@@ -317,6 +317,18 @@ class PatchBatches:
             c = int(c) + round(j * p)
             centre.append(min(max(c, p // 2), n - (p + 1) // 2) if n > p else n // 2)
         return centre
+
+
+def _cropped(patch: int) -> int:
+    """Voxels to crop for so many of a patch: a margin, but none around one slice, beyond which nobody looked.
+
+    A patch of an odd number lies half a voxel off in a crop of an even one, and such are the thin ones: two slices of
+    three would be read from between slices.
+    """
+    if patch == 1:
+        return 1
+    wanted = int(np.ceil(patch * MARGIN))
+    return wanted + 1 if patch % 2 and not wanted % 2 else wanted
 
 
 def crop_label(label: NDArray[np.int16], centre: Sequence[int], *, size: Sequence[int]) -> NDArray[np.int16]:

@@ -17,7 +17,8 @@ from typing import Any
 from fewscan.data.io import disk_error
 from fewscan.errors import ConfigError, ModelError
 
-UNFINISHED = ("cache", "history.jsonl", "run.json")
+BEFORE = "before.json"  # what the model that a transfer started from scores, for as long as the run is not done
+UNFINISHED = ("cache", "history.jsonl", "run.json", BEFORE)
 LOCK = "running.json"  # there while a run is
 PARTS = re.compile(r"\.part-.*|\.tmp\w{6}")  # of `data.io.atomic`, and of safetensors within it
 

@@ -214,10 +214,16 @@ def plan_of(request: Request) -> Plan:
         )
     own = make_plan(request)
     own = replace(own, channels=base.channels) if vectors else own
-    cases = [load(case, request.dataset) for case in request.dataset.labelled]
-    extent = np.median([np.array(c.image.geometry.shape) * c.image.geometry.spacing for c in cases], 0)  # mm
+    extents, survived = [], dict[int, list[float]]()
+    for files in request.dataset.labelled:  # one in memory at a time
+        case = load(files, request.dataset)
+        extents.append(np.array(case.image.geometry.shape) * case.image.geometry.spacing)
+        for k, overlapped in _survival(case, own, base.spacing).items():
+            survived.setdefault(k, []).append(overlapped)
+    extent = np.median(extents, 0)  # mm
     many = np.prod(extent / base.spacing) > LARGEST_GRID * np.prod(base.patch)
-    spacing = own.spacing if many or _lost(cases, own, base.spacing) else base.spacing
+    lost = any(float(np.mean(row)) < SURVIVES for row in survived.values())
+    spacing = own.spacing if many or lost else base.spacing
     sources = channel_sources(own.channels, base.channels)
     before = [plain_name(base.names[value]) for value in base.names]
     sole = {before[k - 1] for k in base.sole}
@@ -234,27 +240,25 @@ def plan_of(request: Request) -> Plan:
     return _small_enough(plan, request)
 
 
-def _lost(cases: Sequence[Case], own: Plan, spacing: tuple[float, float, float]) -> bool:
-    """Whether a label of these cases is too fine for a voxel size."""
-    rows: dict[int, list[float]] = {}
-    for case in cases:
-        assert case.label is not None
-        there = with_spacing(case.image.geometry, spacing).shape
-        x, y, z = case.label.data.shape
-        if case.label.table is not None:
-            first = overlap.coded(case.label, own.names)
-            second = overlap.resampled(*overlap.resampled(*first, shape=there), shape=(x, y, z))
-            for k in range(1, own.classes):
-                a, b = overlap.mask(*first, k=k), overlap.mask(*second, k=k)
-                if a.any():
-                    rows.setdefault(k, []).append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
-            continue
-        index = to_index(case.label.data, own)
-        back = resample_index(resample_index(index, there, classes=own.classes), (x, y, z), classes=own.classes)
-        for k in np.unique(index[index > 0]).tolist():
-            a, b = index == k, back == k
-            rows.setdefault(k, []).append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
-    return any(float(np.mean(row)) < SURVIVES for row in rows.values())
+def _survival(case: Case, own: Plan, spacing: tuple[float, float, float]) -> dict[int, float]:
+    """Dice of each label of a case with itself, to a voxel size and back."""
+    assert case.label is not None
+    found, there = dict[int, float](), with_spacing(case.image.geometry, spacing).shape
+    x, y, z = case.label.data.shape
+    if case.label.table is not None:
+        first = overlap.coded(case.label, own.names)
+        second = overlap.resampled(*overlap.resampled(*first, shape=there), shape=(x, y, z))
+        for k in range(1, own.classes):
+            a, b = overlap.mask(*first, k=k), overlap.mask(*second, k=k)
+            if a.any():
+                found[k] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+        return found
+    index = to_index(case.label.data, own)
+    back = resample_index(resample_index(index, there, classes=own.classes), (x, y, z), classes=own.classes)
+    for k in np.unique(index[index > 0]).tolist():
+        a, b = index == k, back == k
+        found[k] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+    return found
 
 
 def _patch(base: Plan, extent: np.ndarray[Any, Any]) -> Shape:

@@ -1,4 +1,4 @@
-"""What a user points at, as a list of scans: files, folders of files, DICOM series."""
+"""What a user points at, as a list of scans: files, folders of files, DICOM series, data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewscan.data import dicom
-from fewscan.data.layouts import TRACT_IMAGES, stem_of
+from fewscan.data.bundles import SEGMENTATIONS, bundle_files
+from fewscan.data.flat import PLAIN
+from fewscan.data.found import Found, folder_name
+from fewscan.data.layouts import TRACT_IMAGES, seen, stem_of
 from fewscan.data.listing import RECORD, channel_record
 from fewscan.errors import DataError
 from fewscan.space.volume import Kind
@@ -35,10 +38,13 @@ class Scan:
 def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = "scalar") -> list[Scan]:
     """Scans behind files and folders.
 
+    A folder in which `fewscan.data.layouts.seen` finds more than images is a data set: its cases are predicted under
+    their ids, held-out ones too, and its label maps are not taken for scans.
+
     Parameters
     ----------
     inputs : sequence of Path
-        Image files, folders of image files, DICOM series or folders of them.
+        Image files, folders of image files, DICOM series or folders of them, data sets.
     channels : sequence of str
         Of the model; with more than one, files belong together that differ in a final ``_0000`` or ``_<channel>``, or
         that are named like the channels in one folder.
@@ -51,11 +57,20 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
         If something is missing, nothing is found, a channel is missing, or two scans would get the same name.
     """
     found: list[Path] = []
+    scans: list[Scan] = []
     for path in inputs:
         if not dicom.on_disk(path).exists():
             raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
-        found.extend(_inside(path, channels, kind) if path.is_dir() else [path])
-    if not found:
+        known = _data_set(path) if path.is_dir() else None
+        if known is None:
+            found.extend(_inside(path, channels, kind) if path.is_dir() else [path])
+            continue
+        for case, pair in [*known.pairs.items(), *known.test.items()]:
+            if len(pair.images) == 1 < len(channels) and stem_of(pair.images[0]) == case:
+                found.extend(pair.images)  # one of several channels, perhaps
+            else:
+                scans.append(Scan(case, _ordered(pair.images, known.channels, channels)))
+    if not found and not scans:
         raise DataError(
             f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series"
         )
@@ -63,7 +78,8 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
     for path in dict.fromkeys(found):
         name, channel = _split(path, channels)
         groups.setdefault((path.parent, name), []).append((channel, path))
-    scans = [Scan(name, tuple(p for _, p in sorted(files))) for (_, name), files in groups.items()]
+    scans += [Scan(name, tuple(p for _, p in sorted(files))) for (_, name), files in groups.items()]
+    scans = list(dict.fromkeys(scans))
     for scan in scans:
         if len(scan.images) not in (1, len(channels)):
             raise DataError(
@@ -76,16 +92,39 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
     return scans
 
 
+def _data_set(folder: Path) -> Found | None:
+    """Cases of a data set; None where nothing but images lies there, or what `fewscan tracts inputs` wrote, of which
+    the model has its own choice."""
+    tracts = (folder / RECORD).is_file() or bundle_files(folder / SEGMENTATIONS)
+    if tracts or any(bundle_files(p) or (p / RECORD).is_file() for p in folder.iterdir() if p.is_dir()):
+        return None
+    found = seen(folder)
+    return None if found is None or (found.layout == PLAIN and not found.test) else found
+
+
+def _ordered(images: tuple[Path, ...], named: Sequence[str], channels: Sequence[str]) -> tuple[Path, ...]:
+    """Files of a case in the model's order: by the names of the channels, else by their numbers."""
+    have, want = ([name.lower() for name in names] for names in (named, channels))
+    if len(images) > 1 and sorted(have) == sorted(want):
+        return tuple(images[have.index(channel)] for channel in want)
+    if 1 < len(images) == len(channels) and not all(CHANNEL.search(stem_of(file)) for file in images):
+        raise DataError(
+            f"{images[0]}: is one of the channels {', '.join(named)}, the model takes {', '.join(channels)}; name the "
+            "files like these"
+        )
+    return images
+
+
 def _split(path: Path, channels: Sequence[str]) -> tuple[str, str]:
     """Name of the scan that a file belongs to, and its channel as a word that sorts in the model's order."""
     if (path.parent / RECORD).is_file() and path.name in TRACT_IMAGES.values():
         return path.parent.resolve().name, ""
-    name = path.name if path.is_dir() else stem_of(path)
+    name = folder_name(path) if path.is_dir() else stem_of(path)
     if len(channels) == 1:
         return name, ""
     for i, channel in enumerate(channels):
         if name == channel:
-            return path.parent.name, f"{i:04d}"
+            return folder_name(path.parent), f"{i:04d}"
         if name.endswith(f"_{channel}"):
             return name[: -len(channel) - 1], f"{i:04d}"
     return CHANNEL.sub("", name), name

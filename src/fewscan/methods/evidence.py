@@ -21,7 +21,9 @@ WORSE = {"consistency": 0.02, "labelled": 0.03}  # Dice by which a later segment
 FIT = 3.0  # standard deviations, of the atlases among themselves, by which their likeness may fall short
 ALONE = 0.75  # what a vote's Dice is taken for where only one scan is labelled, so that none can be left out
 SLACK = 0.02  # added to that deviation, and the least one of a worth: a handful of atlases tells them badly
-ALIKE = 0.75  # of what the atlases' vote is worth: least Dice between it and the first mask for both to be believed
+ALIKE = 0.83  # of what vote and first mask are worth together: least Dice between them for both to be believed
+UNSTEADY = 4.0  # Dice that a first mask is short of for each that it loses over disturbed views of the scan
+LEAST = 0.6  # ... and the least it is taken for by this sign alone, which is a rough one
 AT_HOME = 0.5  # how far to go where a model is at home
 WELL = 2.0  # standard deviations, of the votes' worth, by which agreement exceeds it where a model is at home
 LEAST_SEEN = 0.5  # share of the structures that atlases must reach
@@ -113,13 +115,29 @@ def uncalibrated(known: Known) -> str:
     )
 
 
+def reliable(consistency: float) -> float:
+    """What a first mask is worth at most, by how steady it is over disturbed views of the scan.
+
+    Parameters
+    ----------
+    consistency : float
+        Mean Dice of the answers to those views with their mean.
+
+    Examples
+    --------
+    >>> round(reliable(0.97), 2), round(reliable(0.93), 2), reliable(0.8)
+    (0.88, 0.72, 0.6)
+    """
+    return max(LEAST, 1 - UNSTEADY * (1 - consistency))
+
+
 def objection(evidence: Mapping[str, float]) -> str:
     """What speaks against atlases in the shape of a scan; empty where nothing does.
 
     Parameters
     ----------
     evidence : mapping of str to float
-        ``reached``, ``likeness``, ``likeness_floor``, ``agreement`` and ``atlases_worth``.
+        ``reached``, ``likeness``, ``likeness_floor``, ``agreement``, ``atlases_worth`` and ``consistency``.
     """
     if evidence["reached"] < LEAST_SEEN:
         return f"the atlases reach {evidence['reached']:.0%} of the structures only: another field of view?"
@@ -129,7 +147,8 @@ def objection(evidence: Mapping[str, float]) -> str:
             f"{evidence['likeness_floor']:.3f} is usual among themselves: another contrast, the other side or "
             "another body part?"
         )
-    if evidence["agreement"] < ALIKE * evidence["atlases_worth"]:
+    # an unsteady first mask explains by itself why sound atlases disagree with it: there they are to correct it
+    if evidence["agreement"] < ALIKE * evidence["atlases_worth"] * reliable(evidence["consistency"]):
         return (
             f"atlases and first mask agree by a Dice of {evidence['agreement']:.2f} only, where the atlases are worth "
             f"{evidence['atlases_worth']:.2f}: one of them is wrong"

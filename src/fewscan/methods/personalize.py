@@ -7,9 +7,9 @@ segmenter refined on them; with a moving average of the mask throughout, renewed
 
 What is ours: the first mask is the mean over disturbed views of the scan; all atlases are deformed at once; the
 answer is what atlases and segmenters say together, by what each is worth (log odds of being right, as in
-`methods.pseudo`), or half-way there where the model is at home; the scan itself is refined on too, where they agree;
-and a guard that keeps the first mask where the evidence, all of it without a label, speaks against the change. The
-model that was given is never changed.
+`methods.pseudo`; a first mask that is unsteady over those views is worth less), or half-way there where the model is at
+home; the scan itself is refined on too, where they agree; and a guard that keeps the first mask where the evidence, all
+of it without a label, speaks against the change. The model that was given is never changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fewscan.learn.networks import layers
 from fewscan.learn.state import State
 from fewscan.learn.views import belief, views
 from fewscan.methods import segment, voting
-from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, setback, uncalibrated
+from fewscan.methods.evidence import Known, mean_dice, met, objection, one_each, reliable, setback, uncalibrated
 from fewscan.methods.pseudo import BEST, Rating, index_of
 from fewscan.methods.shaping import Shaper
 from fewscan.space.similarity import lncc
@@ -196,7 +196,7 @@ class Personalizer:
         Parameters
         ----------
         case : Prepared
-            The scan on the model's grid; a label is not looked at.
+            The scan on the model's grid; a label is not looked at, nor are atlases of the same patient.
         mode : {"auto", "always"}
             Whether the guard may refuse.
         seconds : float, optional
@@ -219,8 +219,7 @@ class Personalizer:
             return Personalized(before, before, "before", refused, {"consistency": steady})
         looked = (time.monotonic() - begin) * (1 + 1 / (1 + self.config.views))  # again for the copy, and to predict
         half, until = (None, None) if seconds is None else (begin + seconds / 2, begin + seconds - looked)
-        found, evidence, refused = self._atlases_say(case, first, mode=mode, until=half, tick=tick)
-        evidence["consistency"] = steady
+        found, evidence, refused = self._atlases_say(case, first, steady=steady, mode=mode, until=half, tick=tick)
         if found is None:
             return Personalized(before, before, "before", refused, evidence)
         tick(0.5)
@@ -274,8 +273,9 @@ class Personalizer:
     # ---------------------------------------------------------------------------------------------------- atlases
 
     def _atlases_say(
-        self, case: Prepared, first: Tensor, *, mode: Mode, until: float | None, tick: Callable[[float], None]
-    ) -> tuple[_Said | None, dict[str, float], str]:
+        self, case: Prepared, first: Tensor, *, steady: float, mode: Mode, until: float | None,
+        tick: Callable[[float], None],
+    ) -> tuple[_Said | None, dict[str, float], str]:  # fmt: skip
         """Rounds of deformation and vote; nothing where that is refused; the evidence, and what speaks against it.
 
         The first round deforms by the images alone, as when the atlases' worth was found out, so that their vote is a
@@ -284,8 +284,8 @@ class Personalizer:
         """
         guide, own = torch.from_numpy(np.array(case.guide)), grid_of(case, self.plan.spacing)
         known, refused = self.known, ""
-        evidence = {"atlases_worth": known.worth, "likeness_floor": known.floor}
-        aligned = self.shaper.aligned(guide, own, mask=first)
+        evidence = {"atlases_worth": known.worth, "likeness_floor": known.floor, "consistency": steady}
+        aligned = self.shaper.aligned(guide, own, leave=case.whose, mask=first)
         found = _Said([], first, (0.0, 1.0), first)
         for turn in range(self.config.rounds):
             tick(0.1 + 0.4 * turn / self.config.rounds)
@@ -297,8 +297,8 @@ class Personalizer:
             if turn == 0:
                 likeness = self._likeness(guide, voters, self._mixed(vote, first, 0.5))
                 worth = known.worth_at(likeness)
-                reliable = min(agreement / max(worth, 1e-3), BEST)
-                share = Rating(worth, reliable, agreement, assumed=not known.likeness).weights
+                own_worth = min(agreement / max(worth, 1e-3), reliable(steady), BEST)
+                share = Rating(worth, own_worth, agreement, assumed=not known.likeness).weights
             newer = found._replace(voters=voters, vote=vote, share=share)
             found = newer._replace(mask=self._averaged(found.mask, self._fused(newer, first)))
             evidence["rounds"] = turn + 1

@@ -10,11 +10,12 @@ Weights are matched by name and shape, the rows of the last layer by label name,
 the network that is kept, one for each fold of a cross-validation takes its turns in the same run, so that all are
 annealed when the budget ends and each labelled case has an answer from a network that has not seen it. The trained
 model is kept where these answers are no better than its own, or worse on the labels that it knows: what it scores 0 on
-because it never learnt it must not hide that.
+because it never learnt it must not hide that, and neither must a gain of one label the loss of another.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,33 +26,37 @@ from torch import nn
 
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import CaseFiles, Dataset
-from fewscan.data.dicom_labels import plain_name
 from fewscan.errors import DataError, FewscanError, ModelError
-from fewscan.judge.metrics import dice
 from fewscan.learn import grafting, infer
-from fewscan.learn.answers import Segmented
 from fewscan.learn.batches import Prepared
 from fewscan.learn.channels import said
-from fewscan.learn.checkpoint import Model, build_segmenter
+from fewscan.learn.checkpoint import Model, build_segmenter, write_json
 from fewscan.learn.engine import Phase
+from fewscan.learn.folder import BEFORE
 from fewscan.learn.grafting import Grafted
-from fewscan.learn.hardware import Hardware
 from fewscan.learn.networks import Absent, layers
 from fewscan.learn.request import Request
 from fewscan.learn.session import Session, open_session
 from fewscan.learn.state import State
 from fewscan.methods import segment
 from fewscan.methods.evidence import consistency
-from fewscan.space.volume import IGNORE, Case
+from fewscan.methods.scores import (
+    LOST,
+    Scores,
+    by_label,
+    over_patients,
+    paired,
+    said_of,
+    score,
+    shared_labels,
+    trained_on,
+)
 
 AUTO = "all"  # layers that learn when nothing else is asked for: decisions/010-transfer.md
 JUDGING = 0.08  # most of a budget that the trained model's answers may take; the adapted ones' take as long
 MARGIN = 1.3  # on the time that the answers took the first time
-LOST = 0.02  # Dice that may be lost: on the labels known before, and between the answers to a scan and a disturbed copy
 LOOKED = 3  # scans without labels that consistency is judged on
 SOURCE_CASES = 8  # of the sample that tells what was forgotten
-
-Scores = dict[str, dict[str, float]]  # case to label to Dice
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +96,15 @@ def run(request: Request, *, source: Dataset | None = None) -> Model:
             request.say(change)
         learners, grafted = _learners(session, base)
         request.say(str(grafted))
-        files = _order(session, learners)
-        begin = time.monotonic()
-        before = _before(session, base, files)
-        spent = time.monotonic() - begin
-        state = _fit(session, learners, grafted, reserve=spent)
+        before, each = _before(session, base, _order(session, learners))
+        reserve = each * _answers(session, base, learners, judged=len(before))
+        state = _fit(session, learners, grafted, reserve=reserve)
         verdict = _verdict(session, base, state, learners=learners, before=before)
         request.say(verdict["reason"])
-        return _finish(session, base, state.average_of(learners[0].network), grafted, verdict, source)
+        model = _finish(session, base, state.average_of(learners[0].network), grafted, verdict, source)
+        if not session.interrupted:
+            (request.out / BEFORE).unlink(missing_ok=True)
+        return model
 
 
 def _refuse_unreadable(source: Dataset, base: Model, *, adapted: Sequence[str]) -> None:
@@ -139,64 +145,34 @@ def _order(session: Session, learners: Sequence[_Learner]) -> list[CaseFiles]:
     return [files[ids[i]] for i in range(longest) for ids in held if i < len(ids)]
 
 
-def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> Scores:
-    """The trained model's Dice, on as many cases as a share of the budget allows; nothing where it lacks a channel."""
+def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[Scores, float]:
+    """The trained model's Dice, on as many cases as a share of the budget allows, and the seconds that one took.
+
+    Nothing where it lacks a channel. A run that goes on has them already.
+    """
     request, begin, scores = session.request, time.monotonic(), Scores()
     if grafting.columns(base.plan.channels, session.plan.channels) is None or not session.settings.transfer.guard:
-        return scores
+        return scores, 0.0
+    kept = request.out / BEFORE
+    if request.going_on and kept.is_file():
+        found = json.loads(kept.read_text())
+        return found["scores"], found["seconds"]
     budget = request.budget or request.extend
     for case in files:
         if request.dry_run or (scores and budget and time.monotonic() - begin > JUDGING * budget):
             break
         scores[case.id] = score(base, datasets.load(case, request.dataset), hardware=session.hardware)
-    return scores
+    each = (time.monotonic() - begin) / max(1, len(scores))
+    if not request.dry_run:
+        write_json({"scores": scores, "seconds": each}, kept)
+    return scores, each
 
 
-def score(model: Model, case: Case, *, hardware: Hardware) -> dict[str, float]:
-    """Dice of each label of a case that occurs in it or in the model's answer; labels belong together by name.
-
-    Parameters
-    ----------
-    model : Model
-        Whose channels the case has.
-    case : Case
-        Labelled.
-    hardware : Hardware
-        Where to predict.
-
-    Raises
-    ------
-    ModelError
-        If the case lacks a channel of the model.
-    """
-    image = grafting.arranged(case.image, model.plan, case=case.id)
-    answer = infer.segment(model, image, predictor=infer.torch_predictor(model, hardware))
-    return score_answer(answer, case, model=model)
-
-
-def score_answer(answer: Segmented, case: Case, *, model: Model) -> dict[str, float]:
-    """As `score`, of an answer that is there already.
-
-    Parameters
-    ----------
-    answer : Segmented
-        Of the model, on the case's grid.
-    case : Case
-        Labelled.
-    model : Model
-        Whose labels the answer has.
-    """
-    assert case.label is not None
-    numbers = {plain_name(name): value for value, name in model.names.items()}
-    looked = case.label.data != IGNORE
-    found = {}
-    for value, name in case.label.names.items():
-        if case.drawn is None or value in case.drawn:
-            number = numbers.get(plain_name(name))
-            mask = np.zeros(looked.shape, bool) if number is None else answer.mask(number, model.plan) & looked
-            if not np.isnan(overlap := dice(mask, case.label.mask(value))):
-                found[name] = overlap
-    return found
+def _answers(session: Session, base: Model, learners: Sequence[_Learner], *, judged: int) -> float:
+    """How many answers of the base the verdict will take as long as: the adapted model's voxels may be finer."""
+    finer = float(np.prod(base.plan.spacing) / np.prod(session.plan.spacing))
+    signs = 0 if learners[1:] else 4 * len(session.unlabelled[:LOOKED])  # a scan and its copy, by two networks
+    return (judged + signs) * max(1.0, finer)
 
 
 def _fit(session: Session, learners: Sequence[_Learner], grafted: Grafted, *, reserve: float) -> State:
@@ -239,46 +215,20 @@ def _verdict(
             if case in before:
                 loaded = datasets.load(files[case], session.request.dataset)
                 after[case] = score(model, loaded, hardware=session.hardware)
-    cases = {i: dict(zip(("base", "adapted"), _paired(before[i], after[i]), strict=True)) for i in before}
-    means = {k: float(np.mean([row[k] for row in cases.values()])) for k in ("base", "adapted")}
-    shared = _shared(base, before, after)
-    found = {"cases": cases, "labels": _by_label(before, after), **means} | ({"shared": shared} if shared else {})
+    whose = {case: files[case].patient for case in before}
+    cases = {i: dict(zip(("base", "adapted"), paired(before[i], after[i]), strict=True)) for i in before}
+    means = over_patients([(whose[i], row["base"], row["adapted"]) for i, row in cases.items()])
+    labels = by_label(before, after, whose=whose)
+    shared = shared_labels(base, labels, before=before, after=after, whose=whose)
+    found = {"cases": cases, "labels": labels, **means} | ({"shared": shared} if shared else {})
     if learners[1:]:
         kept = "adapted" if means["adapted"] > means["base"] and not shared.get("lost") else "base"
         reason = (
             f"kept the {_called(kept)}: cross-validated Dice over {len(cases)} labelled case(s) "
-            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted{_said(shared)}"
+            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted{said_of(shared)}"
         )
         return found | {"kept": kept, "by": "cross-validation", "folds": len(learners) - 1, "reason": reason}
     return found | _by_signs(session, base, state.average_of(learners[0].network), means, shared)
-
-
-def _shared(base: Model, before: Scores, after: Scores) -> dict[str, Any]:
-    """Dice on the labels that the trained model knows, where there are others; nothing where it knows all or none."""
-    known = {plain_name(name) for name in base.names.values()}
-    names = {name for row in (*before.values(), *after.values()) for name in row}
-    shared = {name for name in names if plain_name(name) in known}
-    if not shared or shared == names:
-        return {}
-    rows = []
-    for case in before:
-        one, other = ({name: row[case][name] for name in shared & row[case].keys()} for row in (before, after))
-        rows += [_paired(one, other)] if one or other else []  # none of them was looked for, or all are rightly absent
-    base_mean, adapted_mean = (float(np.mean(column)) for column in zip(*rows, strict=True))
-    lost = adapted_mean < base_mean - LOST
-    return {"labels": sorted(shared), "base": base_mean, "adapted": adapted_mean, "lost": lost}
-
-
-def _said(shared: Mapping[str, Any]) -> str:
-    """What became of the labels that the trained model knows, in words."""
-    if not shared:
-        return ""
-    said = f"; on the labels known before {shared['base']:.3f} before, {shared['adapted']:.3f} adapted"
-    return said + (
-        f", where no more than {LOST:g} may be lost for new ones (--set transfer.guard=false keeps the adapted one)"
-        if shared["lost"]
-        else ""
-    )
 
 
 def _by_signs(
@@ -297,7 +247,9 @@ def _by_signs(
     fitted = means["adapted"] > means["base"] and not shared.get("lost")
     steady = all(row["adapted"] >= row["base"] - LOST for row in signs.values())
     kept = "adapted" if fitted and steady else "base"
-    said = f"Dice on the labelled case itself {means['base']:.3f} before, {means['adapted']:.3f} adapted{_said(shared)}"
+    said = (
+        f"Dice on the labelled case itself {means['base']:.3f} before, {means['adapted']:.3f} adapted{said_of(shared)}"
+    )
     for name, row in signs.items():
         said += f"; {name} on scans without labels {row['base']:.3f} before, {row['adapted']:.3f} adapted"
     reason = (
@@ -311,29 +263,13 @@ def _called(kept: str) -> str:
     return "adapted model" if kept == "adapted" else "model as it was"
 
 
-def _by_label(before: Scores, after: Scores) -> dict[str, dict[str, float]]:
-    found: dict[str, list[tuple[float, float]]] = {}
-    for case in before:
-        for name in before[case] | after[case]:
-            found.setdefault(name, []).append((before[case].get(name, 1.0), after[case].get(name, 1.0)))
-    return {
-        name: dict(zip(("base", "adapted"), map(float, np.mean(rows, 0)), strict=True)) for name, rows in found.items()
-    }
-
-
-def _paired(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:
-    """Mean Dice of a case by two models. A label that only the other's row has is rightly absent: 1, as `mean_dice`."""
-    names = one.keys() | other.keys()
-    first, second = (float(np.mean([row.get(n, 1.0) for n in names])) if names else 1.0 for row in (one, other))
-    return first, second
-
-
 def _finish(
     session: Session, base: Model, adapted: nn.Module, grafted: Grafted, verdict: dict[str, Any], source: Dataset | None
 ) -> Model:
     """Write the model that is kept, with where it came from and what spoke for it."""
     config = session.settings.transfer
     came = {key: base.provenance.get(key) for key in ("method", "sha256")}
+    came["labelled"] = sorted(trained_on(base.provenance))
     if "transfer" in base.provenance:  # then the whole way is told
         came["from"] = base.provenance["transfer"].get("from")
     record = {
@@ -359,13 +295,13 @@ def _forgotten(base: Model, kept: Model, source: Dataset, session: Session) -> d
     """Dice of both models on labelled cases of the old population; those called as the base's training are marked."""
     say, rng, known = session.request.say, np.random.default_rng(session.request.seed), source.labelled
     drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
-    trained = {str(i) for i in base.provenance.get("labelled", ())}
+    trained = trained_on(base.provenance) | trained_on(base.provenance, before=True)
     rows: dict[str, dict[str, Any]] = {}
     unread = []
     for files in drawn:
         try:
             case = datasets.load(files, source)
-            pair = _paired(*(score(model, case, hardware=session.hardware) for model in (base, kept)))
+            pair = paired(*(score(model, case, hardware=session.hardware) for model in (base, kept)))
         except FewscanError as error:  # one damaged scan does not cost the others theirs
             say(f"{files.id} of the old population is left out: {error}")
             unread.append(files.id)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data.bundles import ENDINGS, SEGMENTATIONS, Mask, bundle_files, grid_of, read_bundle
+from fewscan.data.dataset import patient_of
 from fewscan.data.io import atomic
 from fewscan.data.layouts import TRACT_IMAGES
 from fewscan.errors import ConfigError, DataError
@@ -220,7 +221,7 @@ def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str
 
 
 def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[str, float]]:
-    """Mean over cases by bundle: Dice with its interval, overlap, overreach, volumes, ends, and how many are scored.
+    """Means by bundle: Dice with its interval over patients, overlap, overreach, volumes, ends, how many are scored.
 
     Parameters
     ----------
@@ -230,9 +231,10 @@ def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[st
     names = sorted({name for bundles in found.values() for name in bundles})
     table = {}
     for name in names:
-        rows = [bundles[name] for bundles in found.values() if name in bundles]
+        held = {case: bundles[name] for case, bundles in found.items() if name in bundles}
+        rows = list(held.values())
         dice = [row.score.dice for row in rows]
-        low, high = bootstrap_interval(dice)
+        low, high = bootstrap_interval(dice, groups=[patient_of(case) for case in held])
         table[name] = {
             "dice": _mean(dice),
             "low": low,

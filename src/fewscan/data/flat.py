@@ -1,0 +1,118 @@
+"""Scans and label maps side by side, or in a folder for each case."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fewscan.data.found import (
+    LABEL_STEMS,
+    LABEL_TAIL,
+    Found,
+    Pair,
+    by_stem,
+    chosen_label,
+    entries,
+    folder_name,
+    held_out,
+    stem_of,
+)
+
+PLAIN = "images without labels"
+
+
+def flat(root: Path, *, channels: Sequence[str] = ()) -> Found | None:
+    """Scans and label maps told apart by their names, in the folder or one level below; None without any file.
+
+    Parameters
+    ----------
+    root : Path
+        Folder to look at.
+    channels : sequence of str
+        Endings of names that are known to be channels.
+
+    Raises
+    ------
+    DataError
+        If two files of one folder differ in their format only.
+    """
+    folders = [root]
+    if not any(f.is_file() for f in entries(root)):
+        inside = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        folders = [folder for folder in inside if not held_out(folder)]
+    every = {folder: [f for f in entries(folder) if f.is_file()] for folder in folders}
+    every = {folder: list(by_stem(files).values()) for folder, files in every.items() if files}
+    files = [f for inside in every.values() for f in inside]
+    if not files:
+        return None
+    stems = Counter(stem_of(f) for f in files)
+    plain = [f for f in files if stem_of(f).lower() in LABEL_STEMS]
+    if root not in every and (max(stems.values()) > 1 or plain):
+        return _one_folder_each(every)
+    if root in every and len(plain) == len(files) - 1 > 0:
+        return _one_folder_each(every)  # the folder of one case
+    return _side_by_side([f for f in files if f not in plain], plain, channels)
+
+
+def _side_by_side(files: Sequence[Path], strangers: Sequence[Path], known: Sequence[str]) -> Found:
+    """Label maps called like their scans, with an ending; ``strangers`` are called like label maps of nothing."""
+    doubts: list[str] = []
+    drawn: dict[str, list[Path]] = {}
+    for file in files:
+        if LABEL_TAIL.search(stem_of(file)):
+            drawn.setdefault(LABEL_TAIL.sub("", stem_of(file)), []).append(file)
+    scans = {stem_of(f): f for f in files if not LABEL_TAIL.search(stem_of(f))}
+    loose = [base for base in drawn if base not in scans]
+    groups = {base: {i[len(base) + 1 :]: f for i, f in scans.items() if i.startswith(f"{base}_")} for base in loose}
+    groups = {base: group for base, group in groups.items() if group}
+    alike = {tuple(sorted(group)) for group in groups.values()}
+    channels = next(iter(alike)) if len(alike) == 1 else tuple(known) if not alike else ()
+    used = {f"{base}_{channel}" for base in groups for channel in channels}
+    rest = {i: f for i, f in scans.items() if i not in used}
+    images = {base: tuple(group[c] for c in channels) for base, group in groups.items() if channels}
+    for base in sorted({i.rsplit("_", 1)[0] for i in rest if i.rsplit("_", 1)[-1] in channels}):
+        if all(f"{base}_{c}" in rest for c in channels):  # patient_t1, patient_flair without patient_seg
+            images[base] = tuple(rest.pop(f"{base}_{c}") for c in channels)
+    images |= {i: (f,) for i, f in rest.items()}
+    pairs = {i: Pair(files, chosen_label(i, drawn.get(i, ()), doubts=doubts)) for i, files in sorted(images.items())}
+    unmatched = (*strangers, *(f for base, files in drawn.items() if base not in pairs for f in files))
+    layout = "files with _seg, _label or _mask" if drawn else PLAIN
+    several = channels if channels[1:] else ()
+    return Found(layout, pairs, channels=several, unmatched=unmatched, doubts=tuple(doubts))
+
+
+def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
+    """Every case in a folder of its own, with the same file names in each, or with its folder's name in them."""
+    doubts: list[str] = []
+    parts = {folder: {_part(f): f for f in files} for folder, files in folders.items()}
+    drawn = {folder: [f for name, f in mine.items() if _is_label(name)] for folder, mine in parts.items()}
+    scans = {folder: {n: f for n, f in mine.items() if not _is_label(n)} for folder, mine in parts.items()}
+    count = Counter(name for mine in scans.values() for name in mine)
+    channels = tuple(sorted(name for name, n in count.items() if n == max(count.values())))
+    if len(folders) > 1 and max(count.values(), default=0) == 1:  # no name recurs
+        channels = ()
+    pairs: dict[str, Pair] = {}
+    unmatched: list[Path] = []
+    for folder, mine in sorted(scans.items()):
+        case = folder_name(folder)
+        if channels and all(c in mine for c in channels):
+            files = tuple(mine[c] for c in channels)
+        elif not channels and len(mine) == 1:
+            files = tuple(mine.values())
+        else:
+            unmatched += drawn[folder]
+            continue
+        pairs[case] = Pair(files, chosen_label(case, drawn[folder], doubts=doubts))
+    several = channels if len(channels) > 1 else ()
+    return Found("one folder per case", pairs, channels=several, unmatched=tuple(unmatched), doubts=tuple(doubts))
+
+
+def _part(file: Path) -> str:
+    """What a file holds of its case, by its name, without that of the case: "t1" of ``p1/p1_t1.nii.gz``."""
+    case, stem = file.parent.name, stem_of(file)
+    return "image" if stem == case else stem.removeprefix(f"{case}_")
+
+
+def _is_label(name: str) -> bool:
+    return name.lower() in LABEL_STEMS or bool(LABEL_TAIL.search(name))

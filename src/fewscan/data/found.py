@@ -1,0 +1,161 @@
+"""What the layouts of `fewscan.data.layouts` have in common: cases as files, and by what a label map is told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fewscan.data import dicom_labels
+from fewscan.data.dicom import is_series
+from fewscan.data.headers import suffix_of
+from fewscan.errors import DataError
+
+LABEL_STEMS = {"seg", "segmentation", "dseg", "label", "labels", "labelmap", "mask", "gt"}
+LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|dseg|label|labels|labelmap|mask|gt)$")
+HELD_OUT = ("test", "imagests", "labelsts")
+"""Folders whose scans are never trained on, in lower case."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Files of one case.
+
+    Parameters
+    ----------
+    images : tuple of Path
+        One per channel; a DICOM series is its folder.
+    label : Path, optional
+        Label map, or a folder of masks that overlap.
+    """
+
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a layout function saw.
+
+    Parameters
+    ----------
+    layout : str
+        Name of the layout.
+    pairs, test : mapping of str to Pair
+        Case id to files: for training, and set apart for testing.
+    names : mapping of int to str
+        Listed labels; empty when none are listed.
+    channels : tuple of str
+        Listed channels; empty when none are listed.
+    hint : str
+        Modality as far as the layout names it.
+    ignore : int, optional
+        Label value that means "not looked at".
+    overlapping : bool
+        Whether labels are masks that may overlap.
+    unmatched : tuple of Path
+        Label files that belong to no image.
+    doubts : tuple of str
+        Cases of which several files may be the label map, in words.
+    """
+
+    layout: str
+    pairs: Mapping[str, Pair]
+    test: Mapping[str, Pair] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    hint: str = ""
+    ignore: int | None = None
+    overlapping: bool = False
+    unmatched: tuple[Path, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+def stem_of(path: Path) -> str:
+    """Name without image suffix, or the folder's name.
+
+    Parameters
+    ----------
+    path : Path
+        Image file or DICOM folder.
+
+    Examples
+    --------
+    >>> stem_of(Path("images/patient.01.nii.gz"))
+    'patient.01'
+    """
+    suffix = suffix_of(path) or (".dcm" if path.suffix.lower() == ".dcm" else "")
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
+def entries(folder: Path) -> list[Path]:
+    """Image files, DICOM folders and DICOM label files directly inside, sorted; hidden ones left out.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list.
+    """
+    seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    return [p for p in seen if (is_series(p) if p.is_dir() else suffix_of(p) or dicom_labels.is_label(p))]
+
+
+def held_out(folder: Path) -> bool:
+    """Whether what lies in a folder is set apart for testing.
+
+    Parameters
+    ----------
+    folder : Path
+        Inside a data set.
+    """
+    return folder.name.lower() in HELD_OUT
+
+
+def folder_name(folder: Path) -> str:
+    """What a folder is called, also where it is given as ``.`` or ``..``.
+
+    Parameters
+    ----------
+    folder : Path
+        Any.
+    """
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    """Scans by name.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Of one folder.
+
+    Raises
+    ------
+    DataError
+        If two have one name and differ in their format.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(stem_of(file), file)
+        if other is not file:
+            raise DataError(f"{other} and {file} are both called {stem_of(file)!r}; keep one of the two there")
+    return found
+
+
+def chosen_label(case: str, files: Sequence[Path], *, doubts: list[str]) -> Path | None:
+    """The label map of a case; of several, which go into ``doubts``, the first.
+
+    Parameters
+    ----------
+    case : str
+        Its id.
+    files : sequence of Path
+        What may be its label map.
+    doubts : list of str
+        Gets what is wrong.
+    """
+    if len(files) > 1:
+        doubts.append(f"{files[0]} and {files[1]} may both be the label map of {case}; keep one of the two there")
+    return files[0] if files else None
