@@ -1,7 +1,9 @@
 """Predictions of several models, scans of one name and runs at a time in one folder: each row is of its own."""
 
 import json
+import os
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,6 +187,17 @@ def test_the_lock_of_a_program_that_was_killed_is_broken(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"), locked(tmp_path / "file" / "x" / "record.json"):
         pytest.fail("nothing can be locked there")
+
+
+def test_where_nothing_may_be_written_no_lock_is_waited_for(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    begin = time.monotonic()
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(DataError, match=r"record\.json: cannot be written"), locked(tmp_path / "record.json"):
+        pytest.fail("nothing can be locked there")
+    assert time.monotonic() - begin < 10
 
 
 def test_a_series_is_known_again_under_other_names_and_a_detached_header_by_its_voxels(tmp_path):

@@ -262,6 +262,16 @@ def test_references_of_bids_are_called_as_its_table_says(folders, tmp_path):
     assert found.values("dice") == pytest.approx([2 / 3])
 
 
+def test_references_of_held_out_scans_count_too(folders, tmp_path):
+    data = tmp_path / "data"
+    for i, place in enumerate(("", "test/")):
+        io.write_image(anatomy()[None].astype(np.float32), data / f"{place}case_{i}.nii.gz", native=GRID)
+        io.write_labelmap(anatomy(), data / f"{place}case_{i}_seg.nii.gz", native=GRID)
+    assert evaluate(folders[0], data).values("dice") == pytest.approx([1, 2 / 3])
+    (folders[1] / "test").mkdir()
+    assert len(evaluate(*folders).cases) == 4, "label maps alone stay what they are"
+
+
 def test_of_two_references_of_a_case_none_is_chosen(folders, tmp_path):
     for name in ("a/case_0_seg", "b/case_0_seg"):
         io.write_labelmap(anatomy(), tmp_path / "data" / f"{name}.nii.gz", native=GRID)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from fewscan.data.io import disk_error
 
-WAIT, ABANDONED = 0.02, 30.0  # seconds between two looks, and until a lock that nobody renews is taken for left behind
+WAIT = 0.02  # seconds between two looks
+REFUSED = 0.5  # seconds after which a lock that nobody holds and that cannot be made never will be
+ABANDONED = 30.0  # seconds after which a lock that stays as it is was left behind
 
 
 @contextmanager
@@ -55,8 +57,8 @@ def _take(lock: Path, abandoned: float) -> None:
                 found = lock.stat().st_mtime_ns
             if found != seen:  # another's turn since; clocks of two machines are not compared
                 seen, since = found, time.monotonic()
+            elif not found and time.monotonic() - since > REFUSED:
+                raise
             elif time.monotonic() - since > abandoned:
-                if not found:
-                    raise  # nobody holds it, and it cannot be made
                 lock.unlink(missing_ok=True)
             time.sleep(WAIT)

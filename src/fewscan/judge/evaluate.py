@@ -15,7 +15,7 @@ from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom import is_series
 from fewscan.data.dicom_labels import is_label, plain_name
-from fewscan.data.found import LABEL_STEMS
+from fewscan.data.found import LABEL_STEMS, held_out
 from fewscan.data.headers import SUFFIXES, suffix_of
 from fewscan.data.layouts import LABEL_TAIL, entries, seen, stem_of
 from fewscan.data.listing import read_listing
@@ -223,17 +223,12 @@ def case_id(path: Path) -> str:
 def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mapping[int, str]]:
     """Reference files by name; the images of those that lie in a data set; names that only its layout tells."""
     series = path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir())
-    if not series and (not path.is_dir() or _files(path)):
-        single: dict[str, Path] = {}
-        for file in _marked(path):
-            if (other := single.setdefault(stem_of(file), file)) != file:
-                raise DataError(
-                    f"{file}: {other.name} has the same name in another format; keep one of the two references"
-                )
-        return single, {}, {}
+    direct = {} if series else _singly(_marked(path))
+    if direct and not (path.is_dir() and any(held_out(p) for p in path.iterdir() if p.is_dir())):
+        return direct, {}, {}
     found = seen(path)
     if found is None or not any(pair.label for pair in (*found.pairs.values(), *found.test.values())):
-        return _below(path), {}, {}
+        return direct or _below(path), {}, {}
     if found.doubts:
         raise DataError(found.doubts[0])
     if found.overlapping:
@@ -245,6 +240,15 @@ def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mapping[
         if references.setdefault(case, label) != label:
             raise DataError(f"{label}, {references[case]}: both of a case named {case}; give one's folder")
     return references, {label: image for _, label, image in labelled}, found.names
+
+
+def _singly(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by name, of which none has two."""
+    found: dict[str, Path] = {}
+    for file in files:
+        if (other := found.setdefault(stem_of(file), file)) != file:
+            raise DataError(f"{file}: {other.name} has the same name in another format; keep one of the two references")
+    return found
 
 
 def _below(folder: Path) -> dict[str, Path]:
