@@ -175,7 +175,7 @@ class _Work:
         try:
             whole = self.shelf.read(files) if judged else load(files, self.shelf.data)
             atlases = self.shelf.nearest(whole.image, without=files.patient if judged else None)
-            with memory_told(self.device, fix="deform on a coarser grid with --grid-spacing, such as 2"):
+            with memory_told(fix="deform on a coarser grid with --grid-spacing, such as 2"):
                 found = drafts.draft(whole.image, atlases, config=self.config, fusion=self.fusion, device=self.device)
         except (FewscanError, OSError) as error:
             reason = " ".join(str(error).split())

@@ -130,11 +130,7 @@ def personalize(
                 )
                 case = replace(case, patient=patient_among(known, image, name=name))
                 limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
-                try:
-                    found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
-                except torch.OutOfMemoryError:
-                    reason = f"{hardware.device} ran out of memory while it was made; --device cpu may hold it"
-                    found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
+                found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
             kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
             if learnt is not None:
                 told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)
@@ -154,13 +150,22 @@ def _personalised(maker: Personalizer, case: Prepared, **options: Any) -> Person
     """With the atlases of other patients: the scan's own labels, or its patient's, are what is to be found out."""
     own = sum(atlas.whose == case.whose for atlas in maker.shaper.atlases)
     if not own:
-        return maker(case, **options)
+        return _made(maker, case, **options)
     left_out = {"left_out": float(own)}
     maker.say(f"atlases: {own} of {len(maker.shaper.atlases)} left out, the scan itself or others of its patient")
     if own == len(maker.shaper.atlases):
         return Personalized(torch.empty(0), torch.empty(0), "before", OWN, left_out)
-    found = maker(case, **options)
+    found = _made(maker, case, **options)
     return replace(found, evidence={**found.evidence, **left_out})
+
+
+def _made(maker: Personalizer, case: Prepared, **options: Any) -> Personalized:
+    """What a GPU is too small for must not cost the next scans theirs."""
+    try:
+        return maker(case, **options)
+    except torch.OutOfMemoryError:
+        reason = f"{maker.hardware.device} ran out of memory while it was made; --device cpu may hold it"
+        return Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
 
 
 def budget_for(voxels: int) -> float:

@@ -325,7 +325,7 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    with memory_told(model.device, fix=f"{scan.id} is too large: bound the logits with --max-memory, such as 1GiB"):
+    with memory_told(fix=f"{scan.id} is too large: bound the logits with --max-memory, such as 1GiB"):
         answer, told, first = work(volume, scan.id)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))

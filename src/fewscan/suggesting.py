@@ -139,7 +139,7 @@ class _Work:
                 left = spent * (1 - share) / max(share, 0.02)
                 self.observe(Status(done + 1, len(cases), share, spent, left, math.nan, {}, 0.0, cases[i].id))
             try:
-                with memory_told(self.model.device, fix="leave such a scan out"):
+                with memory_told(fix="leave such a scan out"):
                     seen.append(look(cases[i]))
             except (FewscanError, OSError) as error:
                 skipped[cases[i].id] = " ".join(str(error).split())

@@ -94,7 +94,7 @@ def evaluate(
     if predictions.is_dir() and any(bundle_files(folder) for folder in (predictions, *predictions.iterdir())):
         raise DataError(f"{predictions}: holds bundles, a mask each; judge them with `fewscan tracts evaluate`")
     found, sources, table = references_in(labels)
-    pairs, unmatched = pair(predictions, labels, found)
+    pairs, unmatched = pair(predictions, labels, references=found)
     names, ignore = _listed(labels, names, ignore)
     names = names or table
     _refuse_renumbered(known or {}, names or {}, predictions=predictions, labels=labels)
@@ -138,8 +138,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     shared = [(one, second[id_]) for id_, one in first.items() if id_ in second]
     if not shared:
         raise DataError(
-            f"the two runs share no case: the first judged {_some(first)}, the second {_some(second)}; judge both on "
-            "the same references"
+            f"the two runs share no case: {_some(first)} against {_some(second)}; judge both by the same references"
         )
     ours, theirs = ({name for pair in shared for name in pair[run].labels} for run in (0, 1))
     names = list(dict.fromkeys(name for one, _ in shared for name in one.labels if name in ours & theirs))

@@ -101,7 +101,7 @@ def _below(folder: Path) -> dict[str, Path]:
 
 
 def pair(
-    predictions: Path, labels: Path, references: Mapping[str, Path]
+    predictions: Path, labels: Path, *, references: Mapping[str, Path]
 ) -> tuple[dict[str, tuple[Path, Path]], dict[str, tuple[str, ...]]]:
     """Case id to prediction and reference, by equal names or else equal `case_id`; then what is left over.
 

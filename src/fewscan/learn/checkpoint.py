@@ -77,11 +77,6 @@ class Model:
         """Label value to name."""
         return self.plan.names
 
-    @property
-    def device(self) -> torch.device:
-        """Where its segmenter lies."""
-        return next(self.segmenter.parameters(), torch.empty(0)).device
-
     def describe(self) -> str:
         """One line for people."""
         p = self.provenance

@@ -145,15 +145,13 @@ def free_device_bytes(device: torch.device) -> int | None:
 
 
 @contextmanager
-def memory_told(device: torch.device, *, fix: str) -> Iterator[None]:
+def memory_told(*, fix: str) -> Iterator[None]:
     """Turn an allocation that failed into one sentence.
 
     Parameters
     ----------
-    device : torch.device
-        Where the work runs.
     fix : str
-        What to do about it; a GPU's users are told of the CPU besides.
+        What to do about it; whose GPU is too small is told of the CPU besides.
 
     Raises
     ------
@@ -164,7 +162,7 @@ def memory_told(device: torch.device, *, fix: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
-            raise ResourceError(f"{device} ran out of memory; {fix}, or use --device cpu") from None
+            raise ResourceError(f"the GPU ran out of memory; {fix}, or use --device cpu") from None
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's own word for it
             raise ResourceError(f"this machine ran out of memory; {fix}, or close other programs") from None
         raise

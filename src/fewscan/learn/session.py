@@ -308,7 +308,7 @@ def open_session(
         )
     keep_freed_memory()
     fix = "bound it with --max-memory, such as 4GiB, in a new run"
-    with claimed(request.out, going_on=request.going_on), memory_told(request.hardware.device, fix=fix):
+    with claimed(request.out, going_on=request.going_on), memory_told(fix=fix):
         cache = request.out / "cache"
         cache.mkdir(exist_ok=True)
         try:
