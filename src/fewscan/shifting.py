@@ -23,7 +23,7 @@ from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks
 from fewscan.judge import shift as judging
-from fewscan.judge.evaluate import case_id
+from fewscan.judge.pairing import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, grafting, infer
 from fewscan.learn.channels import said, to_look_at

@@ -9,8 +9,9 @@ import pytest
 from fewscan import api
 from fewscan.data import io
 from fewscan.errors import DataError, GeometryError
-from fewscan.judge.evaluate import case_id, compare, evaluate, merge
+from fewscan.judge.evaluate import compare, evaluate, merge
 from fewscan.judge.metrics import METRICS, Score
+from fewscan.judge.pairing import case_id
 from fewscan.judge.results import CaseScore, Evaluation, read_evaluation
 from fewscan.space.geometry import Geometry
 
@@ -291,17 +292,6 @@ def test_two_runs_are_compared_on_shared_cases(folders):
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_runs_without_a_common_case_are_refused_by_file_and_case(folders, tmp_path):
-    _, labels = folders
-    files = [tmp_path / f"{name}.json" for name in ("first", "second")]
-    for file, case in zip(files, ("case_0", "case_1"), strict=True):
-        scored = evaluate(labels, labels)
-        replace(scored, cases=tuple(one for one in scored.cases if one.id == case)).save(file)
-    said = r"first\.json and .*second\.json: the two runs share no case: case_0 against case_1; judge"
-    with pytest.raises(DataError, match=said):
-        api.compare(*files)
-
-
 def run_of(**cases):
     """An evaluation whose cases hold these scores by label."""
     files = {"prediction": Path("p"), "reference": Path("r"), "tolerance_mm": 1.0}
@@ -356,6 +346,17 @@ def test_two_references_of_one_name_are_refused(folders):
     io.write_labelmap(anatomy(2), labels / "case_2.nrrd", native=GRID)
     with pytest.raises(DataError, match=r"case_2\.nrrd: case_2\.nii\.gz has the same name in another format"):
         evaluate(predictions, labels)
+
+
+def test_runs_without_a_common_case_are_refused_by_file_and_case(folders, tmp_path):
+    _, labels = folders
+    files = [tmp_path / f"{name}.json" for name in ("first", "second")]
+    for file, case in zip(files, ("case_0", "case_1"), strict=True):
+        scored = evaluate(labels, labels)
+        replace(scored, cases=tuple(one for one in scored.cases if one.id == case)).save(file)
+    said = r"first\.json and .*second\.json: the two runs share no case: the first judged case_0, the second case_1"
+    with pytest.raises(DataError, match=said):
+        api.compare(*files)
 
 
 def test_folds_merge_into_one_evaluation_without_a_case_twice(folders):

@@ -28,7 +28,7 @@ from fewscan.deliver.pictures import read_history
 from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
 from fewscan.errors import ConfigError, DataError
-from fewscan.judge.evaluate import files_by_name
+from fewscan.judge.pairing import files_by_name
 from fewscan.judge.results import read_evaluation
 
 SECTIONS: tuple[tuple[str, Callable[[Run], str]], ...] = (

@@ -13,15 +13,13 @@ from fewscan.data import io
 from fewscan.data.annotation import mark_blank
 from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
-from fewscan.data.dicom import is_series
 from fewscan.data.dicom_labels import is_label, plain_name
-from fewscan.data.found import LABEL_STEMS, held_out
-from fewscan.data.headers import SUFFIXES, suffix_of
-from fewscan.data.layouts import LABEL_TAIL, entries, seen, stem_of
+from fewscan.data.layouts import stem_of
 from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import METRICS, Score
+from fewscan.judge.pairing import files_by_name, pair, references_in
 from fewscan.judge.results import CaseScore, Evaluation, plain
 from fewscan.judge.statistics import Paired, paired_test
 from fewscan.space.geometry import check_same
@@ -95,8 +93,8 @@ def evaluate(
     """
     if predictions.is_dir() and any(bundle_files(folder) for folder in (predictions, *predictions.iterdir())):
         raise DataError(f"{predictions}: holds bundles, a mask each; judge them with `fewscan tracts evaluate`")
-    found, sources, table = _references(labels)
-    pairs, unmatched = _pair(predictions, labels, found)
+    found, sources, table = references_in(labels)
+    pairs, unmatched = pair(predictions, labels, found)
     names, ignore = _listed(labels, names, ignore)
     names = names or table
     _refuse_renumbered(known or {}, names or {}, predictions=predictions, labels=labels)
@@ -140,7 +138,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     shared = [(one, second[id_]) for id_, one in first.items() if id_ in second]
     if not shared:
         raise DataError(
-            f"the two runs share no case: {_some(first)} against {_some(second)}; judge both by the same references"
+            f"the two runs share no case: the first judged {_some(first)}, the second {_some(second)}; judge both on "
+            "the same references"
         )
     ours, theirs = ({name for pair in shared for name in pair[run].labels} for run in (0, 1))
     names = list(dict.fromkeys(name for one, _ in shared for name in one.labels if name in ours & theirs))
@@ -204,147 +203,10 @@ def merge(parts: Iterable[Evaluation]) -> Evaluation:
     return Evaluation(cases=tuple(cases), unmatched=unmatched)
 
 
-def case_id(path: Path) -> str:
-    """Name of a file without its format and without endings such as ``_seg`` or ``_0000``.
-
-    Parameters
-    ----------
-    path : Path
-        Of an image or label map.
-
-    Examples
-    --------
-    >>> case_id(Path("labels/patient_07_seg.nii.gz"))
-    'patient_07'
-    """
-    return LABEL_TAIL.sub("", stem_of(path)).removesuffix("_0000")
-
-
-def _references(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mapping[int, str]]:
-    """Reference files by name; the images of those that lie in a data set; names that only its layout tells."""
-    series = path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir())
-    direct = {} if series else _singly(_marked(path))
-    if direct and not (path.is_dir() and any(held_out(p) for p in path.iterdir() if p.is_dir())):
-        return direct, {}, {}
-    found = seen(path)
-    if found is None or not any(pair.label for pair in (*found.pairs.values(), *found.test.values())):
-        return direct or _below(path), {}, {}
-    if found.doubts:
-        raise DataError(found.doubts[0])
-    if found.overlapping:
-        raise DataError(f"{path}: holds bundles, a mask each; judge by them with `fewscan tracts evaluate`")
-    listed = [(case, pair) for cases in (found.pairs, found.test) for case, pair in cases.items()]
-    labelled = [(case, pair.label, pair.images[0]) for case, pair in listed if pair.label]
-    references: dict[str, Path] = {}
-    for case, label, _ in labelled:
-        if references.setdefault(case, label) != label:
-            raise DataError(f"{label}, {references[case]}: both of a case named {case}; give one's folder")
-    return references, {label: image for _, label, image in labelled}, found.names
-
-
-def _singly(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by name, of which none has two."""
-    found: dict[str, Path] = {}
-    for file in files:
-        if (other := found.setdefault(stem_of(file), file)) != file:
-            raise DataError(f"{file}: {other.name} has the same name in another format; keep one of the two references")
-    return found
-
-
-def _below(folder: Path) -> dict[str, Path]:
-    """Label maps below a folder without their images, by name, or by their folder's where they have none of their
-    own."""
-    files = [file for file in sorted(folder.rglob("*")) if suffix_of(file) and file.is_file()]
-    plain = [file for file in files if stem_of(file).lower() in LABEL_STEMS]
-    marked = [file for file in files if file in plain or LABEL_TAIL.search(stem_of(file))]
-    found: dict[str, Path] = {}
-    for file in marked:
-        name = file.parent.name if file in plain else stem_of(file)
-        if found.setdefault(name, file) != file:
-            raise DataError(f"{file} and {found[name]} may both be the label map of {name}; keep one of the two")
-    return found
-
-
 def _some(cases: Iterable[str]) -> str:
     """A few of them, for a message."""
     names = sorted(cases)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
-
-
-def _pair(
-    predictions: Path, labels: Path, references: Mapping[str, Path]
-) -> tuple[dict[str, tuple[Path, Path]], dict[str, tuple[str, ...]]]:
-    """Case id to prediction and reference, by equal names or else equal `case_id`; then what is left over."""
-    found = _files(predictions)
-    if predictions.is_file() and labels.is_file():
-        return {case_id(predictions): (predictions, labels)}, {}
-    by_name = _with_ids(references)
-    pairs: dict[str, tuple[Path, Path]] = {}
-    taken: dict[Path, Path] = {}
-    for file in found:
-        reference = by_name.get(stem_of(file)) or by_name.get(case_id(file))
-        if reference is None:
-            continue
-        if reference in taken:
-            raise DataError(f"{file}: {taken[reference].name} already belongs to {reference}; keep one of the two")
-        taken[reference] = file
-        pairs[stem_of(file) if stem_of(file) == stem_of(reference) else case_id(file)] = (file, reference)
-    if not pairs:
-        raise DataError(
-            f"{predictions}: none of its {len(found)} predictions is named like one of the {len(references)} "
-            f"references in {labels}; give matching files one name"
-        )
-    left = [file for file in found if file not in taken.values()]
-    alone = [name for name, file in references.items() if file not in taken]
-    unmatched = {
-        "predictions": tuple(stem_of(file) for file in left),
-        "references": tuple(alone),
-    }
-    return dict(sorted(pairs.items())), unmatched
-
-
-def _files(path: Path, *, series: bool = False) -> list[Path]:
-    if is_series(path):
-        return [path] if series else []
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; give a folder of {', '.join(SUFFIXES)} files or one such file")
-    if path.is_file():
-        return [path]
-    files = [file for file in entries(path) if file.is_file() or series]
-    return [file for file in files if not stem_of(file).endswith("_probabilities")]
-
-
-def _marked(path: Path) -> list[Path]:
-    """Label maps in a folder; of scans and label maps side by side only what is named as a label map."""
-    files = _files(path)
-    marked = [file for file in files if LABEL_TAIL.search(stem_of(file))]
-    of = {case_id(file) for file in marked}
-    others = [case_id(file) for file in files if file not in marked]
-    return marked if any(other == case or other.startswith(f"{case}_") for case in of for other in others) else files
-
-
-def files_by_name(path: Path) -> dict[str, Path]:
-    """Image files and DICOM series in a folder, or the one file, by name, and by `case_id` where that is nobody's name.
-
-    Parameters
-    ----------
-    path : Path
-        Folder or file.
-
-    Raises
-    ------
-    DataError
-        If it does not exist.
-    """
-    return _with_ids({stem_of(file): file for file in _files(path, series=True)})
-
-
-def _with_ids(named: Mapping[str, Path]) -> dict[str, Path]:
-    """Files by name, and by `case_id` where that is nobody's name."""
-    found = dict(named)
-    for file in named.values():
-        found.setdefault(case_id(file), file)
-    return found
 
 
 def _listed(labels: Path, names: Mapping[int, str] | None, ignore: int | None) -> tuple[Mapping[int, str], int | None]:
