@@ -41,7 +41,7 @@ def answered(scan, out, *, overlapping=False, personal=False, names=NAMES, probs
         share = np.full((3, *GRID.shape), 85, np.uint8) if probs else None
         return Segmented(np.stack([labels == value for value in names]) if overlapping else labels, share)
 
-    def work(volume, tick):
+    def work(volume, tick, *, name):
         return Answer(found(0), {}, found(1) if personal else None)
 
     return predict_by(work, model, scans=scan, folder=out, before=personal, **how)

@@ -138,7 +138,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     shared = [(one, second[id_]) for id_, one in first.items() if id_ in second]
     if not shared:
         raise DataError(
-            f"the two runs share no case: {_some(first)} against {_some(second)}; judge both by the same references"
+            f"the two runs share no case: the first judged {_some(first)}, the second {_some(second)}; judge both on "
+            "the same references"
         )
     ours, theirs = ({name for pair in shared for name in pair[run].labels} for run in (0, 1))
     names = list(dict.fromkeys(name for one, _ in shared for name in one.labels if name in ours & theirs))
