@@ -92,7 +92,7 @@ def differences(comparison: Mapping[str, Any]) -> Table:
     comparison : mapping
         ``Comparison.to_json()``.
     """
-    heads = ("first minus second", "p", "patients", "first larger", "first smaller")
+    heads = ("first minus second", "p", "patients", "larger", "smaller")
     table = Table("", *heads, box=None, pad_edge=False, header_style="bold")
     named = {key: (title, comparison["metrics"].get(key), digits) for key, (title, digits) in METRICS.items()}
     named |= {f"label {name}": (f"Dice, {name}", row, 3) for name, row in comparison["labels"].items()}

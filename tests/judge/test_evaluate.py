@@ -354,7 +354,7 @@ def test_runs_without_a_common_case_are_refused_by_file_and_case(folders, tmp_pa
     for file, case in zip(files, ("case_0", "case_1"), strict=True):
         scored = evaluate(labels, labels)
         replace(scored, cases=tuple(one for one in scored.cases if one.id == case)).save(file)
-    said = r"first\.json and .*second\.json: the two runs share no case: case_0 against case_1; judge"
+    said = r"first\.json and .*second\.json: the two runs share no case: the first judged case_0, the second case_1"
     with pytest.raises(DataError, match=said):
         api.compare(*files)
 
