@@ -41,6 +41,13 @@ def holder(out, **more):
     (out / folder.LOCK).write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "born": born} | more))
 
 
+def test_scans_that_cannot_be_removed_from_a_model_folder_are_told(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(session.shutil, "rmtree", lambda path, **k: None)  # as where a mapped file is held
+    said = []
+    train(data, tmp_path / "model", steps=2, observe=said.append)
+    assert any(isinstance(line, str) and "cache holds scans and could not be removed" in line for line in said)
+
+
 # -------------------------------------------------------------------------------------------------------------- lock
 
 

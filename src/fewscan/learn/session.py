@@ -325,6 +325,10 @@ def open_session(
             yield Session(request, plan, labelled=labelled, unlabelled=[p for p in cases if p.label is None])
         finally:
             shutil.rmtree(cache, ignore_errors=True)
+            if cache.exists():  # as in Windows, where a file that is mapped cannot be removed
+                request.say(
+                    f"warning: {cache} holds scans and could not be removed; delete it before you share the model"
+                )
 
 
 def _cases(request: Request, plan: Plan, *, unlabelled: int, stored: Mapping[str, Any] | None) -> list[Prepared]:
