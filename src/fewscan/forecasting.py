@@ -60,8 +60,7 @@ def from_folds(folders: Sequence[Path], *, names: Iterable[str]) -> list[Observa
             found += _observations(evaluation, labels=len(recipe.get("train", ())))
         if judged - wanted or (judged < wanted and len(finished) == len(records)):
             raise DataError(
-                f"{folder}: judged on {_few(judged)}, the model gives {_few(wanted)}; give folds of the data set that "
-                "the model was trained on"
+                f"{folder}: judged on {_few(judged)}, the data set holds {_few(wanted)}; give folds of this data set"
             )
     return found
 

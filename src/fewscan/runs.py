@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,7 @@ from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
-from fewscan.data.dicom import on_disk
+from fewscan.data.contents import content_of
 from fewscan.data.listing import read_json
 from fewscan.data.sample import sample_path
 from fewscan.deliver.records import part
@@ -107,9 +105,10 @@ def crossval(
     )
     say = observe or (lambda _: None)
     _refuse(how, out)
-    usable(found)  # the scans that a fold leaves out too, which would be found faulty after its training
     parts = []
     split = datasets.folds(found, folds, seed=seed)
+    if not all((out / f"fold_{i}" / RECORD).is_file() for i in range(len(split))):
+        usable(found)  # the scans that a fold leaves out too, which would be found faulty after its training
     for i, (train_ids, test_ids) in enumerate(split):
         folder = out / f"fold_{i}"
         known, fold = (folder / RECORD).is_file(), f"fold {i + 1} of {len(split)}"
@@ -214,6 +213,9 @@ def _calibrate(whole: Evaluation, data: datasets.Dataset, out: Path, *, say: Cal
         return
     models = [path.parent for path in sorted(out.glob("fold_*/model/model.json"))]  # some delete them when all is done
     recipe = recipe_of([checkpoint.read_description(model) for model in models]) if models else None
+    if recipe is not None:  # what was learnt from is known of folds without a model too
+        notes = [read_json(note) for note in out.glob(f"fold_*/{RECIPE}")]
+        recipe |= {"labelled": sorted({str(i) for note in notes for i in note.get("train", ())}), "folds": len(notes)}
     checkpoint.write_json(replace(known, recipe=recipe).to_json(), out / CALIBRATION)
 
 
@@ -238,19 +240,9 @@ def _claim_fold(folder: Path, recipe: dict[str, Any], files: Mapping[str, str]) 
 
 def _fingerprint(case: datasets.CaseFiles) -> str:
     """Hash of a case's files, which says whether it is still the one that was trained or judged on."""
-    digest = hashlib.sha256()
-    for path in (*case.images, *([] if case.label is None else [case.label])):
-        place = on_disk(path)
-        for file in sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]:
-            status = file.stat()
-            digest.update(f"{file.name} {_hashed(file, status.st_size, status.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
-
-
-@functools.cache
-def _hashed(file: Path, size: int, changed: int) -> str:
-    """Hash of a file that is as it was: every fold asks for the same ones."""
-    return checkpoint.sha256(file)
+    told = [content_of(image) for image in case.images]
+    told += [] if case.label is None else [content_of(case.label, whole=True)]
+    return " ".join(told)
 
 
 def _fold_model(data: datasets.Dataset, out: Path, **options: Any) -> api.Model:

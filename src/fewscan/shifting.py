@@ -227,10 +227,15 @@ def _dice(
     """The model's Dice on scans of a population; those named as it was trained on are left out while there are others.
 
     A model remembers names, not scans: another copy of the source population is known by them, and so is, wrongly,
-    another population that numbers its cases alike. Of cases predicted before, the Dice of each label may be known.
+    another population that numbers its cases alike. The target is taken for the one that a model was transferred to
+    where it holds every case that this learnt from. Of cases predicted before, the Dice of each label may be known.
     """
-    source, told = data.root.resolve() == work.source.root.resolve(), work.model.provenance
-    trained = trained_on(told, before=source) if source or "transfer" in told else set()
+    told = work.model.provenance
+    if data.root.resolve() == work.source.root.resolve():
+        trained = trained_on(told) | trained_on(told, before=True)
+    else:
+        trained = trained_on(told) if "transfer" in told else set()
+        trained = trained if trained <= {case.id for case in data.labelled} else set()
     unseen = frozenset(case.id for case in data.labelled if case.id not in trained)
     rows = {}
     left_out = len(data.labelled) - len(unseen) if unseen else 0
@@ -313,13 +318,16 @@ class _Around:
 def _around(work: _Card) -> _Around:
     """Templates of healthy people registered onto a sample of the cases with a lesion, and onto scans of others."""
     held = [case for case in work.target.cases if case.id in work.lesions]
-    healthy = work.sample(work.source.cases, len(work.source.cases))
+    order = np.random.default_rng(work.seed).permutation(len(work.source.cases))
+    healthy = [work.source.cases[i] for i in order]
     people = list(dict.fromkeys(files.patient for files in healthy))
     if len(people) <= TEMPLATES:
         raise DataError(f"{work.source.root}: {len(people)} patients; lesions need more than {TEMPLATES} healthy ones")
     firsts = [next(files for files in healthy if files.patient == patient) for patient in people[:TEMPLATES]]
     templates = [to_look_at(_load(work, files, work.source).image) for files in firsts]
-    spare = [files for files in healthy if files.patient not in people[:TEMPLATES]][:MOST_LESIONS]
+    of = {who: [files for files in healthy if files.patient == who] for who in people[TEMPLATES:]}
+    turns = range(max(map(len, of.values())))  # one scan of everybody before a second one of anybody
+    spare = [scans[i] for i in turns for scans in of.values() if i < len(scans)][:MOST_LESIONS]
     found, places = _Around({}, [], ([], [])), []
     sample = work.sample(held, MOST_LESIONS)
     for i, files in enumerate(sample):

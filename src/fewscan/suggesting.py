@@ -232,7 +232,7 @@ def suggest(
         )
     work = _Work(loaded, found, seed, observe, started, math.inf if limit is None else limit)
     ranked, skipped, late, unseen = _ranked(work, cases, device=device) if cases else ([], {}, 0, 0)
-    seen, caveat = forecasting.from_folds([Path(path) for path in folds], names=loaded.names.values()), ""
+    seen, caveat = forecasting.from_folds([Path(path) for path in folds], names=found.names.values()), ""
     if curve and out is not None:
         how = Training(
             method=_method(loaded, found), budget=limit, steps=steps, seed=seed, device=device,

@@ -1,6 +1,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from fewscan.data import io
 from fewscan.deliver import scans
 from fewscan.deliver.markup import without_folders
 from fewscan.deliver.report import SECTIONS, write_report
+from fewscan.deliver.transferred import transfer
 from fewscan.deliver.verdict import WORDS, headline, remarks
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.confidence import Judged, calibrate
@@ -292,6 +294,19 @@ def test_headline_says_what_is_known(run):
     assert any(f" {word} on" in headline(found, trained=True) for _, word in WORDS)
     assert "not been measured" in headline(None, trained=True)
     assert "Nothing was trained" in headline(None, trained=False)
+
+
+@pytest.mark.parametrize(
+    ("shared", "said"),
+    [
+        ({"worse": ["a <rod>"], "lost": True}, "much worse on a &lt;rod&gt;, whatever others gained"),
+        ({"labels": ["rod"], "base": 0.9, "adapted": 0.8, "lost": True}, "what that learnt of new labels"),
+        ({}, "was no better"),
+    ],
+)
+def test_a_transfer_that_was_not_kept_says_what_it_would_have_cost(shared, said):
+    record = {"kept": "base", "by": "cross-validation", "base": 0.7, "adapted": 0.8, "shared": shared}
+    assert said in transfer(SimpleNamespace(model={"transfer": record}))
 
 
 def test_a_folder_of_predictions_says_what_was_done_and_why(tmp_path):

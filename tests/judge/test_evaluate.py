@@ -251,6 +251,13 @@ def test_references_may_lie_in_any_layout(folders, tmp_path, image, label):
     assert [case.image for case in found.cases] == [image and data / image.format(i) for i in range(2)]
 
 
+def test_files_that_hide_among_references_are_none(folders, tmp_path):
+    for i in range(2):
+        io.write_labelmap(anatomy(), tmp_path / "data" / f"case_{i}" / "seg.nii.gz", native=GRID)
+        (tmp_path / "data" / f"case_{i}" / "._seg.nii.gz").write_bytes(b"of another system")
+    assert [case.id for case in evaluate(folders[0], tmp_path / "data").cases] == ["case_0", "case_1"]
+
+
 def test_references_of_bids_are_called_as_its_table_says(folders, tmp_path):
     data, scan = tmp_path / "data", "sub-01/anat/sub-01_T2w.nii.gz"
     io.write_image(anatomy()[None].astype(np.float32), data / scan, native=GRID)

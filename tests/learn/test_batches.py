@@ -104,7 +104,7 @@ def test_background_patches_lie_anywhere(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [2, 10])
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_thin_scans_lose_no_targets(tmp_path, depth, labels):
     """What moves the patch is left out, so that every voxel of a scan that fills it has to be taught."""
     rng = np.random.default_rng(0)

@@ -148,15 +148,44 @@ def test_atlases_have_the_channels_of_the_model_by_name(untrained, tmp_path):
 
 def test_no_label_hides_the_loss_of_another_and_no_patient_outweighs_the_rest(untrained):
     """Three gain, one loses: the mean alone would take it. One patient's many scans count as one."""
-    whose = {"a1": "a", "a2": "a", "a3": "a", "b": "b"}
+    whose = {"a1": "a", "a2": "a", "a3": "a", "b": "b", "c": "c"}
     names = list(untrained.names.values())
     before = {case: dict.fromkeys(names, 0.8) for case in whose}
-    after = {case: {names[0]: 0.9 if case != "b" else 0.5, names[1]: 0.9} for case in whose}
+    after = {case: {names[0]: 0.9 if case[0] == "a" else 0.5, names[1]: 0.9} for case in whose}
     labels = by_label(before, after, whose=whose)
-    assert labels[names[0]] == {"base": pytest.approx(0.8), "adapted": pytest.approx(0.7)}
+    assert labels[names[0]] == {"base": pytest.approx(0.8), "adapted": pytest.approx(1.9 / 3)}
     found = shared_labels(untrained, labels, before=before, after=after, whose=whose)
     assert found == {"worse": [names[0]], "lost": True}
+    after["c"][names[0]] = 0.8  # now one loses and one gains: a single voxel out of place may do that
+    labels = by_label(before, after, whose=whose)
+    assert shared_labels(untrained, labels, before=before, after=after, whose=whose) == {}
     assert shared_labels(untrained, {names[1]: labels[names[1]]}, before=before, after=after, whose=whose) == {}
+
+
+def test_what_is_known_of_the_base_is_of_the_files_as_they_are(tmp_path):
+    request = SimpleNamespace(out=tmp_path)
+    row = {"of": ["1", "2"], "scores": {"ball": 0.5}, "seconds": 2.0}
+    (tmp_path / BEFORE).write_text(json.dumps({"cases": {"p1": row}}))
+    assert method._known(request) == {"p1": row}
+    for damaged in ("", "[]", '{"cases": 3}', '{"cases": {"p1": {"scores": {}}}}'):
+        (tmp_path / BEFORE).write_text(damaged)
+        assert method._known(request) == {}
+    data = api.open(write_dataset(tmp_path / "data", labelled=1))
+    [case] = data.labelled
+    before = method._of(case)
+    label = np.zeros(phantom(0)[0].shape, np.uint8)
+    label[2, 2, 2] = 1
+    write_labelmap(label, case.label, native=phantom(0)[2])
+    assert method._of(case)[0] == before[0]
+    assert method._of(case)[1] != before[1]
+
+
+def test_time_is_kept_for_answers_that_will_be_asked_for(untrained):
+    plan = untrained.plan
+    finer = replace(plan, spacing=tuple(v / 2 for v in plan.spacing))
+    for own, folds, answers in ((plan, 1, 2 + 4 * 3), (plan, 3, 2), (finer, 1, 16), (finer, 3, 16)):
+        session_ = SimpleNamespace(plan=own, unlabelled=range(9))
+        assert method._answers(session_, untrained, range(folds), judged=2) == pytest.approx(answers)
 
 
 def test_one_labelled_case_is_enough_and_says_what_cannot_be_known(trained, tmp_path):
@@ -209,7 +238,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
         transfer(base, data, tmp_path / "parts", steps=40, device="cpu", observe=stop)
     with pytest.raises(ConfigError, match="made by fewscan transfer; go on with that verb"):
         api.train(data, tmp_path / "parts", resume=True, device="cpu")
-    before = json.loads((tmp_path / "parts" / BEFORE).read_text())["scores"]
+    before = json.loads((tmp_path / "parts" / BEFORE).read_text())["cases"]
     asked = list[bool]()
     real = method.score
     monkeypatch.setattr(method, "score", lambda model, case, **k: asked.append(model is base) or real(model, case, **k))
@@ -273,13 +302,14 @@ def test_labels_take_the_numbers_of_the_new_data():
     assert grafting.renumbered({1: "a", 2: "b", 3: "c"}, {1: "C", 7: "a"}) == {7: "a", 2: "b", 1: "c"}
 
 
-def test_the_record_of_a_transfer_of_a_transfer_tells_the_whole_way(untrained):
+def test_the_record_of_a_transfer_of_a_transfer_tells_the_whole_way(untrained, tmp_path):
     began = {"method": "joint", "sha256": {}, "labelled": ["old_1"]}
     transferred = {"kept": "adapted", "from": began}
     base = replace(untrained, provenance={"method": "transfer", "labelled": ["new_1"], "transfer": transferred})
     session_ = SimpleNamespace(
-        request=None, settings=Settings(), plan=base.plan, finish=lambda segmenter, **kept: kept["record"]["transfer"]
-    )
+        request=SimpleNamespace(out=tmp_path), settings=Settings(), plan=base.plan, interrupted=False,
+        finish=lambda segmenter, **kept: kept["record"]["transfer"],
+    )  # fmt: skip
     grafted = SimpleNamespace(to_dict=dict)
     found = method._finish(session_, base, base.segmenter, grafted, {"kept": "adapted"}, None)
     assert found["from"] == {"method": "transfer", "sha256": None, "labelled": ["new_1"], "from": began}

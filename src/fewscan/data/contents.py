@@ -5,38 +5,61 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fewscan.data.dicom import describe_series, on_disk
+from fewscan.data.dicom import describe_series, is_series, on_disk
 from fewscan.data.formats import peek
 from fewscan.errors import FewscanError
 
-PIECES, PIECE = 16, 65536  # so much is read of a file, in places spread over it: a hundredth of a second
+PIECES, PIECE = 16, 65536  # so many are read of a file, or slices of a series, spread over it: hundredths of a second
 
 
-def content_of(scan: Path) -> str:
-    """Digest of a sample of a scan's bytes; empty where it cannot be read.
+def content_of(thing: Path, *, whole: bool = False) -> str:
+    """Digest of a sample of the bytes of a scan or label map; empty where it cannot be read.
 
-    The folder and the names of its slices have no say. Packing a file anew does, since bytes are compared, not voxels.
+    The folder and the names of its files have no say, nor has what else lies there. Packing a file anew has, since
+    bytes are compared, not voxels.
 
     Parameters
     ----------
-    scan : Path
-        Image file, or DICOM series.
+    thing : Path
+        Image file, DICOM series, or folder of masks.
+    whole : bool
+        Take every byte: a label may be corrected in one voxel.
     """
     try:
-        series = on_disk(scan).is_dir()  # of a file the payload too, for a header alone may be that of many scans
-        files = set(describe_series(scan).files) if series else {scan, peek(scan).payload}
-        return hashlib.sha256("".join(sorted(_sample(file) for file in files)).encode()).hexdigest()[:32]
+        files = _files(thing, whole=whole)
+        parts = sorted(_whole(file) if whole else _sample(file) for file in files)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
     except (OSError, FewscanError):
         return ""
+
+
+def _files(thing: Path, *, whole: bool) -> list[Path]:
+    """Those that hold it: of a file the payload too, for a header alone may be that of many scans."""
+    place = on_disk(thing)
+    if not place.is_dir():
+        return sorted({thing, peek(thing).payload})
+    if not is_series(thing):
+        return [file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    slices = list(describe_series(thing).files)
+    if whole or len(slices) <= PIECES:
+        return slices
+    return [slices[(len(slices) - 1) * k // (PIECES - 1)] for k in range(PIECES)]
 
 
 def _sample(file: Path) -> str:
     """Digest of a file's length and of pieces spread over it, the first and the last among them."""
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    last = max(0, size - PIECE)
     with file.open("rb") as stream:
-        for start in sorted({last * k // (PIECES - 1) for k in range(PIECES)}):
-            stream.seek(start)
-            digest.update(stream.read(PIECE))
+        if size <= PIECES * PIECE:
+            digest.update(stream.read())
+        else:
+            for k in range(PIECES):
+                stream.seek((size - PIECE) * k // (PIECES - 1))
+                digest.update(stream.read(PIECE))
     return digest.hexdigest()
+
+
+def _whole(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -31,6 +31,9 @@ COST = (
 )
 """Where known labels were lost for new ones."""
 
+COST_ONE = "The model from before was kept: the adapted one was much worse on {}, whatever others gained."
+"""Where some known labels were lost for others."""
+
 
 def transfer(run: Run) -> str:
     """The verdict, Dice of every labelled case before and after, the weights, and what was forgotten.
@@ -45,7 +48,9 @@ def transfer(run: Run) -> str:
         return ""
     said = SAID.get((str(record.get("kept")), str(record.get("by"))), "")
     if record.get("kept") == "base" and part(record, "shared").get("lost"):
-        said = COST
+        shared = part(record, "shared")
+        worse = ", ".join(escape(str(name)) for name in shared.get("worse") or ())
+        said = COST if "labels" in shared or not worse else COST_ONE.format(worse)
     return "".join([f"<p>{said}</p>", _figures(record), _cases(record), _old(part(record, "source")), _weights(record)])
 
 

@@ -89,7 +89,8 @@ def _singly(files: Iterable[Path]) -> dict[str, Path]:
 def _below(folder: Path) -> dict[str, Path]:
     """Label maps below a folder without their images, by name, or by their folder's where they have none of their
     own."""
-    files = [file for file in sorted(folder.rglob("*")) if suffix_of(file) and file.is_file()]
+    below = (file for file in sorted(folder.rglob("*")) if suffix_of(file) and file.is_file())
+    files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     plain = [file for file in files if stem_of(file).lower() in LABEL_STEMS]
     marked = [file for file in files if file in plain or LABEL_TAIL.search(stem_of(file))]
     found: dict[str, Path] = {}

@@ -322,13 +322,13 @@ class PatchBatches:
 def _cropped(patch: int) -> int:
     """Voxels to crop for so many of a patch: a margin, but none around one slice, beyond which nobody looked.
 
-    A patch of an odd number lies half a voxel off in a crop of an even one, and such are the thin ones: two slices of
-    three would be read from between slices.
+    A patch of an odd number lies half a voxel off in a crop of an even one, and the other way round: of few slices
+    all would be read from between two.
     """
     if patch == 1:
         return 1
     wanted = int(np.ceil(patch * MARGIN))
-    return wanted + 1 if patch % 2 and not wanted % 2 else wanted
+    return wanted + (wanted - patch) % 2
 
 
 def crop_label(label: NDArray[np.int16], centre: Sequence[int], *, size: Sequence[int]) -> NDArray[np.int16]:

@@ -73,7 +73,8 @@ def shared_labels(
 ) -> dict[str, Any]:
     """Whether labels that the trained model knows lost too much: their mean where there are others, and each of them.
 
-    What is new is won from 0 and must not hide a loss, and neither must one label hide that of another.
+    What is new is won from 0 and must not hide a loss, and neither must one label hide that of another. A single label
+    is lost where more patients lose than gain of it: one false voxel in one of many is no sign.
 
     Parameters
     ----------
@@ -88,7 +89,8 @@ def shared_labels(
     """
     known = {plain_name(name) for name in base.names.values()}
     shared = {name for name in labels if plain_name(name) in known}
-    worse = [name for name in sorted(shared) if labels[name]["adapted"] < labels[name]["base"] - LOST_ONE]
+    below = [name for name in sorted(shared) if labels[name]["adapted"] < labels[name]["base"] - LOST_ONE]
+    worse = [name for name in below if _more_lose(name, before=before, after=after, whose=whose)]
     found: dict[str, Any] = {"worse": worse} if worse else {}
     if shared and shared != labels.keys():
         rows = []
@@ -99,6 +101,16 @@ def shared_labels(
         found |= {"labels": sorted(shared), **means}
     lost = "base" in found and found["adapted"] < found["base"] - LOST
     return found | ({"lost": bool(lost or worse)} if found else {})
+
+
+def _more_lose(name: str, *, before: Scores, after: Scores, whose: Mapping[str, str]) -> bool:
+    """Whether a label is worse in more patients than it is better in."""
+    changes: dict[str, float] = {}
+    for case in before:
+        if name in before[case] | after[case]:
+            change = after[case].get(name, 1.0) - before[case].get(name, 1.0)
+            changes[whose[case]] = changes.get(whose[case], 0.0) + change
+    return sum(value < 0 for value in changes.values()) > sum(value > 0 for value in changes.values())
 
 
 def said_of(shared: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ because it never learnt it must not hide that, and neither must a gain of one la
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,9 @@ import numpy as np
 from torch import nn
 
 from fewscan.data import dataset as datasets
+from fewscan.data.contents import content_of
 from fewscan.data.dataset import CaseFiles, Dataset
+from fewscan.data.listing import read_json
 from fewscan.errors import DataError, FewscanError, ModelError
 from fewscan.learn import grafting, infer
 from fewscan.learn.batches import Prepared
@@ -55,6 +56,7 @@ from fewscan.methods.scores import (
 AUTO = "all"  # layers that learn when nothing else is asked for: decisions/010-transfer.md
 JUDGING = 0.08  # most of a budget that the trained model's answers may take; the adapted ones' take as long
 MARGIN = 1.3  # on the time that the answers took the first time
+MOST_RESERVED = 0.4  # of a budget: what was not learnt needs no answers
 LOOKED = 3  # scans without labels that consistency is judged on
 SOURCE_CASES = 8  # of the sample that tells what was forgotten
 
@@ -101,10 +103,7 @@ def run(request: Request, *, source: Dataset | None = None) -> Model:
         state = _fit(session, learners, grafted, reserve=reserve)
         verdict = _verdict(session, base, state, learners=learners, before=before)
         request.say(verdict["reason"])
-        model = _finish(session, base, state.average_of(learners[0].network), grafted, verdict, source)
-        if not session.interrupted:
-            (request.out / BEFORE).unlink(missing_ok=True)
-        return model
+        return _finish(session, base, state.average_of(learners[0].network), grafted, verdict, source)
 
 
 def _refuse_unreadable(source: Dataset, base: Model, *, adapted: Sequence[str]) -> None:
@@ -148,31 +147,61 @@ def _order(session: Session, learners: Sequence[_Learner]) -> list[CaseFiles]:
 def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[Scores, float]:
     """The trained model's Dice, on as many cases as a share of the budget allows, and the seconds that one took.
 
-    Nothing where it lacks a channel. A run that goes on has them already.
+    Nothing where it lacks a channel. A run that goes on has them already, of the cases whose files are as they were.
     """
-    request, begin, scores = session.request, time.monotonic(), Scores()
+    request, scores, spent = session.request, Scores(), 0.0
     if grafting.columns(base.plan.channels, session.plan.channels) is None or not session.settings.transfer.guard:
         return scores, 0.0
-    kept = request.out / BEFORE
-    if request.going_on and kept.is_file():
-        found = json.loads(kept.read_text())
-        return found["scores"], found["seconds"]
+    known = _known(request) if request.going_on else {}
     budget = request.budget or request.extend
     for case in files:
-        if request.dry_run or (scores and budget and time.monotonic() - begin > JUDGING * budget):
+        row = known.get(case.id, {})
+        if row.get("of") == _of(case):
+            scores[case.id], took = row["scores"], row["seconds"]
+        elif request.dry_run or (scores and budget and spent * _finer(session, base) > JUDGING * budget):
             break
-        scores[case.id] = score(base, datasets.load(case, request.dataset), hardware=session.hardware)
-    each = (time.monotonic() - begin) / max(1, len(scores))
+        else:
+            begin = time.monotonic()
+            scores[case.id] = score(base, datasets.load(case, request.dataset), hardware=session.hardware)
+            took = time.monotonic() - begin
+            known[case.id] = {"of": _of(case), "scores": scores[case.id], "seconds": took}
+        spent += took
     if not request.dry_run:
-        write_json({"scores": scores, "seconds": each}, kept)
-    return scores, each
+        write_json({"cases": known}, request.out / BEFORE)
+    return scores, spent / max(1, len(scores))
+
+
+def _known(request: Request) -> dict[str, Any]:
+    """What an earlier part of the run has found; nothing where that cannot be read."""
+    try:
+        found = read_json(request.out / BEFORE)
+        rows = {case: {"of": row["of"], "scores": dict(row["scores"]), "seconds": float(row["seconds"])}
+                for case, row in found["cases"].items()}  # fmt: skip
+    except (FewscanError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return rows
+
+
+def _of(case: CaseFiles) -> list[str]:
+    """By what the files of a case are known again: a label may be corrected before a run goes on."""
+    return [*map(content_of, case.images), "" if case.label is None else content_of(case.label, whole=True)]
+
+
+def _finer(session: Session, base: Model) -> float:
+    """How many times as long as the base the adapted model takes for an answer, whose voxels may be finer."""
+    return max(1.0, float(np.prod(base.plan.spacing) / np.prod(session.plan.spacing)))
+
+
+def _alike(session: Session, base: Model) -> bool:
+    """Whether both networks can be asked the same, on one grid."""
+    own, other = ((p.spacing, p.channels, p.classes, p.overlapping) for p in (session.plan, base.plan))
+    return own == other
 
 
 def _answers(session: Session, base: Model, learners: Sequence[_Learner], *, judged: int) -> float:
-    """How many answers of the base the verdict will take as long as: the adapted model's voxels may be finer."""
-    finer = float(np.prod(base.plan.spacing) / np.prod(session.plan.spacing))
-    signs = 0 if learners[1:] else 4 * len(session.unlabelled[:LOOKED])  # a scan and its copy, by two networks
-    return (judged + signs) * max(1.0, finer)
+    """How many answers of the base the verdict will take as long as."""
+    signs = 4 * len(session.unlabelled[:LOOKED])  # a scan and its copy, by two networks, where none can be left out
+    return judged * _finer(session, base) + (signs if _alike(session, base) and not learners[1:] else 0)
 
 
 def _fit(session: Session, learners: Sequence[_Learner], grafted: Grafted, *, reserve: float) -> State:
@@ -192,7 +221,7 @@ def _fit(session: Session, learners: Sequence[_Learner], grafted: Grafted, *, re
     warm = config.warm if grafted.fresh else 0.0
     session.fit(phases("warm-up", learns=grafted.fresh or which, lr=session.settings.train.lr), until=warm)
     seconds = session.bounds.seconds
-    until = 1.0 if seconds is None else max(warm, 1 - (MARGIN * reserve + 1) / seconds)
+    until = 1.0 if seconds is None else max(warm, 1 - MOST_RESERVED, 1 - (MARGIN * reserve + 1) / seconds)
     return session.fit(phases("adapt", learns=which | grafted.fresh, lr=config.lr), until=until)
 
 
@@ -237,8 +266,7 @@ def _by_signs(
     """With one labelled patient none can be left out: a collapse shows, a gain does not."""
     signs: dict[str, dict[str, float]] = {}
     hardware, looked = session.hardware, session.unlabelled[:LOOKED]
-    own, other = ((p.spacing, p.channels, p.classes, p.overlapping) for p in (session.plan, base.plan))
-    if looked and own == other:
+    if looked and _alike(session, base):
         signs["consistency"] = {}
         for name, network in (("base", base.segmenter), ("adapted", adapted)):
             predictor = infer.network_predictor(network.to(hardware.device).eval(), hardware)
@@ -285,6 +313,8 @@ def _finish(
     plan = session.plan if keeps else replace(base.plan, names=grafting.renumbered(base.names, session.plan.names))
     others = base.others if plan.channels == base.plan.channels else {}
     model = session.finish(segmenter, others=others, record={"transfer": record}, plan=plan)
+    if not session.interrupted:
+        (session.request.out / BEFORE).unlink(missing_ok=True)
     if source is None or session.interrupted:
         return model
     record["source"] = _forgotten(base, replace(base, segmenter=segmenter, plan=plan), source, session)
