@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fewscan.data import layouts
 from fewscan.data.dataset import CaseFiles, find
+from fewscan.data.doctor import examine
 from fewscan.data.layouts import detect, seen
 from fewscan.errors import DataError
 
@@ -123,6 +125,54 @@ def test_label_maps_beside_series_that_belong_to_none_are_left_over(slices: Call
         scans.write_label(f"{name}.nii.gz")
     data = find(scans.root)
     assert (ids(data.labelled), [file.name for file in data.unmatched]) == (["p1"], ["p2_seg.nii.gz"])
+
+
+@pytest.mark.parametrize("place", ["p2", "p2/study/s1"])
+def test_images_beside_series_are_called_no_label_maps(slices: Callable[..., Path], scans: Any, place: str) -> None:
+    slices("p1")
+    slices(place)
+    scans.write_image("p7.nii.gz")
+    scans.write_label("p8_seg.nii.gz")
+    data = find(scans.root)
+    assert [file.name for file in data.unmatched] == ["p8_seg.nii.gz"]
+    assert [file.name for file in data.unused] == ["p7.nii.gz"]
+
+
+@pytest.mark.parametrize("place", ["p1", "p1/study/s1"])
+def test_hidden_folders_hold_no_cases(slices: Callable[..., Path], tmp_path: Path, place: str) -> None:
+    for name in (place, ".Trashes/501/old", ".old"):
+        slices(name)
+    assert ids(find(tmp_path).cases) == ["p1"]
+
+
+def test_every_folder_of_series_is_asked_but_once(
+    slices: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("p1", "p2/study/s1", "p2/study/s2"):
+        slices(name)
+    asked: list[Path] = []
+    ask = layouts.is_series
+    monkeypatch.setattr(layouts, "is_series", lambda folder: asked.append(folder) or ask(folder))
+    assert len(detect(tmp_path).pairs) == 3
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize(
+    ("files", "channels", "unused"),
+    [
+        (["p1/t1", "p1/flair", "p1/seg", "p2/t1", "p2/flair", "p3/t1"], ("flair", "t1"), ["p3/t1"]),
+        (["p1/image", "p1/seg", "p2/image", "p3/image", "p3/old"], ("image",), ["p3/old"]),
+    ],
+)
+def test_images_of_a_set_that_is_not_complete_are_named(
+    scans: Any, files: list[str], channels: tuple[str, ...], unused: list[str]
+) -> None:
+    put(scans, files)
+    data = find(scans.root)
+    assert data.channels == channels
+    assert {len(case.images) for case in data.cases} == {len(channels)}
+    told = [f for f in examine(data).findings if f.code == "image-unused"]
+    assert [(f.severity, f.path) for f in told] == [("warning", str(scans.root / f"{name}.nii.gz")) for name in unused]
 
 
 @pytest.mark.parametrize("files", [["knee1/image", "knee1/seg"], ["knee1/knee1", "knee1/seg"]])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from series import AXIAL, anatomy, write_series
@@ -77,6 +79,88 @@ def test_channels_go_in_the_order_of_the_model(
     put: Callable[..., Path], files: list[str], scans: dict[str, list[str]]
 ) -> None:
     assert found(put(*files), "t1", "flair") == scans
+
+
+@pytest.mark.parametrize(
+    ("files", "scans"),
+    [
+        (["a", "b", "scans/old"], {"a": ["a"], "b": ["b"]}),
+        (["a", "b", "images/old"], {"a": ["a"], "b": ["b"]}),
+        (["a", "b", "imgs/old", "labels/old"], {"a": ["a"], "b": ["b"]}),
+        (["a", "sub-01/anat/sub-01_T1w"], {"a": ["a"]}),
+        (["a", "sub-01/anat/sub-01_T1w", "derivatives/x/sub-01_dseg"], {"a": ["a"]}),
+        (
+            ["siteA/a1", "siteA/a2", "siteB/b1", "siteB/seg"],
+            {i: [f"site{i[0].upper()}/{i}"] for i in ("a1", "a2", "b1")},
+        ),
+        (["images/a", "labels/a", "labels/b", "more/c"], {"a": ["images/a"], "c": ["more/c"]}),
+        (["siteA/a1", "siteB/x/b1", "test/t"], {"a1": ["siteA/a1"], "b1": ["siteB/x/b1"], "t": ["test/t"]}),
+    ],
+)
+def test_a_layout_that_passes_images_over_is_no_data_set(
+    put: Callable[..., Path], files: list[str], scans: dict[str, list[str]]
+) -> None:
+    assert found(put(*files)) == scans
+
+
+def test_a_series_beside_files_takes_nothing_from_them(put: Callable[..., Path], tmp_path: Path) -> None:
+    write_series(tmp_path / "one/dicom/s1", anatomy(), AXIAL)
+    write_series(tmp_path / "two/p1", anatomy(), AXIAL)
+    put("one/a", "one/b", "two/conv/p8", "two/conv/p9")
+    assert sorted(found(tmp_path / "one")) == ["a", "b"]
+    assert sorted(found(tmp_path / "two")) == ["p1", "p8", "p9"]
+    put("two/p1_seg", "two/p7_seg")  # label maps, the only files of the folder itself
+    assert list(found(tmp_path / "two")) == ["p1"]
+
+
+@pytest.mark.parametrize("drawn", [(), ("p1/seg", "p3/seg")])
+def test_a_patient_who_lacks_a_channel_takes_it_from_nobody_else(
+    put: Callable[..., Path], drawn: tuple[str, ...]
+) -> None:
+    root = put("p1/t1", "p1/flair", "p2/t1", "p2/flair", "p3/t1", *drawn)
+    full = {p: [f"{p}/t1", f"{p}/flair"] for p in ("p1", "p2")}
+    assert found(root, "t1", "flair") == {**full, "p3": ["p3/t1"]}
+
+
+def test_hidden_folders_hold_no_scans(tmp_path: Path) -> None:
+    for name in ("p1/study/s1", ".Trashes/501/old", "p1/.old/s0"):
+        write_series(tmp_path / name, anatomy(), AXIAL)
+    assert list(found(tmp_path)) == ["p1"]
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["closed", "listed but closed"])
+@pytest.mark.parametrize("files", [["a", "b"], ["x/a", "y/b"], ["images/a", "labels/a"]])
+def test_a_folder_that_may_not_be_read_is_no_case(
+    put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, files: list[str], listed: bool
+) -> None:
+    root = put(*files, "lost+found/c", "test/images/d")
+    shut = [str(root / "lost+found"), str(root / "test")]
+
+    def guarded(call: Callable[..., Any], *, folder: bool) -> Callable[..., Any]:
+        def guard(path: Any = ".", *args: Any, **more: Any) -> Any:
+            name = str(path)
+            if (folder and name in shut) or any(name.startswith(s + os.sep) for s in shut):
+                raise PermissionError(13, "Permission denied", name)
+            return call(path, *args, **more)
+
+        return guard
+
+    for name in ("listdir", "scandir", "stat"):
+        monkeypatch.setattr(os, name, guarded(getattr(os, name), folder=name != "stat" and not listed))
+    assert sorted(found(root)) == sorted({Path(file).name for file in files})
+    with pytest.raises(DataError, match="may not be read; change its permissions"):
+        find_scans([root / "lost+found"], channels=ONE)
+
+
+@pytest.mark.parametrize("listing", ["dataset.json", "labels.json"])
+def test_a_broken_listing_ends_no_prediction_of_plain_images(put: Callable[..., Path], listing: str) -> None:
+    root = put("one/a", "one/b", "two/images/a", "two/labels/a", "three/a", "three/a_seg")
+    for folder in ("one", "two", "three"):
+        (root / folder / listing).write_text("{")
+    assert sorted(found(root / "one")) == ["a", "b"]
+    for folder in ("two", "three"):
+        with pytest.raises(DataError, match=f"{listing}: not readable as JSON"):
+            found(root / folder)
 
 
 def test_channels_with_other_names_are_refused(put: Callable[..., Path]) -> None:

@@ -77,8 +77,8 @@ class Dataset:
         What the channels hold.
     overlapping : bool
         Whether labels are masks that may overlap.
-    unmatched : tuple of Path
-        Label files that belong to no image.
+    unmatched, unused : tuple of Path
+        Label files that belong to no image, and images that are of no case.
     """
 
     root: Path
@@ -92,6 +92,7 @@ class Dataset:
     kind: Kind = "scalar"
     overlapping: bool = False
     unmatched: tuple[Path, ...] = ()
+    unused: tuple[Path, ...] = ()
 
     @property
     def labelled(self) -> tuple[CaseFiles, ...]:
@@ -177,6 +178,7 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
         kind=kind,
         overlapping=found.overlapping,
         unmatched=found.unmatched,
+        unused=found.unused,
     )
 
 

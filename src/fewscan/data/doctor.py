@@ -126,6 +126,7 @@ def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = N
     findings += cohort.compare(facts, dataset.names)
     findings += _decisions(dataset)
     findings += map(_unmatched, dataset.unmatched)
+    findings += [_unused(path, dataset) for path in dataset.unused]
     rank = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda f: (rank[f.severity], f.code, f.case))
     return Checkup(dataset, tuple(findings), tuple(rows))
@@ -145,6 +146,12 @@ def _excused(finding: Finding) -> Finding:
 def _unmatched(path: Path) -> Finding:
     remedy = "rename it like one, or take it away"
     return Finding("label-unmatched", "warning", "", str(path), f"label map {path.name} belongs to no image", remedy)
+
+
+def _unused(path: Path, dataset: Dataset) -> Finding:
+    message = f"{path.name} is of no case: those found are {dataset.layout}, with {', '.join(dataset.channels)}"
+    remedy = "complete or rename what lies there, or take it away"
+    return Finding("image-unused", "warning", "", str(path), message, remedy)
 
 
 def _decisions(dataset: Dataset) -> list[Finding]:

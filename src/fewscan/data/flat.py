@@ -13,10 +13,11 @@ from fewscan.data.found import (
     Pair,
     by_stem,
     chosen_label,
-    entries,
+    files_in,
     folder_name,
     held_out,
     stem_of,
+    subfolders,
 )
 
 PLAIN = "images without labels"
@@ -37,12 +38,10 @@ def flat(root: Path, *, channels: Sequence[str] = ()) -> Found | None:
     DataError
         If two files of one folder differ in their format only.
     """
-    folders = [root]
-    if not any(f.is_file() for f in entries(root)):
-        inside = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        folders = [folder for folder in inside if not held_out(folder)]
-    every = {folder: [f for f in entries(folder) if f.is_file()] for folder in folders}
-    every = {folder: list(by_stem(files).values()) for folder, files in every.items() if files}
+    listed = {root: files_in(root)}
+    if not listed[root]:
+        listed = {folder: files_in(folder) for folder in subfolders(root) if not held_out(folder)}
+    every = {folder: list(by_stem(files).values()) for folder, files in listed.items() if files}
     files = [f for inside in every.values() for f in inside]
     if not files:
         return None
@@ -83,14 +82,18 @@ def _side_by_side(files: Sequence[Path], strangers: Sequence[Path], known: Seque
 
 
 def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
-    """Every case in a folder of its own, with the same file names in each, or with its folder's name in them."""
+    """Every case in a folder of its own, with the same file names in each, or with its folder's name in them.
+
+    Channels are the names that most folders have, so that a patient who lacks one takes it from nobody else.
+    """
     doubts: list[str] = []
     parts = {folder: {_part(f): f for f in files} for folder, files in folders.items()}
     drawn = {folder: [f for name, f in mine.items() if _is_label(name)] for folder, mine in parts.items()}
     scans = {folder: {n: f for n, f in mine.items() if not _is_label(n)} for folder, mine in parts.items()}
     count = Counter(name for mine in scans.values() for name in mine)
-    channels = tuple(sorted(name for name, n in count.items() if n == max(count.values())))
-    if len(folders) > 1 and max(count.values(), default=0) == 1:  # no name recurs
+    most, holding = max(count.values(), default=0), sum(bool(mine) for mine in scans.values())
+    channels = tuple(sorted(name for name, n in count.items() if n == most or 2 * n > holding))
+    if len(folders) > 1 and most == 1:  # no name recurs
         channels = ()
     pairs: dict[str, Pair] = {}
     unmatched: list[Path] = []
@@ -104,8 +107,16 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
             unmatched += drawn[folder]
             continue
         pairs[case] = Pair(files, chosen_label(case, drawn[folder], doubts=doubts))
-    several = channels if len(channels) > 1 else ()
-    return Found("one folder per case", pairs, channels=several, unmatched=tuple(unmatched), doubts=tuple(doubts))
+    used = {file for pair in pairs.values() for file in pair.images}
+    unused = tuple(file for mine in scans.values() for file in mine.values() if file not in used)
+    return Found(
+        "one folder per case",
+        pairs,
+        channels=channels if len(channels) > 1 else (),
+        unmatched=tuple(unmatched),
+        unused=unused,
+        doubts=tuple(doubts),
+    )
 
 
 def _part(file: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,8 +55,8 @@ class Found:
         Label value that means "not looked at".
     overlapping : bool
         Whether labels are masks that may overlap.
-    unmatched : tuple of Path
-        Label files that belong to no image.
+    unmatched, unused : tuple of Path
+        Label files that belong to no image, and images that are of no case.
     doubts : tuple of str
         Cases of which several files may be the label map, in words.
     """
@@ -69,6 +70,7 @@ class Found:
     ignore: int | None = None
     overlapping: bool = False
     unmatched: tuple[Path, ...] = ()
+    unused: tuple[Path, ...] = ()
     doubts: tuple[str, ...] = ()
 
 
@@ -97,8 +99,84 @@ def entries(folder: Path) -> list[Path]:
     folder : Path
         Folder to list.
     """
-    seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    return [p for p in seen if (is_series(p) if p.is_dir() else suffix_of(p) or dicom_labels.is_label(p))]
+    return [p for p in inside(folder) if (is_series(p) if p.is_dir() else suffix_of(p) or dicom_labels.is_label(p))]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """As `entries`, without the DICOM folders, none of which is opened.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list.
+    """
+    return [p for p in inside(folder) if p.is_file() and (suffix_of(p) or dicom_labels.is_label(p))]
+
+
+def inside(folder: Path) -> list[Path]:
+    """What lies directly in a folder, sorted, hidden names left out; nothing where it may not be listed.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list.
+    """
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except PermissionError:
+        return []
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders of `inside` that may be read: ``lost+found`` or ``System Volume Information`` hold no case.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list.
+    """
+    return [p for p in inside(folder) if p.is_dir() and readable(p)]
+
+
+def readable(folder: Path) -> bool:
+    """Whether a folder may be listed, and its files be looked at.
+
+    Parameters
+    ----------
+    folder : Path
+        Any that exists.
+    """
+    try:
+        os.scandir(folder).close()
+        os.stat(os.path.join(folder, os.curdir))
+    except PermissionError:
+        return False
+    return True
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """A folder and those below it, as `subfolders` lists them; links are not followed, since they may lead in a circle.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to begin.
+    """
+    yield folder
+    for below in subfolders(folder):
+        yield from [below] if below.is_symlink() else walk(below)
+
+
+def called_label(file: Path) -> bool:
+    """Whether a file is called like a label map: ``seg.nii.gz``, ``p1_seg.nii.gz``.
+
+    Parameters
+    ----------
+    file : Path
+        Any.
+    """
+    stem = stem_of(file)
+    return stem.lower() in LABEL_STEMS or bool(LABEL_TAIL.search(stem))
 
 
 def held_out(folder: Path) -> bool:

@@ -20,17 +20,22 @@ from fewscan.data.found import (
     Found,
     Pair,
     by_stem,
+    called_label,
     chosen_label,
     entries,
+    files_in,
     folder_name,
     held_out,
+    inside,
     stem_of,
+    subfolders,
+    walk,
 )
 from fewscan.data.headers import suffix_of
 from fewscan.data.listing import RECORD, channel_record, read_listing, stated
 from fewscan.errors import DataError
 
-__all__ = ["LABEL_TAIL", "TRACT_IMAGES", "Found", "Pair", "detect", "entries", "seen", "stem_of"]
+__all__ = ["LABEL_FOLDERS", "LABEL_TAIL", "TRACT_IMAGES", "Found", "Pair", "detect", "entries", "seen", "stem_of"]
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "annotations")
@@ -93,7 +98,7 @@ def seen(root: Path) -> Found | None:
 
 def _with_test(root: Path, found: Found) -> Found:
     """With the cases that lie apart in ``test/``, in whatever layout, or in ``imagesTs/`` and ``labelsTs/``."""
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and p.name.lower() == "test"):
+    for folder in (p for p in subfolders(root) if p.name.lower() == "test"):
         held = flat(folder, channels=found.channels) if found.channels else None
         held = held if held is not None and held.pairs else seen(folder)
         if held is not None:
@@ -101,7 +106,8 @@ def _with_test(root: Path, found: Found) -> Found:
             test = {**held.pairs, **held.test}
             if held.overlapping != found.overlapping:  # labels of another kind are no reference
                 test = {case: replace(pair, label=None) for case, pair in test.items()}
-            return replace(found, test=test, unmatched=unmatched, doubts=doubts)
+            unused = (*found.unused, *held.unused)
+            return replace(found, test=test, unmatched=unmatched, unused=unused, doubts=doubts)
     if (root / "imagesTs").is_dir():
         return _held(root / "imagesTs", root / "labelsTs", found)
     return found
@@ -140,7 +146,7 @@ def _folders(root: Path) -> Found | None:
     labels = _first(root, LABEL_FOLDERS)
     layout = f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
     found = _pairs(root, images, labels, layout)
-    held = _first(root / "test", IMAGE_FOLDERS) if (root / "test").is_dir() else None
+    held = _first(root / "test", IMAGE_FOLDERS) if root / "test" in subfolders(root) else None
     return _held(held, _first(root / "test", LABEL_FOLDERS), found) if held else found
 
 
@@ -232,8 +238,9 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> Paired:
 
 def _bids(root: Path) -> Found | None:
     """sub-*/ with label maps in derivatives/; of several contrasts the one that most subjects have."""
-    subjects = sorted(p for p in root.glob("sub-*") if p.is_dir())
-    images = [f for s in subjects for f in sorted(s.rglob("*")) if suffix_of(f) and f.is_file()]
+    subjects = [p for p in subfolders(root) if p.name.startswith("sub-")]
+    inner = [f for s in subjects for f in _below(s)]
+    images = [f for f in inner if suffix_of(f)]
     images = [f for f in images if "_" in stem_of(f) and not LABEL_TAIL.search(stem_of(f)) and "_dseg" not in f.name]
     if not images:
         return None
@@ -241,22 +248,27 @@ def _bids(root: Path) -> Found | None:
     contrasts = Counter(contrast for _, contrast in having)
     contrast = min(contrasts, key=lambda c: (-contrasts[c], c))
     scans = {stem_of(f).rsplit("_", 1)[0]: f for f in images if stem_of(f).endswith(f"_{contrast}")}
-    places = [root / "derivatives", *subjects]
-    files = [f for p in places if p.is_dir() for f in sorted(p.rglob("sub-*")) if suffix_of(f) and f.is_file()]
-    labels = [f for f in files if re.search(r"_(dseg|seg|label|labels|mask)$", stem_of(f))]
+    files = [*_below(root / "derivatives"), *inner] if (root / "derivatives").is_dir() else inner
+    named = [f for f in files if suffix_of(f) and f.name.startswith("sub-")]
+    labels = [f for f in named if re.search(r"_(dseg|seg|label|labels|mask)$", stem_of(f))]
     doubts: list[str] = []
     pairs = {}
     for case, scan in sorted(scans.items()):
         mine = [f for f in labels if stem_of(f).startswith(f"{case}_")]
         if len(mine) > 1:  # one for each contrast, or in several forms
-            named = {f: contrasts.keys() & set(stem_of(f).split("_")) for f in mine}
-            mine = [f for f in mine if contrast in named[f]] or [f for f in mine if not named[f]]
+            told = {f: contrasts.keys() & set(stem_of(f).split("_")) for f in mine}
+            mine = [f for f in mine if contrast in told[f]] or [f for f in mine if not told[f]]
         mine = [f for f in mine if "_dseg" in f.name] or mine
         pairs[case] = Pair((scan,), chosen_label(case, mine, doubts=doubts))
     unmatched = tuple(f for f in labels if not any(stem_of(f).startswith(f"{case}_") for case in pairs))
-    tables = [t for p in (root, root / "derivatives") if p.is_dir() for t in sorted(p.rglob("*dseg.tsv"))]
+    tables = sorted(f for f in {*_below(root), *files} if f.name.endswith("dseg.tsv"))
     names = _table(tables[0]) if tables else {}
     return Found("BIDS", pairs, names=names, hint=contrast, unmatched=unmatched, doubts=tuple(doubts))
+
+
+def _below(root: Path) -> list[Path]:
+    """Files in a folder and below, sorted."""
+    return sorted(f for folder in walk(root) for f in inside(folder) if f.is_file())
 
 
 def _table(path: Path) -> dict[int, str]:
@@ -273,56 +285,73 @@ def _series(root: Path) -> Found | None:
     """One folder of DICOM files, or a folder of such folders."""
     if is_series(root):
         return Found("one DICOM series", _bound(root, {folder_name(root): Pair((root,))}))
-    series = [p for p in entries(root) if p.is_dir() and not held_out(p)]
+    folders = [p for p in subfolders(root) if not held_out(p)]
+    series = [p for p in folders if is_series(p)]
     if not series:
         return None
-    others = (p for p in root.iterdir() if p.is_dir() and not held_out(p) and p not in series)
-    if any(is_series(p) for other in others for p in other.rglob("*") if p.is_dir()):
-        return _nested(root)
-    files = [p for p in entries(root) if p.is_file()]
-    made = _pair(series, files)
+    if deeper := [found for p in folders if p not in series for found in _series_below(p)]:
+        return _patients(root, sorted([*series, *deeper]))
+    made = _pair(series, files_in(root))
     pairs = _bound(root, made.pairs)
-    left = _left(made.unmatched, pairs)
-    return Found("folders of DICOM series", pairs, unmatched=left, doubts=made.doubts)
+    unmatched, unused = _left(made.unmatched, pairs)
+    return Found("folders of DICOM series", pairs, unmatched=unmatched, unused=unused, doubts=made.doubts)
 
 
 def _nested(root: Path) -> Found | None:
-    """patient/study/series folders of DICOM files; several series of one patient become its sessions."""
-    parts = {p: p.relative_to(root).parts for p in sorted(root.rglob("*")) if p.is_dir()}
-    series = [p for p, (patient, *_) in parts.items() if not held_out(root / patient) and is_series(p)]
-    count = Counter(parts[p][0] for p in series)
+    """patient/study/series folders of DICOM files."""
+    folders = [p for p in subfolders(root) if not held_out(p)]
+    return _patients(root, sorted(found for p in folders for found in _series_below(p)))
+
+
+def _series_below(folder: Path) -> list[Path]:
+    """Series in a folder, however deep; a series holds no other."""
+    found: list[Path] = []
+    for inner in subfolders(folder):
+        if is_series(inner):
+            found.append(inner)
+        elif not inner.is_symlink():
+            found += _series_below(inner)
+    return found
+
+
+def _patients(root: Path, series: Iterable[Path]) -> Found:
+    """Series by the folders of their patients; several series of one patient become its sessions."""
+    parts = {p: p.relative_to(root).parts for p in series}
+    count = Counter(patient for patient, *_ in parts.values())
     labels: dict[str, list[Path]] = {}
-    for file in (f for f in entries(root) if f.is_file()):
+    for file in files_in(root):
         labels.setdefault(LABEL_TAIL.sub("", stem_of(file)), []).append(file)
     doubts: list[str] = []
     pairs: dict[str, Pair] = {}
-    for folder in series:
-        patient, *rest = parts[folder]
+    for folder, (patient, *rest) in parts.items():
         case = patient if count[patient] == 1 else f"{patient}_ses-{re.sub(r'[^A-Za-z0-9]+', '_', '_'.join(rest))}"
         if case in pairs:
             raise DataError(f"{folder}: reads like {pairs[case].images[0]} as a case name; rename one of the two")
         pairs[case] = Pair((folder,), chosen_label(case, labels.get(case, ()), doubts=doubts))
     pairs = _bound(root, pairs)
-    left = _left((f for case, files in labels.items() if case not in pairs for f in files), pairs)
-    return Found("nested folders of DICOM series", pairs, unmatched=left, doubts=tuple(doubts))
+    unmatched, unused = _left((f for case, files in labels.items() if case not in pairs for f in files), pairs)
+    layout = "nested folders of DICOM series"
+    return Found(layout, pairs, unmatched=unmatched, unused=unused, doubts=tuple(doubts))
 
 
-def _left(labels: Iterable[Path], pairs: Mapping[str, Pair]) -> tuple[Path, ...]:
-    """Label files that are of no pair."""
-    return tuple(file for file in labels if all(pair.label != file for pair in pairs.values()))
+def _left(files: Iterable[Path], pairs: Mapping[str, Pair]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Files beside series that are of no pair: label maps, by their names or since they are DICOM, and images."""
+    left = [file for file in files if all(pair.label != file for pair in pairs.values())]
+    labels = tuple(file for file in left if suffix_of(file) is None or called_label(file))
+    return labels, tuple(file for file in left if file not in labels)
 
 
 def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     """The pairs, those without a label given the SEG or RTSTRUCT under ``root`` that refers to their series."""
     bare = [pair.images[0] for pair in pairs.values() if pair.label is None]
-    files = sorted(p for p in root.rglob("*") if not p.name.startswith(".")) if bare else []
+    files = _below(root) if bare else []
     found = dicom_labels.belonging(bare, [p for p in files if dicom_labels.is_label(p)])
     return {case: replace(pair, label=pair.label or found.get(pair.images[0])) for case, pair in pairs.items()}
 
 
 def _subjects(root: Path) -> Found | None:
     """`_tracts` where all cases are called as in BIDS, whose rules their masks' names would satisfy."""
-    subjects = [p for p in root.glob("sub-*") if p.is_dir()]
+    subjects = [p for p in subfolders(root) if p.name.startswith("sub-")]
     every = all((p / RECORD).is_file() or bundle_files(p) for p in subjects)
     return _tracts(root) if subjects and every else None
 
@@ -330,9 +359,9 @@ def _subjects(root: Path) -> Found | None:
 def _tracts(root: Path) -> Found | None:
     """Folders that `fewscan tracts inputs` wrote, each with a label map or masks of bundles; dataset.json says which of
     the images."""
-    inside = [p for p in root.iterdir() if p.is_dir() and not held_out(p)]
-    masked = {p for p in inside if p.name != SEGMENTATIONS and bundle_files(p)}
-    folders = sorted({p for p in inside if (p / RECORD).is_file()} | masked)
+    inner = [p for p in subfolders(root) if not held_out(p)]
+    masked = {p for p in inner if p.name != SEGMENTATIONS and bundle_files(p)}
+    folders = sorted({p for p in inner if (p / RECORD).is_file()} | masked)
     if not folders:
         if bundle_files(root / SEGMENTATIONS):
             raise DataError(f"{root}: is one case, since {SEGMENTATIONS}/ lies directly in it; give the folder above")

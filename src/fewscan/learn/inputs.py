@@ -9,14 +9,15 @@ from pathlib import Path
 
 from fewscan.data import dicom
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
-from fewscan.data.flat import PLAIN
-from fewscan.data.found import Found, folder_name
-from fewscan.data.layouts import TRACT_IMAGES, seen, stem_of
+from fewscan.data.found import Found, called_label, folder_name, inside, readable, subfolders
+from fewscan.data.layouts import LABEL_FOLDERS, TRACT_IMAGES, seen, stem_of
 from fewscan.data.listing import RECORD, channel_record
 from fewscan.errors import DataError
 from fewscan.space.volume import Kind
 
 CHANNEL = re.compile(r"_\d{4}$")
+FOR_LABELS = {*LABEL_FOLDERS, "labelstr", "labelsts"}
+"""Names of folders of label maps, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Scan:
 def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = "scalar") -> list[Scan]:
     """Scans behind files and folders.
 
-    A folder in which `fewscan.data.layouts.seen` finds more than images is a data set: its cases are predicted under
-    their ids, held-out ones too, and its label maps are not taken for scans.
+    A folder is a data set where `fewscan.data.layouts.seen` finds more than images and accounts for every image: its
+    cases are predicted under their ids, held-out ones too. Files called like label maps are not taken for scans there,
+    nor in a folder with label maps that has images of no case, in which each image is a scan.
 
     Parameters
     ----------
@@ -54,32 +56,27 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
     Raises
     ------
     DataError
-        If something is missing, nothing is found, a channel is missing, or two scans would get the same name.
+        If something is missing, nothing is found, a channel is missing, or two scans would get the same name. If a
+        folder may not be read, or a listing is wrong where label maps are to be told from scans.
     """
     found: list[Path] = []
     scans: list[Scan] = []
     for path in inputs:
         if not dicom.on_disk(path).exists():
             raise DataError(f"{path} does not exist; give image files, folders or DICOM series")
-        known = _data_set(path) if path.is_dir() else None
-        if known is None:
-            found.extend(_inside(path, channels, kind) if path.is_dir() else [path])
+        if not path.is_dir():
+            found.append(path)
             continue
-        for case, pair in [*known.pairs.items(), *known.test.items()]:
-            if len(pair.images) == 1 < len(channels) and stem_of(pair.images[0]) == case:
-                found.extend(pair.images)  # one of several channels, perhaps
-            else:
-                scans.append(Scan(case, _ordered(pair.images, known.channels, channels)))
+        if not readable(path):
+            raise DataError(f"{path}: may not be read; change its permissions")
+        cases, files = _in_folder(path, channels, kind)
+        scans.extend(cases)
+        found.extend(files)
     if not found and not scans:
         raise DataError(
             f"no image in {', '.join(str(p) for p in inputs)}; readable are NIfTI, NRRD, MHA and DICOM series"
         )
-    groups: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
-    for path in dict.fromkeys(found):
-        name, channel = _split(path, channels)
-        groups.setdefault((path.parent, name), []).append((channel, path))
-    scans += [Scan(name, tuple(p for _, p in sorted(files))) for (_, name), files in groups.items()]
-    scans = list(dict.fromkeys(scans))
+    scans = list(dict.fromkeys([*scans, *_grouped(found, channels)]))
     for scan in scans:
         if len(scan.images) not in (1, len(channels)):
             raise DataError(
@@ -92,14 +89,61 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
     return scans
 
 
-def _data_set(folder: Path) -> Found | None:
-    """Cases of a data set; None where nothing but images lies there, or what `fewscan tracts inputs` wrote, of which
-    the model has its own choice."""
+def _in_folder(folder: Path, channels: Sequence[str], kind: Kind) -> tuple[list[Scan], list[Path]]:
+    """Cases of a data set, and files that are still to be grouped."""
+    plain = _inside(folder, channels, kind)
+    known = None if plain in ([], [folder]) else _data_set(folder, plain, channels)
+    if known is None:
+        return [], plain
+    cases = [*known.pairs.items(), *known.test.items()]
+    images = {file for _, pair in cases for file in pair.images}
+    others = {*(pair.label for _, pair in cases), *known.unmatched, *filter(called_label, plain)}
+    if not images.union(others).issuperset(plain):  # whatever the layout passes over is somebody's scan
+        drawn = {file for file in plain if called_label(file) or (file in others and _for_labels(file))} - images
+        return [], [file for file in plain if file not in drawn]
+    scans: list[Scan] = []
+    files: list[Path] = []
+    for case, pair in cases:
+        if len(pair.images) == 1 < len(channels) and stem_of(pair.images[0]) == case:
+            files.extend(pair.images)  # one of several channels, perhaps
+        else:
+            scans.append(Scan(case, _ordered(pair.images, known.channels, channels)))
+    return scans, files
+
+
+def _data_set(folder: Path, plain: Sequence[Path], channels: Sequence[str]) -> Found | None:
+    """Cases of a data set; None where that says no more than the files do, and of what `fewscan tracts inputs` wrote,
+    of which the model has its own choice."""
     tracts = (folder / RECORD).is_file() or bundle_files(folder / SEGMENTATIONS)
-    if tracts or any(bundle_files(p) or (p / RECORD).is_file() for p in folder.iterdir() if p.is_dir()):
+    if tracts or any(bundle_files(p) or (p / RECORD).is_file() for p in subfolders(folder)):
         return None
-    found = seen(folder)
-    return None if found is None or (found.layout == PLAIN and not found.test) else found
+    try:
+        found = seen(folder)
+    except DataError:
+        names = [scan.id for scan in _grouped(plain, channels)]
+        drawn = any(called_label(file) or _for_labels(file) for file in plain)
+        if drawn or len(set(names)) < len(names):
+            raise
+        return None  # plain images need no listing
+    if found is None:
+        return None
+    drawn = any(pair.label is not None for pair in found.pairs.values())
+    several = len(channels) > 1 and any(len(pair.images) > 1 for pair in found.pairs.values())
+    patients = any(p.images[0].is_dir() and p.images[0].name != case for case, p in found.pairs.items())
+    return found if drawn or found.test or several or patients else None
+
+
+def _for_labels(file: Path) -> bool:
+    return file.parent.name.lower() in FOR_LABELS
+
+
+def _grouped(files: Sequence[Path], channels: Sequence[str]) -> list[Scan]:
+    """Scans of files, those together that are channels of one."""
+    groups: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
+    for path in dict.fromkeys(files):
+        name, channel = _split(path, channels)
+        groups.setdefault((path.parent, name), []).append((channel, path))
+    return [Scan(name, tuple(p for _, p in sorted(group))) for (_, name), group in groups.items()]
 
 
 def _ordered(images: tuple[Path, ...], named: Sequence[str], channels: Sequence[str]) -> tuple[Path, ...]:
@@ -137,11 +181,9 @@ def _inside(folder: Path, channels: Sequence[str], kind: Kind) -> list[Path]:
     taken = folder / TRACT_IMAGES[kind]
     if taken.is_file() and channel_record(taken)[1] == tuple(channels):
         return [taken]
-    files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
     images = [
         p
-        for p in files
+        for p in inside(folder)
         if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))
     ]
-    folders = [p for p in files if p.is_dir()]
-    return images or [p for folder in folders for p in _inside(folder, channels, kind)]
+    return images or [p for inner in subfolders(folder) for p in _inside(inner, channels, kind)]
