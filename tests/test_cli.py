@@ -299,9 +299,16 @@ def test_an_interruption_ends_without_a_traceback(
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried")])
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (MemoryError(), "this machine"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "this machine"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "the GPU"),
+    ],
+)
 def test_memory_that_runs_out_anywhere_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, wanted: str
 ) -> None:
     def fail(**_: str) -> None:
         raise error
@@ -312,8 +319,9 @@ def test_memory_that_runs_out_anywhere_is_one_line(
     assert end.value.code == cli.REFUSED
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
-    assert "--max-memory" in said
-    assert "--device cpu" in said
+    assert said.startswith(f"{wanted} ran out of memory")
+    assert "--max-memory" not in said, "not every verb has it"
+    assert ("--device cpu" in said) == (wanted == "the GPU")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

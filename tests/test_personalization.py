@@ -19,7 +19,7 @@ from fewscan.data.io import write_labelmap
 from fewscan.deliver.predicted import EVIDENCE
 from fewscan.deliver.report import read_run
 from fewscan.deliver.scenes import scenes
-from fewscan.errors import ConfigError, DataError, ModelError
+from fewscan.errors import ConfigError, DataError, ModelError, ResourceError
 from fewscan.learn import atlases, checkpoint, engine, infer
 from fewscan.learn.answers import Segmented
 from fewscan.learn.batches import Prepared
@@ -225,6 +225,16 @@ def test_a_scan_that_takes_more_memory_than_thought_is_predicted_as_it_is(projec
     assert done[0].personalized["kept"] == "before"
     assert "ran out of memory" in done[0].personalized["reason"]
     assert done[0].path.is_file()
+
+
+def test_a_scan_too_large_to_be_personalised_to_is_told_what_helps(project, tmp_path, monkeypatch):
+    def large(*args, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(personalization, "on_plan", large)
+    with pytest.raises(ResourceError, match=r"out of memory; .*predict it without --personalize, or use --dev") as told:
+        asked(project, tmp_path / "out", atlases=project[0] / "data", mode="always")
+    assert "--max-memory" not in str(told.value)
 
 
 def test_atlases_travel_with_a_model_only_when_asked(project, tmp_path):

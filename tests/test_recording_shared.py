@@ -1,9 +1,11 @@
 """Predictions of several models, scans of one name and runs at a time in one folder: each row is of its own."""
 
+import errno
 import json
 import os
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -176,6 +178,47 @@ def test_many_runs_at_a_time_lose_nothing(tmp_path):
     assert len(files_in(out)) == 8
     assert not list(out.glob(".*lock"))
     assert {tuple(read_labels(out / f"{i}.nii.gz").data.shape) for i in range(8)} == {GRID.shape}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda record, scan: record.begin(scan, before=False, probabilities=False),
+        lambda record, scan: record.finish(scan, {"id": scan.id}),
+    ],
+    ids=["begin", "finish"],
+)
+def test_a_record_that_cannot_be_read_for_a_moment_loses_no_row(tmp_path, monkeypatch, step):
+    out, read = tmp_path / "out", Path.read_text
+    scans = {name: Scan(name, (put(tmp_path / f"{name}.nii.gz"),)) for name in ("a", "b")}
+    record = Record(out, model=model_of(KIDNEY, "aaa"))
+    record.finish(scans["a"], {"id": "a"})
+    record.target(scans["a"]).write_bytes(b"mask")
+    before = (out / "predictions.json").read_bytes()
+
+    def paused(path, *args, **how):
+        if path.name == "predictions.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, *args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", paused)
+        assert record.finished(scans["a"])
+        with pytest.raises(OSError, match="Input/output error"):
+            step(record, scans["b"])
+    assert (out / "predictions.json").read_bytes() == before
+    record.finish(scans["b"], {"id": "b"})
+    assert [row["id"] for row in rows(out)] == ["a", "b"]
+
+
+def test_of_a_record_that_was_damaged_meanwhile_what_the_run_knows_is_kept(tmp_path):
+    out = tmp_path / "out"
+    scans = {name: Scan(name, (put(tmp_path / f"{name}.nii.gz"),)) for name in ("a", "b")}
+    record = Record(out, model=model_of(KIDNEY, "aaa"))
+    record.finish(scans["a"], {"id": "a"})
+    (out / "predictions.json").write_text('{"predictions": [')
+    record.finish(scans["b"], {"id": "b"})
+    assert [row["id"] for row in rows(out)] == ["a", "b"]
 
 
 def test_the_lock_of_a_program_that_was_killed_is_broken(tmp_path):

@@ -21,7 +21,7 @@ from fewscan import (  # noqa: F401 (add their verbs)
     cli_transfer,
     cli_view,
 )
-from fewscan.errors import ConfigError, FewscanError
+from fewscan.errors import ConfigError, FewscanError, out_of_memory
 from fewscan.options import (
     Budget,
     Data,
@@ -306,10 +306,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, not imported
+        told = out_of_memory(error, fix="give it smaller scans")  # what bounds it otherwise differs between verbs
+        if told is None:
             raise
-        where = "this machine" if isinstance(error, MemoryError) else "the GPU"
-        _refuse(f"{where} ran out of memory; close other programs, bound it with --max-memory, or use --device cpu")
+        _refuse(str(told))
 
 
 def _refuse(sentence: str) -> None:

@@ -27,10 +27,10 @@ from fewscan.learn.atlases import (
 )
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
-from fewscan.learn.hardware import free_memory_bytes, pick
+from fewscan.learn.hardware import free_memory_bytes, memory_told, pick
 from fewscan.learn.request import Observer
 from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
-from fewscan.prediction import Answer, Inputs, Prediction, Tick, expectation, predict_by
+from fewscan.prediction import Answer, Inputs, Prediction, Tick, Work, expectation, predict_by
 from fewscan.space.volume import Volume
 
 OWN = "every atlas is this scan itself or of its patient; give labelled scans of others with --atlases"
@@ -141,9 +141,19 @@ def personalize(
             return Answer(after, told, own)  # not `found.before`, which leaves out the weights of the loss
 
         return predict_by(
-            work, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True,
+            _telling(work), model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True,
             probabilities=probabilities, observe=observe,
         )  # fmt: skip
+
+
+def _telling(work: Work) -> Work:
+    """With what to do where memory runs out; nothing bounds what personalising takes."""
+
+    def told(volume: Volume, tick: Tick, *, name: str) -> Answer:
+        with memory_told(fix=f"{name} is too large to be personalised to: predict it without --personalize"):
+            return work(volume, tick, name=name)
+
+    return told
 
 
 def _personalised(maker: Personalizer, case: Prepared, **options: Any) -> Personalized:

@@ -176,10 +176,12 @@ def predict(
 
     def whole(volume: Volume, tick: Tick, *, name: str) -> Answer:
         memory = max_memory or infer.WORKING_MEMORY
-        answer = infer.segment(
-            model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
-        )
-        return Answer(answer, {} if known is None else expectation(known, volume, model=model, predictor=predictor))
+        with memory_told(fix=f"{name} is too large: bound the logits with --max-memory, such as 1GiB"):
+            answer = infer.segment(
+                model, volume, predictor=predictor, probabilities=probabilities, memory=memory, observe=tick
+            )
+            told = {} if known is None else expectation(known, volume, model=model, predictor=predictor)
+        return Answer(answer, told)
 
     return predict_by(
         whole, model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, probabilities=probabilities,
@@ -204,7 +206,7 @@ def predict_by(
     ----------
     work : callable
         Gets a scan, a callable for the share that is done, and by name the scan's id; answers with labels and what is
-        to be recorded.
+        to be recorded. Memory that runs out is for it to tell, which knows what bounds it.
     model : Model
         Trained.
     scans : path, Scan, or sequence of them
@@ -325,8 +327,7 @@ def _predict_one(
     warning = _misfit(volume, scan.images)
     if warning is not None and observe is not None:
         observe(f"warning: {scan.id}: {warning}")
-    with memory_told(fix=f"{scan.id} is too large: bound the logits with --max-memory, such as 1GiB"):
-        answer, told, first = work(volume, scan.id)
+    answer, told, first = work(volume, scan.id)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None

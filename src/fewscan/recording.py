@@ -12,6 +12,7 @@ from typing import Any
 from fewscan.data import places
 from fewscan.data.bundles import SEGMENTATIONS
 from fewscan.data.contents import content_of
+from fewscan.data.io import disk_error
 from fewscan.data.locking import locked
 from fewscan.deliver.records import part, plain_name
 from fewscan.errors import ConfigError
@@ -49,7 +50,10 @@ class Record:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; give a folder for the predictions")
         self.folder, self.model, self.file = folder, model, folder / PREDICTIONS
-        self.rows, self.unfinished = _stored(self.file)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.unfinished: dict[str, Begun] = {}
+        with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
+            self._read()
 
     def target(self, scan: Scan) -> Path:
         """Label map to write of a scan, or folder of masks.
@@ -93,7 +97,8 @@ class Record:
         target = self.target(scan)
         if not target.exists():
             return False
-        self.rows, self.unfinished = _stored(self.file)  # another run may be at it
+        with contextlib.suppress(OSError):
+            self._read()  # another run may be at it
         return self._name(target) not in self.unfinished
 
     def vouched(self, scan: Scan) -> bool:
@@ -293,11 +298,19 @@ class Record:
             with contextlib.suppress(OSError):  # no folder, or one that still holds something
                 folder.rmdir()
 
+    def _read(self) -> None:
+        """Take up what others have written since; where that is damaged, what this run knows stays."""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            self.rows, self.unfinished = _stored(self.file)
+
     @contextmanager
     def _changed(self) -> Iterator[None]:
         """What is changed inside is written, beside what other runs have written since."""
         with locked(self.file):
-            self.rows, self.unfinished = _stored(self.file)
+            try:
+                self._read()
+            except OSError as error:  # as when a network pauses; taken for no record, it would cost every row
+                raise disk_error(error, self.file) from error
             yield
             told: dict[str, object] = {"predictions": list(self.rows.values())}
             if self.unfinished:
@@ -314,13 +327,12 @@ def _refuse(path: Path) -> None:
 
 
 def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Begun]]:
-    """Predictions by path, and those that are not finished; none where no record is sound."""
+    """Predictions by path, and those that are not finished; raises where there is a record and it is not sound."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        rows = told_rows(found)
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return {}, {}
-    begun = part(found, "unfinished")
+    rows, begun = told_rows(found), part(found, "unfinished")
     return rows, {
         name: {key: [str(v) for v in labels] for key, labels in part(begun, name).items() if isinstance(labels, list)}
         for name in begun

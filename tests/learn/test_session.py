@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,16 +75,51 @@ def test_going_on_beside_a_run_is_refused_too(data, tmp_path):
     assert not (model.path / folder.LOCK).exists()
 
 
-def test_the_word_of_a_dead_process_is_taken_over_and_that_of_another_machine_is_not(tmp_path):
+def test_the_word_of_a_dead_process_is_taken_over_at_once(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     holder(tmp_path, pid=ended.pid, born=None)
     with folder.claimed(tmp_path, going_on=False):
         assert json.loads((tmp_path / folder.LOCK).read_text())["pid"] == os.getpid()
-    holder(tmp_path, pid=ended.pid, host="another")
-    with pytest.raises(ConfigError, match="on another"), folder.claimed(tmp_path, going_on=False):
+
+
+@pytest.mark.parametrize("left", [{"host": "another"}, ""], ids=["of another machine", "empty"])
+def test_a_lock_that_names_nobody_to_ask_is_taken_over_once_it_was_watched(tmp_path, monkeypatch, left):
+    monkeypatch.setattr(folder, "WATCHED", 0.4)
+    said, begin = [], time.monotonic()
+    holder(tmp_path, **(left or {}))
+    if not left:
+        (tmp_path / folder.LOCK).write_text("")
+    with folder.claimed(tmp_path, going_on=False, say=said.append):
+        assert time.monotonic() - begin >= 0.4
+        assert json.loads((tmp_path / folder.LOCK).read_text())["host"] == platform.node()
+    assert len(said) == 1
+    assert ("on another, which cannot be asked" if left else "running.json cannot be read; waiting") in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_on_another_machine_that_lives_keeps_its_folder(tmp_path, monkeypatch):
+    with folder.claimed(tmp_path, going_on=False):
+        pass
+    monkeypatch.setattr(folder, "WATCHED", 1.0)  # touched six times as often
+    opened, ended = threading.Event(), threading.Event()
+
+    def hold():
+        with folder.claimed(tmp_path, going_on=False):
+            opened.set()
+            ended.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    opened.wait(10)
+    here = json.loads((tmp_path / folder.LOCK).read_text())["host"]
+    monkeypatch.setattr(folder.platform, "node", lambda: "another")
+    with pytest.raises(ConfigError, match=f"another run .*on {here}"), folder.claimed(tmp_path, going_on=False):
         pass
     assert (tmp_path / folder.LOCK).exists()
+    ended.set()
+    thread.join()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(folder._born(os.getpid()) is None, reason="this system does not tell when a process began")
@@ -184,6 +221,20 @@ def test_a_run_goes_on_in_its_own_precision_whatever_the_clock_says_now(data, tm
     assert model.provenance["precision"] == "fp32"
 
 
+def test_a_run_that_began_on_another_kind_of_device_goes_on_in_the_precision_of_this_one(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "_bf16_pays_on_cpu", lambda: False)
+    file = train(data, tmp_path / "model", steps=2).path / "state.safetensors"
+    with safetensors.safe_open(file, framework="pt") as state:
+        tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118 (not a dict)
+        told = state.metadata()
+    identity = json.loads(told["identity"])
+    assert identity["device"] == "cpu"
+    told["identity"] = json.dumps(identity | {"device": "cuda", "precision": "bf16"})
+    safetensors.torch.save_file(tensors, file, metadata=told)
+    model = train(data, tmp_path / "model", steps=4, resume=True)
+    assert (model.provenance["precision"], model.provenance["steps"]) == ("fp32", 4)
+
+
 def test_a_gpus_free_memory_bounds_the_patch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
@@ -227,6 +278,8 @@ def test_other_faults_are_not_taken_for_memory():
     told = pytest.raises(ResourceError, match="this machine ran out of memory; less")
     with told, hardware.memory_told(fix="less"):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    with pytest.raises(ResourceError, match="the GPU ran out of memory; less"), hardware.memory_told(fix="less"):
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
 
 
 # ------------------------------------------------------------------------------------------------------------ advice

@@ -278,7 +278,8 @@ def save_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
     folder : Path
         Of the model; exists.
     identity : mapping
-        What must be the same when the run goes on: plan, settings, seed, data, precision.
+        What must be the same when the run goes on: plan, settings, seed, data; on the same kind of device the
+        precision, too.
     """
     tensors, numbers = state_tensors(state)
     metadata = {"numbers": json.dumps(numbers), "identity": json.dumps(identity)}
@@ -334,7 +335,9 @@ def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         stored = json.loads(metadata["identity"])
         wanted = json.loads(json.dumps(identity))
-        differing = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+        moved = {"device"} if stored.get("device") == wanted.get("device") else {"device", "precision"}
+        compared = (stored.keys() | wanted.keys()) - moved  # a GPU's precision may be none of a CPU
+        differing = sorted(k for k in compared if stored.get(k) != wanted.get(k))
         if differing:
             raise ModelError(
                 f"{path} belongs to another run: {', '.join(differing)} differ; "

@@ -9,23 +9,27 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fewscan.data.io import disk_error
+from fewscan.data.locking import Patience, held
 from fewscan.errors import ConfigError, ModelError
 
 BEFORE = "before.json"  # what the model that a transfer started from scores, for as long as the run is not done
 UNFINISHED = ("cache", "history.jsonl", "run.json", BEFORE)
 LOCK = "running.json"  # there while a run is
+WATCHED = 90.0  # seconds without a sign of life after which a lock that names nobody who could be asked is broken
 PARTS = re.compile(r"\.part-.*|\.tmp\w{6}")  # of `data.io.atomic`, and of safetensors within it
 
 
 @contextmanager
-def claimed(out: Path, *, going_on: bool) -> Iterator[None]:
+def claimed(out: Path, *, going_on: bool, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Make the folder and hold it; refuse to write over what is not ours, and beside another run.
+
+    The lock of a process of this machine that died is taken over at once. Of one that another machine wrote, or that
+    cannot be read, nobody here knows whether it is dead: it is taken over once it was watched without a sign of life.
 
     Parameters
     ----------
@@ -33,6 +37,8 @@ def claimed(out: Path, *, going_on: bool) -> Iterator[None]:
         Model folder.
     going_on : bool
         Whether a run there is to be continued.
+    say : callable
+        Gets a line where a lock is watched.
 
     Raises
     ------
@@ -40,20 +46,20 @@ def claimed(out: Path, *, going_on: bool) -> Iterator[None]:
         If there is no run to continue.
     ConfigError
         If the folder is taken.
+    DataError
+        If nothing can be written there.
     """
     if going_on and not (out / "state.safetensors").is_file():
         raise ModelError(f"{out} holds no state.safetensors to go on from; start without --resume or --extend")
     if not going_on:
         _refuse_taken(out)
-        out.mkdir(parents=True, exist_ok=True)
-    _lock(out)
-    try:
+    lock, me = out / LOCK, os.getpid()
+    told = {"pid": me, "host": platform.node(), "born": _born(me)}
+    with held(lock, about=lock, longest=WATCHED, patience=_patience(out, say), told=told):
         if not going_on:
             _refuse_taken(out)  # a run that has ended meanwhile has left its model
         _tidy(out, everything=not going_on)
         yield
-    finally:
-        (out / LOCK).unlink(missing_ok=True)
 
 
 def _refuse_taken(out: Path) -> None:
@@ -76,38 +82,29 @@ def _tidy(out: Path, *, everything: bool) -> None:
 # -------------------------------------------------------------------------------------------------------------- lock
 
 
-def _lock(out: Path) -> None:
-    """Say in the folder that this process writes there; the word of a process that died is taken over."""
-    path, mine = out / LOCK, {"pid": os.getpid(), "host": platform.node(), "born": _born(os.getpid())}
-    for _ in range(2):
-        try:
-            with path.open("x", encoding="utf-8") as file:  # fails where the file exists: one of two comes first
-                json.dump(mine, file)
-            return
-        except FileExistsError:
-            holder = _holder(path)
-            if holder is None or (holder.get("host") == mine["host"] and not _runs(holder)):
-                path.unlink(missing_ok=True)
-                continue
-            raise ConfigError(_taken(out, holder)) from None
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise disk_error(error, path) from None
-    raise ConfigError(_taken(out, {}))
+def _patience(out: Path, say: Callable[[str], None]) -> Patience:
+    """For how long a lock in this folder is watched; refuses where its holder lives."""
+    watched = False
+
+    def patience(holder: Mapping[str, Any]) -> float:
+        nonlocal watched
+        here = holder.get("host") == platform.node()
+        if here and not _runs(holder):
+            return 0.0
+        if here or watched:  # touched since
+            raise ConfigError(_taken(out, holder))
+        watched = True
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, which cannot be asked from here"
+        say(
+            f"{out / LOCK} {'is of ' + who if holder else 'cannot be read'}; waiting {WATCHED:.0f} s for a sign that "
+            "its run lives, and taking the folder over if there is none"
+        )
+        return WATCHED
+
+    return patience
 
 
-def _holder(path: Path) -> dict[str, Any] | None:
-    """Who holds the folder; nobody where the file has gone meanwhile."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _taken(out: Path, holder: dict[str, Any]) -> str:
+def _taken(out: Path, holder: Mapping[str, Any]) -> str:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown machine')}"
     return (
         f"{out} is being written by another run ({who}); wait for it, choose another folder, or, if that run is no "
@@ -115,7 +112,7 @@ def _taken(out: Path, holder: dict[str, Any]) -> str:
     )
 
 
-def _runs(holder: dict[str, Any]) -> bool:
+def _runs(holder: Mapping[str, Any]) -> bool:
     """Whether a process of this machine still runs, and is not a later one with its number."""
     pid = holder.get("pid")
     if not isinstance(pid, int) or pid <= 0 or not _alive(pid):

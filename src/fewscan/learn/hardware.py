@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fewscan.errors import ConfigError, ResourceError
+from fewscan.errors import ConfigError, ResourceError, out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +161,10 @@ def memory_told(*, fix: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise ResourceError(f"the GPU ran out of memory; {fix}, or use --device cpu") from None
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's own word for it
-            raise ResourceError(f"this machine ran out of memory; {fix}, or close other programs") from None
-        raise
+        told = out_of_memory(error, fix=fix)
+        if told is None:
+            raise
+        raise told from None
 
 
 def require_disk(folder: str | os.PathLike[str], needed: int) -> None:

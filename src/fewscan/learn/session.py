@@ -73,6 +73,7 @@ class Session:
             "settings": to_dict(self.settings),
             "seed": self.request.seed,
             "precision": self.hardware.precision,
+            "device": self.hardware.device.type,
             "labelled": [c.id for c in self.labelled],
             "unlabelled": [c.id for c in self.unlabelled],
         }
@@ -308,14 +309,15 @@ def open_session(
         )
     keep_freed_memory()
     fix = "bound it with --max-memory, such as 4GiB, in a new run"
-    with claimed(request.out, going_on=request.going_on), memory_told(fix=fix):
+    with claimed(request.out, going_on=request.going_on, say=request.say), memory_told(fix=fix):
         cache = request.out / "cache"
         cache.mkdir(exist_ok=True)
         try:
             stored = checkpoint.stored_identity(request.out) if request.going_on else None
-            if stored is not None:  # what was measured once may be measured otherwise today
-                hardware = replace(request.hardware, precision=stored.get("precision", request.hardware.precision))
-                request = replace(request, hardware=hardware)
+            hardware = request.hardware
+            if stored is not None and stored.get("device", hardware.device.type) == hardware.device.type:
+                hardware = replace(hardware, precision=stored.get("precision", hardware.precision))
+                request = replace(request, hardware=hardware)  # what was measured once may be measured otherwise today
             plan = plan_of(request) if stored is None else plan_from_dict(stored["plan"])
             cases = _cases(request, plan, unlabelled=unlabelled, stored=stored)
             labelled = [p for p in cases if p.label is not None and any(len(places) for places in p.places)]
