@@ -217,9 +217,9 @@ def test_folds_give_a_curve_only_where_they_have_sizes_enough(trained, tmp_path)
     runs.crossval(root, tmp_path / "longer", folds=2, **(options | {"steps": 4}))
     with pytest.raises(ConfigError, match="trained with steps"):
         suggest(trained[1], root, folds=[tmp_path / "loo", tmp_path / "longer"], device="cpu")
-    other = replace(trained[1], plan=replace(trained[1].plan, names={1: "ball", 2: "liver"}))
-    with pytest.raises(DataError, match=r"loo: judged on ball, rod, the model gives ball, liver; give folds"):
-        suggest(other, root, folds=[tmp_path / "loo"], device="cpu")
+    other = replace(api.open(root), names={1: "ball", 2: "liver"})
+    with pytest.raises(DataError, match=r"loo: judged on ball, rod, the data set holds ball, liver; give folds"):
+        suggest(trained[1], other, folds=[tmp_path / "loo"], device="cpu")
     with pytest.raises(DataError, match="no finished fold"):
         suggest(trained[1], root, folds=[root], device="cpu")
 
