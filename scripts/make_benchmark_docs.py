@@ -103,8 +103,6 @@ def _registration(rows: list[Row]) -> list[str]:
 
 def _joint(rows: list[Row]) -> list[str]:
     """Paired differences over test patients between joint and each network alone; how often a worse one was kept."""
-    from fewscan.judge.statistics import paired_test
-
     lines, kept = [], []
     for group, found in _joint_groups(rows).items():
         others = [(name, "cases", "Dice") for name in found if name not in ("joint", "register", "draft")]
@@ -114,7 +112,7 @@ def _joint(rows: list[Row]) -> list[str]:
                 same = [name for name in ours if name in theirs]
                 if not same:  # a joint run that found no use in unlabelled scans trains no registrar
                     continue
-                paired = paired_test(_of_patients(ours, same), _of_patients(theirs, same))
+                paired = _tested(ours, theirs, same)
                 kept += [paired.difference] if (other, cases) == ("segment", "cases") else []
                 lines.append(
                     f"{group}, {what}: joint {100 * paired.difference:+.2f} points beside {other} over "
@@ -154,8 +152,6 @@ def _mesh(rows: list[Row]) -> list[str]:
 
 def _transfer(rows: list[Row]) -> list[str]:
     """Paired differences over test patients: transfer against the source model and training from scratch."""
-    from fewscan.judge.statistics import paired_test
-
     lines = []
     for row in (r for r in rows if r["key"]["system"] == "transfer"):
         key = row["key"]
@@ -166,20 +162,19 @@ def _transfer(rows: list[Row]) -> list[str]:
             system = other["key"]["system"]
             if alike and (system == "none" or (system == "scratch" and drawn)):
                 same = [case for case in row["cases"] if case in other["cases"]]
-                paired = paired_test(*(_of_patients(found["cases"], same) for found in (row, other)))
+                paired = _tested(row["cases"], other["cases"], same)
                 what = f"{key['task']} k={key['k']} seed={key['seed']}: transfer {100 * paired.difference:+.2f} points"
                 lines.append(f"{what} beside {other['key']['system']} over {paired.n} patients, p = {paired.p:.2g}.")
     return [*lines, ""]
 
 
-def _of_patients(cases: Row, same: list[str]) -> list[float]:
-    """Mean over the scans of each patient, of these cases."""
+def _tested(ours: Row, theirs: Row, same: list[str]) -> Any:
+    """Paired test of two rows' figures of these cases, over patients."""
     from fewscan.data.dataset import patient_of
+    from fewscan.judge.statistics import over_patients, paired_test
 
-    found: dict[str, list[float]] = {}
-    for case in same:
-        found.setdefault(patient_of(case), []).append(cases[case])
-    return [sum(values) / len(values) for values in found.values()]
+    means = over_patients((patient_of(case), ours[case], theirs[case]) for case in same)
+    return paired_test([x for x, _ in means], [y for _, y in means])
 
 
 def _shift(rows: list[Row]) -> list[str]:

@@ -17,8 +17,8 @@ import numpy as np
 from fewscan.data import dataset as datasets
 from fewscan.data.dicom import describe_series, is_series
 from fewscan.data.dicom_labels import is_label, read_dicom_labels
+from fewscan.data.found import LABEL_TAIL, Found, Pair, entries, stem_of
 from fewscan.data.io import atomic, label_values, peek, read_labels
-from fewscan.data.layouts import LABEL_TAIL, Found, Pair, entries, stem_of
 from fewscan.deliver.binding import Binding, bind
 from fewscan.deliver.structures import Structure, structures_of
 from fewscan.errors import ConfigError, DataError, GeometryError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.data.bundles import ENDINGS, SEGMENTATIONS
-from fewscan.data.layouts import stem_of
+from fewscan.data.found import stem_of
 from fewscan.data.listing import read_listing, read_names
 from fewscan.errors import DataError
 from fewscan.learn.checkpoint import load_model

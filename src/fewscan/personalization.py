@@ -126,9 +126,9 @@ def personalize(
             else:
                 everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
                 case = Prepared(
-                    "scan to segment", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind
-                )
-                case = replace(case, patient=patient_among(known, image, name=name))
+                    "scan to segment", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind,
+                    patient=patient_among(known, image, name=name),
+                )  # fmt: skip
                 limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
                 found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
             kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}

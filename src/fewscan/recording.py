@@ -52,6 +52,7 @@ class Record:
         self.folder, self.model, self.file = folder, model, folder / PREDICTIONS
         self.rows: dict[str, dict[str, Any]] = {}
         self.unfinished: dict[str, Begun] = {}
+        self._contents: dict[Scan, str] = {}
         with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
             self._read()
 
@@ -110,7 +111,7 @@ class Record:
             To predict.
         """
         row = self.rows.get(self._name(self.target(scan)))
-        return row is None or bool(self._content(scan, row) and content_of(scan.images[0]))
+        return row is None or bool(self._content(scan, row) and self._now(scan))
 
     def check(self, scan: Scan, *, keep: bool, before: bool, probabilities: bool) -> None:
         """Refuse to write over what is not of fewscan or of another scan, and to keep what another model says.
@@ -206,7 +207,7 @@ class Record:
         target = self.target(scan)
         name = self._name(target)
         row = {key: value for key, value in found.items() if value is not None} | {"path": name}
-        row |= {"model": self._weights(), "labels": self._listed(), CONTENT: content_of(scan.images[0])}
+        row |= {"model": self._weights(), "labels": self._listed(), CONTENT: self._now(scan)}
         with self._changed():
             if BEFORE in row:
                 row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
@@ -227,7 +228,7 @@ class Record:
         row = self.rows.get(self._name(target))
         if row is None or not target.exists():
             return
-        then, now = self._content(scan, row), content_of(image)
+        then, now = self._content(scan, row), self._now(scan)
         if not then or not now or then == now:
             return
         place = self._place(scan)
@@ -249,6 +250,12 @@ class Record:
                 f"{target} is of another model, with the labels {', '.join(map(str, labels.values()))}; leave out "
                 "--skip-existing to replace it, or give another -o"
             )
+
+    def _now(self, scan: Scan) -> str:
+        """Of the scan to predict; read once in a run, and not while others wait for the record."""
+        if scan not in self._contents:
+            self._contents[scan] = content_of(scan.images[0])
+        return self._contents[scan]
 
     def _content(self, scan: Scan, row: Mapping[str, Any]) -> str:
         """Of the scan that a row tells of; older records do not say, but perhaps it lies where it lay."""

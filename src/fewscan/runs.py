@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
-from fewscan.data.contents import content_of
+from fewscan.data.contents import contents_of
 from fewscan.data.listing import read_json
 from fewscan.data.sample import sample_path
 from fewscan.deliver.records import part
@@ -163,7 +163,7 @@ def run_fold(
     recipe = {"train": list(train), "test": list(test), "seed": how.seed, "budget": how.budget, "steps": how.steps,
               "settings": dict(how.settings or {}), "method": how.method}  # fmt: skip
     files = {case.id: case for case in data.labelled}
-    _claim_fold(folder, recipe, {name: _fingerprint(files[name]) for name in (*train, *test)})
+    _claim_fold(folder, recipe, {name: " ".join(contents_of(files[name])) for name in (*train, *test)})
     record = folder / RECORD
     if record.is_file():
         return read_evaluation(record)
@@ -236,13 +236,6 @@ def _claim_fold(folder: Path, recipe: dict[str, Any], files: Mapping[str, str]) 
             f"{folder} was made before the label or the scan of {', '.join(changed[:3])} changed; choose another -o, "
             "or delete all folders that were"
         )
-
-
-def _fingerprint(case: datasets.CaseFiles) -> str:
-    """Hash of a case's files, which says whether it is still the one that was trained or judged on."""
-    told = [content_of(image) for image in case.images]
-    told += [] if case.label is None else [content_of(case.label, whole=True)]
-    return " ".join(told)
 
 
 def _fold_model(data: datasets.Dataset, out: Path, **options: Any) -> api.Model:

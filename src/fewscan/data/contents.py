@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from fewscan.data.dataset import CaseFiles
 from fewscan.data.dicom import describe_series, is_series, on_disk
 from fewscan.data.formats import peek
 from fewscan.errors import FewscanError
@@ -31,6 +32,18 @@ def content_of(thing: Path, *, whole: bool = False) -> str:
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
     except (OSError, FewscanError):
         return ""
+
+
+def contents_of(case: CaseFiles) -> list[str]:
+    """By what the files of a labelled case are known again: of the images a sample, of the label every byte.
+
+    Parameters
+    ----------
+    case : CaseFiles
+        With or without a label.
+    """
+    drawn = [] if case.label is None else [content_of(case.label, whole=True)]
+    return [*map(content_of, case.images), *drawn]
 
 
 def _files(thing: Path, *, whole: bool) -> list[Path]:

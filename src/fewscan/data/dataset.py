@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import annotation, bundles, dicom_labels, kinds, layouts, listing
+from fewscan.data.found import Found, Pair
 from fewscan.data.io import label_values, peek, read_image, read_labels
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE, Case, Kind, Labelmap
-
-__all__ = ["CaseFiles", "Dataset", "assemble", "find", "folds", "load", "patient_of", "select"]
 
 Modality = Literal["ct", "mr", "other"]
 TAIL = re.compile(r"(?i)[-_.](l|r|left|right|frame-?\d+|ses-\w+|run-\w+|t\d+|time-?\d+|ed|es)$")
@@ -144,7 +143,7 @@ def find(root: Path) -> Dataset:
     return assemble(root, layouts.detect(root))
 
 
-def assemble(root: Path, found: layouts.Found) -> Dataset:
+def assemble(root: Path, found: Found) -> Dataset:
     """A data set from what a layout function saw.
 
     Parameters
@@ -182,7 +181,7 @@ def assemble(root: Path, found: layouts.Found) -> Dataset:
     )
 
 
-def _single(found: layouts.Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
+def _single(found: Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
     """Labels that occur in label maps, and what was drawn in the cases that lack some."""
     listed = found.names or _spoken([*found.pairs.values(), *found.test.values()])
     values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
@@ -195,7 +194,7 @@ def _single(found: layouts.Found) -> tuple[dict[int, str], dict[str, frozenset[i
     return names, annotation.not_drawn({i: v & set(names) for i, v in values.items() if v}, names)
 
 
-def _spoken(pairs: Sequence[layouts.Pair]) -> dict[int, str]:
+def _spoken(pairs: Sequence[Pair]) -> dict[int, str]:
     """Numbers for the names in DICOM labels, which number their structures anew in every file."""
     files = [p.label for p in pairs if p.label is not None]
     spoken = [file for file in files if dicom_labels.is_label(file)]
@@ -211,7 +210,7 @@ def _spoken(pairs: Sequence[layouts.Pair]) -> dict[int, str]:
     return dict(enumerate((found[name] for name in sorted(found)), start=1))
 
 
-def _values(pair: layouts.Pair, names: Mapping[int, str], ignore: int | None) -> frozenset[int]:
+def _values(pair: Pair, names: Mapping[int, str], ignore: int | None) -> frozenset[int]:
     """Labels in a case's file; none when it cannot be read."""
     if pair.label is None:
         return frozenset()
@@ -223,7 +222,7 @@ def _values(pair: layouts.Pair, names: Mapping[int, str], ignore: int | None) ->
         return frozenset()
 
 
-def _stated(root: Path, names: Mapping[int, str], cases: Mapping[str, layouts.Pair]) -> dict[str, frozenset[int]]:
+def _stated(root: Path, names: Mapping[int, str], cases: Mapping[str, Pair]) -> dict[str, frozenset[int]]:
     """What ``drawn.json`` says: case id to the names of the labels drawn there."""
     path = root / "drawn.json"
     if not path.is_file():
@@ -244,7 +243,7 @@ def _meant(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "; check the name"
 
 
-def _modality(found: layouts.Found) -> Modality:
+def _modality(found: Found) -> Modality:
     """As the layout says; else CT when, in most of three scans, air at -300 or less and matter above 200 both occur."""
     if re.search(r"(?i)\bct\b", found.hint):
         return "ct"

@@ -16,6 +16,7 @@ from fewscan.data.found import (
     files_in,
     folder_name,
     held_out,
+    label_name,
     stem_of,
     subfolders,
 )
@@ -88,8 +89,8 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
     """
     doubts: list[str] = []
     parts = {folder: {_part(f): f for f in files} for folder, files in folders.items()}
-    drawn = {folder: [f for name, f in mine.items() if _is_label(name)] for folder, mine in parts.items()}
-    scans = {folder: {n: f for n, f in mine.items() if not _is_label(n)} for folder, mine in parts.items()}
+    drawn = {folder: [f for name, f in mine.items() if label_name(name)] for folder, mine in parts.items()}
+    scans = {folder: {n: f for n, f in mine.items() if not label_name(n)} for folder, mine in parts.items()}
     count = Counter(name for mine in scans.values() for name in mine)
     most, holding = max(count.values(), default=0), sum(bool(mine) for mine in scans.values())
     channels = tuple(sorted(name for name, n in count.items() if n == most or 2 * n > holding))
@@ -123,7 +124,3 @@ def _part(file: Path) -> str:
     """What a file holds of its case, by its name, without that of the case: "t1" of ``p1/p1_t1.nii.gz``."""
     case, stem = file.parent.name, stem_of(file)
     return "image" if stem == case else stem.removeprefix(f"{case}_")
-
-
-def _is_label(name: str) -> bool:
-    return name.lower() in LABEL_STEMS or bool(LABEL_TAIL.search(name))

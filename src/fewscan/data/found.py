@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,8 +175,18 @@ def called_label(file: Path) -> bool:
     file : Path
         Any.
     """
-    stem = stem_of(file)
-    return stem.lower() in LABEL_STEMS or bool(LABEL_TAIL.search(stem))
+    return label_name(stem_of(file))
+
+
+def label_name(name: str) -> bool:
+    """Whether a name without its suffix is that of a label map: ``seg``, ``p1_seg``.
+
+    Parameters
+    ----------
+    name : str
+        Of a file, or what is left of it without that of its case.
+    """
+    return name.lower() in LABEL_STEMS or bool(LABEL_TAIL.search(name))
 
 
 def held_out(folder: Path) -> bool:
@@ -214,11 +224,31 @@ def by_stem(files: Sequence[Path]) -> dict[str, Path]:
     DataError
         If two have one name and differ in their format.
     """
+    return once(
+        ((stem_of(file), file) for file in files),
+        clash=lambda name, first, second: f"{first} and {second} are both called {name!r}; keep one of the two there",
+    )
+
+
+def once(named: Iterable[tuple[str, Path]], *, clash: Callable[[str, Path, Path], str]) -> dict[str, Path]:
+    """Files by name, of which each is that of one.
+
+    Parameters
+    ----------
+    named : iterable of (str, Path)
+        Names and their files; the same file may come again.
+    clash : callable
+        Gets a name and its first and second file, and says what is wrong.
+
+    Raises
+    ------
+    DataError
+        If two files have one name.
+    """
     found: dict[str, Path] = {}
-    for file in files:
-        other = found.setdefault(stem_of(file), file)
-        if other is not file:
-            raise DataError(f"{other} and {file} are both called {stem_of(file)!r}; keep one of the two there")
+    for name, file in named:
+        if (first := found.setdefault(name, file)) != file:
+            raise DataError(clash(name, first, file))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewscan.data import dicom
 from fewscan.data.formats import peek
-from fewscan.data.layouts import Found
+from fewscan.data.found import Found
 from fewscan.data.listing import KEY, channel_record, direction_channels, kind_named, recorded, stated
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.volume import Kind

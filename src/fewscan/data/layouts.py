@@ -35,8 +35,6 @@ from fewscan.data.headers import suffix_of
 from fewscan.data.listing import RECORD, channel_record, read_listing, stated
 from fewscan.errors import DataError
 
-__all__ = ["LABEL_FOLDERS", "LABEL_TAIL", "TRACT_IMAGES", "Found", "Pair", "detect", "entries", "seen", "stem_of"]
-
 IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "annotations")
 TRACT_IMAGES = {"peaks": "peaks.nii.gz", "tensor": "tensor.nii.gz", "scalar": "scalars.nii.gz"}

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fewscan.data import kinds
 from fewscan.data.dataset import Dataset, load
+from fewscan.data.found import LABEL_TAIL, stem_of
 from fewscan.data.io import read_labels, write_image, write_labelmap
-from fewscan.data.layouts import LABEL_TAIL, stem_of
 from fewscan.deliver.structures import structures_of
 from fewscan.errors import DataError
 from fewscan.learn.channels import said

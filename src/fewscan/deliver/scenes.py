@@ -20,8 +20,8 @@ from fewscan.data.bundles import names_in
 from fewscan.data.dataset import looks_like_ct
 from fewscan.data.dicom_labels import is_label
 from fewscan.data.fields import read_field
+from fewscan.data.found import stem_of
 from fewscan.data.headers import suffix_of
-from fewscan.data.layouts import stem_of
 from fewscan.deliver import scans, sections, warps
 from fewscan.deliver.markup import number, without_folders
 from fewscan.deliver.mesh_files import Item, read_glb

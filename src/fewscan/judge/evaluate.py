@@ -14,14 +14,14 @@ from fewscan.data.annotation import mark_blank
 from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom_labels import is_label, plain_name
-from fewscan.data.layouts import stem_of
+from fewscan.data.found import stem_of
 from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import METRICS, Score
 from fewscan.judge.pairing import files_by_name, pair, references_in
 from fewscan.judge.results import CaseScore, Evaluation, plain
-from fewscan.judge.statistics import Paired, paired_test
+from fewscan.judge.statistics import Paired, mean_pair, over_patients, paired_test
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE
 
@@ -156,13 +156,13 @@ def _paired(cases: Iterable[tuple[CaseScore, CaseScore]], metric: str, *, labels
 
     A mean of each run over what that run alone has would reward a miss: the label that it finds badly has no distance.
     """
-    patients: dict[str, list[tuple[float, float]]] = {}
+    means: list[tuple[str, float, float]] = []
     for one, other in cases:
         rows = [_both(one.labels.get(name), other.labels.get(name), metric) for name in labels]
         if finite := [(x, y) for x, y in rows if math.isfinite(x) and math.isfinite(y)]:
-            patients.setdefault(patient_of(one.id), []).append(_means(finite))
-    means = [_means(rows) for rows in patients.values()]
-    return paired_test([x for x, _ in means], [y for _, y in means])
+            means.append((patient_of(one.id), *mean_pair(finite)))
+    patients = over_patients(means)
+    return paired_test([x for x, _ in patients], [y for _, y in patients])
 
 
 def _both(one: Score | None, other: Score | None, metric: str) -> tuple[float, float]:
@@ -172,11 +172,6 @@ def _both(one: Score | None, other: Score | None, metric: str) -> tuple[float, f
     x, y = getattr(one, metric), getattr(other, metric)
     if metric in OVERLAPS and {one.status, other.status} == {"absent", "extra"}:
         return (1.0, y) if one.status == "absent" else (x, 1.0)
-    return x, y
-
-
-def _means(rows: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    x, y = (math.fsum(values) / len(rows) for values in zip(*rows, strict=True))
     return x, y
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from fewscan.data.dicom import is_series
-from fewscan.data.found import LABEL_STEMS, held_out
+from fewscan.data.found import (
+    LABEL_STEMS,
+    LABEL_TAIL,
+    called_label,
+    entries,
+    files_in,
+    held_out,
+    once,
+    stem_of,
+    subfolders,
+    walk,
+)
 from fewscan.data.headers import SUFFIXES, suffix_of
-from fewscan.data.layouts import LABEL_TAIL, entries, seen, stem_of
+from fewscan.data.layouts import seen
 from fewscan.errors import DataError
 
 
@@ -57,9 +68,9 @@ def references_in(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mappin
     DataError
         If one reference cannot be told from another, or they are bundles.
     """
-    series = path.is_dir() and any(is_series(p) for p in (path, *path.rglob("*")) if p.is_dir())
-    direct = {} if series else _singly(_marked(path))
-    if direct and not (path.is_dir() and any(held_out(p) for p in path.iterdir() if p.is_dir())):
+    series = path.is_dir() and any(map(is_series, walk(path)))
+    direct = {} if series else once(((stem_of(file), file) for file in _marked(path)), clash=_two_formats)
+    if direct and not (path.is_dir() and any(map(held_out, subfolders(path)))):
         return direct, {}, {}
     found = seen(path)
     if found is None or not any(pair.label for pair in (*found.pairs.values(), *found.test.values())):
@@ -70,35 +81,28 @@ def references_in(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mappin
         raise DataError(f"{path}: holds bundles, a mask each; judge by them with `fewscan tracts evaluate`")
     listed = [(case, pair) for cases in (found.pairs, found.test) for case, pair in cases.items()]
     labelled = [(case, pair.label, pair.images[0]) for case, pair in listed if pair.label]
-    references: dict[str, Path] = {}
-    for case, label, _ in labelled:
-        if references.setdefault(case, label) != label:
-            raise DataError(f"{label}, {references[case]}: both of a case named {case}; give one's folder")
+    references = once(
+        ((case, label) for case, label, _ in labelled),
+        clash=lambda case, first, second: f"{second}, {first}: both of a case named {case}; give one's folder",
+    )
     return references, {label: image for _, label, image in labelled}, found.names
 
 
-def _singly(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by name, of which none has two."""
-    found: dict[str, Path] = {}
-    for file in files:
-        if (other := found.setdefault(stem_of(file), file)) != file:
-            raise DataError(f"{file}: {other.name} has the same name in another format; keep one of the two references")
-    return found
+def _two_formats(name: str, first: Path, second: Path) -> str:
+    return f"{second}: {first.name} has the same name in another format; keep one of the two references"
 
 
 def _below(folder: Path) -> dict[str, Path]:
     """Label maps below a folder without their images, by name, or by their folder's where they have none of their
     own."""
-    below = (file for file in sorted(folder.rglob("*")) if suffix_of(file) and file.is_file())
-    files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    plain = [file for file in files if stem_of(file).lower() in LABEL_STEMS]
-    marked = [file for file in files if file in plain or LABEL_TAIL.search(stem_of(file))]
-    found: dict[str, Path] = {}
-    for file in marked:
-        name = file.parent.name if file in plain else stem_of(file)
-        if found.setdefault(name, file) != file:
-            raise DataError(f"{file} and {found[name]} may both be the label map of {name}; keep one of the two")
-    return found
+    files = sorted(file for inner in walk(folder) for file in files_in(inner) if suffix_of(file))
+    named = ((f.parent.name if stem_of(f).lower() in LABEL_STEMS else stem_of(f), f) for f in files if called_label(f))
+    return once(
+        named,
+        clash=lambda name, first, second: (
+            f"{second} and {first} may both be the label map of {name}; keep one of the two"
+        ),
+    )
 
 
 def pair(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,37 @@ def bootstrap_interval(
     means = total[drawn].sum(1) / count[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return round(float(low), 12), round(float(high), 12)  # the mean of equal values is that value
+
+
+def over_patients(rows: Iterable[tuple[Hashable, float, float]]) -> list[tuple[float, float]]:
+    """Both values of each patient, the means of the patient's cases: one with many has no more say than others.
+
+    Parameters
+    ----------
+    rows : iterable of (patient, float, float)
+        A case's patient, and its value in both runs.
+
+    Examples
+    --------
+    >>> over_patients([("a", 1.0, 0.0), ("a", 0.0, 0.0), ("b", 0.25, 0.5)])
+    [(0.5, 0.0), (0.25, 0.5)]
+    """
+    patients: dict[Hashable, list[tuple[float, float]]] = {}
+    for patient, one, other in rows:
+        patients.setdefault(patient, []).append((one, other))
+    return [mean_pair(pairs) for pairs in patients.values()]
+
+
+def mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Means of the first and of the second values.
+
+    Parameters
+    ----------
+    pairs : sequence of (float, float)
+        At least one.
+    """
+    one, other = (math.fsum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return one, other
 
 
 def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:

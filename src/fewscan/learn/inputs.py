@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fewscan.data import dicom
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
-from fewscan.data.found import Found, called_label, folder_name, inside, readable, subfolders
-from fewscan.data.layouts import LABEL_FOLDERS, TRACT_IMAGES, seen, stem_of
+from fewscan.data.found import Found, called_label, folder_name, inside, readable, stem_of, subfolders
+from fewscan.data.headers import suffix_of
+from fewscan.data.layouts import LABEL_FOLDERS, TRACT_IMAGES, seen
 from fewscan.data.listing import RECORD, channel_record
 from fewscan.errors import DataError
 from fewscan.space.volume import Kind
@@ -181,9 +182,5 @@ def _inside(folder: Path, channels: Sequence[str], kind: Kind) -> list[Path]:
     taken = folder / TRACT_IMAGES[kind]
     if taken.is_file() and channel_record(taken)[1] == tuple(channels):
         return [taken]
-    images = [
-        p
-        for p in inside(folder)
-        if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"))
-    ]
+    images = [p for p in inside(folder) if p.is_file() and suffix_of(p)]
     return images or [p for inner in subfolders(folder) for p in _inside(inner, channels, kind)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from fewscan.data.dicom_labels import plain_name
 from fewscan.judge.metrics import dice
+from fewscan.judge.statistics import mean_pair, over_patients
 from fewscan.learn import grafting, infer
 from fewscan.learn.answers import Segmented
 from fewscan.learn.checkpoint import Model
@@ -97,7 +98,7 @@ def shared_labels(
         for case in before:
             one, other = ({n: row[case][n] for n in shared & row[case].keys()} for row in (before, after))
             rows += [(whose[case], *paired(one, other))] if one or other else []  # else none of them was looked for
-        means = over_patients(rows)
+        means = before_and_after(rows)
         found |= {"labels": sorted(shared), **means}
     lost = "base" in found and found["adapted"] < found["base"] - LOST
     return found | ({"lost": bool(lost or worse)} if found else {})
@@ -144,10 +145,10 @@ def by_label(before: Scores, after: Scores, *, whose: Mapping[str, str]) -> dict
     for case in before:
         for name in before[case] | after[case]:
             found.setdefault(name, []).append((whose[case], before[case].get(name, 1.0), after[case].get(name, 1.0)))
-    return {name: over_patients(rows) for name, rows in found.items()}
+    return {name: before_and_after(rows) for name, rows in found.items()}
 
 
-def over_patients(rows: Sequence[tuple[str, float, float]]) -> dict[str, float]:
+def before_and_after(rows: Sequence[tuple[str, float, float]]) -> dict[str, float]:
     """Mean before and after over patients, each the mean of its scans: one with many has no more say than others.
 
     Parameters
@@ -155,10 +156,8 @@ def over_patients(rows: Sequence[tuple[str, float, float]]) -> dict[str, float]:
     rows : sequence of tuple
         Patient, and a scan's Dice by both models; at least one.
     """
-    means: dict[str, list[tuple[float, float]]] = {}
-    for patient, base, adapted in rows:
-        means.setdefault(patient, []).append((base, adapted))
-    return dict(zip(("base", "adapted"), map(float, np.mean([np.mean(m, 0) for m in means.values()], 0)), strict=True))
+    base, adapted = mean_pair(over_patients(rows))
+    return {"base": base, "adapted": adapted}
 
 
 def paired(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:

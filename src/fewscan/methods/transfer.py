@@ -24,7 +24,7 @@ import numpy as np
 from torch import nn
 
 from fewscan.data import dataset as datasets
-from fewscan.data.contents import content_of
+from fewscan.data.contents import contents_of
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.listing import read_json
 from fewscan.errors import DataError, FewscanError, ModelError
@@ -44,8 +44,8 @@ from fewscan.methods.evidence import consistency
 from fewscan.methods.scores import (
     LOST,
     Scores,
+    before_and_after,
     by_label,
-    over_patients,
     paired,
     said_of,
     score,
@@ -156,7 +156,7 @@ def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[
     budget = request.budget or request.extend
     for case in files:
         row = known.get(case.id, {})
-        if row.get("of") == _of(case):
+        if row.get("of") == contents_of(case):
             scores[case.id], took = row["scores"], row["seconds"]
         elif request.dry_run or (scores and budget and spent * _finer(session, base) > JUDGING * budget):
             break
@@ -164,7 +164,7 @@ def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[
             begin = time.monotonic()
             scores[case.id] = score(base, datasets.load(case, request.dataset), hardware=session.hardware)
             took = time.monotonic() - begin
-            known[case.id] = {"of": _of(case), "scores": scores[case.id], "seconds": took}
+            known[case.id] = {"of": contents_of(case), "scores": scores[case.id], "seconds": took}
         spent += took
     if not request.dry_run:
         write_json({"cases": known}, request.out / BEFORE)
@@ -180,11 +180,6 @@ def _known(request: Request) -> dict[str, Any]:
     except (FewscanError, KeyError, TypeError, ValueError, AttributeError):
         return {}
     return rows
-
-
-def _of(case: CaseFiles) -> list[str]:
-    """By what the files of a case are known again: a label may be corrected before a run goes on."""
-    return [*map(content_of, case.images), "" if case.label is None else content_of(case.label, whole=True)]
 
 
 def _finer(session: Session, base: Model) -> float:
@@ -246,7 +241,7 @@ def _verdict(
                 after[case] = score(model, loaded, hardware=session.hardware)
     whose = {case: files[case].patient for case in before}
     cases = {i: dict(zip(("base", "adapted"), paired(before[i], after[i]), strict=True)) for i in before}
-    means = over_patients([(whose[i], row["base"], row["adapted"]) for i, row in cases.items()])
+    means = before_and_after([(whose[i], row["base"], row["adapted"]) for i, row in cases.items()])
     labels = by_label(before, after, whose=whose)
     shared = shared_labels(base, labels, before=before, after=after, whose=whose)
     found = {"cases": cases, "labels": labels, **means} | ({"shared": shared} if shared else {})
