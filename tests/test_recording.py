@@ -8,7 +8,7 @@ import pytest
 
 from fewscan import prediction
 from fewscan.data.bundles import SEGMENTATIONS
-from fewscan.data.io import write_image
+from fewscan.data.io import read_labels, write_image, write_labelmap
 from fewscan.errors import ConfigError
 from fewscan.learn.answers import Segmented
 from fewscan.prediction import Answer, predict_by
@@ -119,13 +119,30 @@ def test_a_file_of_somebody_else_hinders_only_who_would_write_over_it(scan, tmp_
     assert other.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"predictions": [], "unfinished": 3}', '{"predictions": [3]}'])
-def test_a_damaged_record_vouches_for_nothing(scan, tmp_path, text):
+@pytest.mark.parametrize("text", ["[]", "{", '{"images": []}', '{"predictions": [3]}'])
+def test_a_record_that_is_damaged_or_of_another_program_is_not_replaced(scan, tmp_path, text):
     out = tmp_path / "out"
     answered(scan, out)
     (out / "predictions.json").write_text(text)
-    with pytest.raises(ConfigError, match="is not a prediction of fewscan"):
-        answered(scan, out)
+    with pytest.raises(ConfigError, match=r"predictions\.json is damaged, or of another program.*give another -o"):
+        answered(new_scan(tmp_path, "y"), out)
+    assert (out / "predictions.json").read_text() == text
+
+
+@LAYOUTS
+def test_a_prediction_that_was_corrected_by_hand_is_not_replaced(scan, tmp_path, overlapping):
+    out = tmp_path / "out"
+    answered(scan, out, overlapping=overlapping)
+    answered(scan, out, overlapping=overlapping)
+    corrected = out / listed(overlapping)[0]
+    drawn = read_labels(corrected).data.copy()
+    drawn[0, 0, 0] = 1 - drawn[0, 0, 0]
+    write_labelmap(drawn, corrected, native=GRID)
+    before = corrected.read_bytes()
+    with pytest.raises(ConfigError, match=r"was changed by hand since it was predicted.*--skip-existing"):
+        answered(scan, out, overlapping=overlapping)
+    assert answered(scan, out, overlapping=overlapping, skip_existing=True)[0].skipped
+    assert corrected.read_bytes() == before
 
 
 @LAYOUTS

@@ -101,6 +101,26 @@ def test_other_weights_under_the_same_labels_are_another_model(tmp_path):
         Record(tmp_path / "out", model=model_of(KIDNEY, "bbb")).check(scan, **how)
 
 
+def test_what_somebody_saves_under_the_name_while_a_scan_is_predicted_is_not_replaced(tmp_path):
+    how, scan = {"before": False, "probabilities": False}, Scan("p1", (put(tmp_path / "p1.nii.gz"),))
+    record = Record(tmp_path / "out", model=model_of(KIDNEY, "aaa"))
+    record.check(scan, keep=False, **how)
+    put(record.target(scan))
+    with pytest.raises(ConfigError, match="exists and is not a prediction of fewscan"):
+        record.begin(scan, **how)
+
+
+def test_every_channel_of_a_scan_has_a_say_in_which_scan_it_is(tmp_path):
+    scan = Scan("p1", (put(tmp_path / "p1_t1.nii.gz", 1), put(tmp_path / "p1_flair.nii.gz", 1)))
+    record = Record(tmp_path / "out", model=model_of(KIDNEY, "aaa"))
+    put(record.target(scan))
+    record.finish(scan, {"id": "p1"})
+    put(scan.images[1], 2)
+    again = Record(tmp_path / "out", model=model_of(KIDNEY, "aaa"))
+    with pytest.raises(ConfigError, match="has changed since"):
+        again.check(scan, keep=True, before=False, probabilities=False)
+
+
 @pytest.mark.parametrize("skipped", [False, True])
 def test_the_prediction_of_another_scan_of_the_same_name_is_neither_replaced_nor_passed_off(tmp_path, skipped):
     one, other, out = put(tmp_path / "p7/CT.nii.gz", 7), put(tmp_path / "p8/CT.nii.gz", 8), tmp_path / "out"

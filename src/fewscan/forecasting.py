@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fewscan.data.contents import contents_by_case
 from fewscan.data.dataset import Dataset, patient_of
 from fewscan.data.dicom_labels import plain_name
 from fewscan.data.listing import read_json
@@ -93,12 +94,13 @@ def by_training(data: Dataset, out: Path, *, how: Training) -> list[Observation]
         how = replace(how, budget=BUDGET_S)
     if how.method != "joint":  # the others need no scan without a label, of which one may be damaged
         data = replace(data, cases=data.labelled)
-    found = list[Observation]()
+    found, contents = list[Observation](), contents_by_case(data)
     for i, train in enumerate(plan):
         folder = out / f"size_{len(train)}"
         if how.observe is not None and not (folder / "evaluation.json").is_file():
             how.observe(f"size {i + 1} of {len(plan)}: {len(train)} labelled cases, judged on {len(test)} others")
-        found += _observations(run_fold(data, folder, train=train, test=test, how=how), labels=len(train))
+        evaluation = run_fold(data, folder, train=train, test=test, how=how, contents=contents)
+        found += _observations(evaluation, labels=len(train))
     return found
 
 

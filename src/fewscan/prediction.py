@@ -322,6 +322,7 @@ def _predict_one(
         raise DataError(
             f"{scan.images[0]}: holds {said(kind)}, the model takes {said(model.plan.kind)}; give such a scan"
         )
+    record.reading(scan)
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
     volume = replace(volume, kind=kind)
     warning = _misfit(volume, scan.images)

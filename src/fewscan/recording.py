@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.inputs import Scan
 from fewscan.naming import BEFORE, PREDICTIONS, told_rows
 
-LABELS, PROBABILITIES, CONTENT = "labels", "probabilities", "content"
+LABELS, PROBABILITIES, CONTENT, WRITTEN = "labels", "probabilities", "content", "written"
 Begun = dict[str, list[str]]
 """Of a prediction that is not finished: what is written, such as `LABELS`, and the names of what is in it."""
 
@@ -43,7 +43,7 @@ class Record:
     Raises
     ------
     ConfigError
-        If the folder is a file.
+        If the folder is a file, or what is called like the record in it is none.
     """
 
     def __init__(self, folder: Path, *, model: Model) -> None:
@@ -53,8 +53,13 @@ class Record:
         self.rows: dict[str, dict[str, Any]] = {}
         self.unfinished: dict[str, Begun] = {}
         self._contents: dict[Scan, str] = {}
-        with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
-            self._read()
+        try:
+            with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
+                self.rows, self.unfinished = _stored(self.file)
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{self.file} is damaged, or of another program, and is not replaced; give another -o, or move it away"
+            ) from None
 
     def target(self, scan: Scan) -> Path:
         """Label map to write of a scan, or folder of masks.
@@ -144,14 +149,22 @@ class Record:
         if keep and self.finished(scan):
             self._check_model(scan)
             return
-        if target.exists() and name not in self.rows and name not in self.unfinished:
-            raise ConfigError(
-                f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
-            )
+        self._check_target(target)
         if before and self._own_labels(name) is None:
             _refuse(own)
         if probabilities and not self._told_probabilities(scan):
             _refuse(self.probabilities(scan))
+
+    def reading(self, scan: Scan) -> None:
+        """Note what a scan is at the moment at which it is read.
+
+        Parameters
+        ----------
+        scan : Scan
+            To predict.
+        """
+        self._contents.pop(scan, None)
+        self._now(scan)
 
     def begin(self, scan: Scan, *, before: bool, probabilities: bool) -> None:
         """Tell that a prediction is about to be written.
@@ -168,11 +181,12 @@ class Record:
         Raises
         ------
         ConfigError
-            If probabilities of somebody else would be overwritten, or what another run wrote of another scan meanwhile.
+            If files of somebody else would be overwritten, or what another run wrote of another scan meanwhile.
         """
         name, labels = self._name(self.target(scan)), list(self.model.names.values())
         with self._changed():
             self._check_scan(scan, keep=False)
+            self._check_target(self.target(scan))
             if probabilities and not self._told_probabilities(scan):
                 _refuse(self.probabilities(scan))
             begun = self.unfinished.setdefault(name, {})
@@ -208,6 +222,7 @@ class Record:
         name = self._name(target)
         row = {key: value for key, value in found.items() if value is not None} | {"path": name}
         row |= {"model": self._weights(), "labels": self._listed(), CONTENT: self._now(scan)}
+        row[WRITTEN] = self._digest(target, self.model.names.values())
         with self._changed():
             if BEFORE in row:
                 row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
@@ -240,6 +255,29 @@ class Record:
         if keep:
             raise ConfigError(f"{image} has changed since {target} was predicted; predict it without --skip-existing")
 
+    def _check_target(self, target: Path) -> None:
+        """Refuse to write over what others wrote, and over a prediction that somebody has corrected."""
+        name = self._name(target)
+        if not target.exists() or name in self.unfinished:
+            return
+        row = self.rows.get(name)
+        if row is None:
+            raise ConfigError(
+                f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
+            )
+        then = row.get(WRITTEN)
+        if then and (now := self._digest(target, part(row, LABELS).values())) and now != then:
+            raise ConfigError(
+                f"{target} was changed by hand since it was predicted, which would be lost; keep it with "
+                "--skip-existing, move it away, or give another -o"
+            )
+
+    def _digest(self, target: Path, labels: Iterable[str]) -> str:
+        """By what a prediction is known again, of a folder its own masks; empty where one is missing."""
+        masks = [target / f"{label}.nii.gz" for label in labels if plain_name(label)]
+        found = [content_of(file, whole=True) for file in (masks if target.name == SEGMENTATIONS else [target])]
+        return " ".join(found) if all(found) else ""
+
     def _check_model(self, scan: Scan) -> None:
         """Refuse to pass off what another model says of a scan."""
         target = self.target(scan)
@@ -252,15 +290,16 @@ class Record:
             )
 
     def _now(self, scan: Scan) -> str:
-        """Of the scan to predict; read once in a run, and not while others wait for the record."""
-        if scan not in self._contents:
-            self._contents[scan] = content_of(scan.images[0])
+        """Of all images of the scan to predict; seldom read, and not while others wait for the record."""
+        if not self._contents.get(scan):
+            found = [content_of(image) for image in scan.images]
+            self._contents[scan] = " ".join(found) if all(found) else ""
         return self._contents[scan]
 
     def _content(self, scan: Scan, row: Mapping[str, Any]) -> str:
         """Of the scan that a row tells of; older records do not say, but perhaps it lies where it lay."""
         place = self._place(scan)
-        return str(row.get(CONTENT) or "") or ("" if place is None else content_of(place))
+        return str(row.get(CONTENT) or "") or ("" if place is None or scan.images[1:] else content_of(place))
 
     def _place(self, scan: Scan) -> Path | None:
         """Where the scan lay that was predicted under this name."""

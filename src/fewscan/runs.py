@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
-from fewscan.data.contents import contents_of
+from fewscan.data.contents import contents_by_case
 from fewscan.data.listing import read_json
 from fewscan.data.sample import sample_path
 from fewscan.deliver.records import part
@@ -109,12 +109,13 @@ def crossval(
     split = datasets.folds(found, folds, seed=seed)
     if not all((out / f"fold_{i}" / RECORD).is_file() for i in range(len(split))):
         usable(found)  # the scans that a fold leaves out too, which would be found faulty after its training
+    contents = contents_by_case(found)
     for i, (train_ids, test_ids) in enumerate(split):
         folder = out / f"fold_{i}"
         known, fold = (folder / RECORD).is_file(), f"fold {i + 1} of {len(split)}"
         if not known:
             say(f"{fold}: {len(train_ids)} cases to learn from, {', '.join(test_ids)} left out")
-        parts.append(run_fold(found, folder, train=train_ids, test=test_ids, how=how))
+        parts.append(run_fold(found, folder, train=train_ids, test=test_ids, how=how, contents=contents))
         if known:
             say(f"{fold}: read back from {folder}, with {', '.join(test_ids)} left out")
     whole = judging.merge(parts)
@@ -140,7 +141,13 @@ def _refuse(how: Training, out: Path) -> None:
 
 
 def run_fold(
-    data: datasets.Dataset, folder: Path, *, train: Sequence[str], test: Sequence[str], how: Training
+    data: datasets.Dataset,
+    folder: Path,
+    *,
+    train: Sequence[str],
+    test: Sequence[str],
+    how: Training,
+    contents: Mapping[str, str],
 ) -> Evaluation:
     """Train on some labelled cases, judge on others, and keep both in a folder; a finished one is read back.
 
@@ -154,6 +161,8 @@ def run_fold(
         Ids of labelled cases, of different patients.
     how : Training
         The model's.
+    contents : mapping of str to str
+        By case, what its files were known by before the first fold (`data.contents`).
 
     Raises
     ------
@@ -163,7 +172,7 @@ def run_fold(
     recipe = {"train": list(train), "test": list(test), "seed": how.seed, "budget": how.budget, "steps": how.steps,
               "settings": dict(how.settings or {}), "method": how.method}  # fmt: skip
     files = {case.id: case for case in data.labelled}
-    _claim_fold(folder, recipe, {name: " ".join(contents_of(files[name])) for name in (*train, *test)})
+    _claim_fold(folder, recipe, {name: contents[name] for name in (*train, *test)})
     record = folder / RECORD
     if record.is_file():
         return read_evaluation(record)

@@ -45,6 +45,14 @@ def test_the_voxels_of_a_detached_header_count(tmp_path):
     assert content_of(path, whole=True) != before
 
 
+def test_labels_that_are_no_images_are_known_by_their_bytes(tmp_path):
+    labels = tmp_path / "p1.dcm"  # as a segmentation or outlines in DICOM
+    labels.write_bytes(b"outlines")
+    before = content_of(labels, whole=True)
+    labels.write_bytes(b"outlined")
+    assert content_of(labels, whole=True) != before != ""
+
+
 def test_masks_of_a_folder_count_and_what_hides_there_does_not(tmp_path):
     folder = tmp_path / "bundles"
     write_image(NOISE[None], folder / "cst.nii.gz", native=GRID)

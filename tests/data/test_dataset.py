@@ -59,6 +59,15 @@ def test_nnunet_raw(scans: Any) -> None:
     assert load(data.cases[0], data).image.channels == ("T1", "FLAIR")
 
 
+def test_channels_are_in_the_order_of_their_numbers_however_they_are_listed(scans: Any) -> None:
+    for channel in range(11):
+        scans.write_image(f"imagesTr/p_{channel:04d}.nii.gz", seed=channel)
+    scans.write_label("labelsTr/p.nii.gz")
+    listed = {str(k): f"echo {k}" for k in sorted(range(11), key=str)}  # 0, 1, 10, 2, ...
+    put(scans.root, "dataset.json", {"channel_names": listed, "labels": {"background": 0, "liver": 1}})
+    assert find(scans.root).channels == tuple(f"echo {k}" for k in range(11))
+
+
 def test_msd_with_channels_in_one_file(scans: Any) -> None:
     both = np.stack([scans.image(0), scans.image(1)])
     scans.write_image("imagesTr/brats_001.nii.gz", both)

@@ -40,7 +40,7 @@ def train(data, out, **more):
 def holder(out, **more):
     """The lock that a run of this process would write, with something else in it."""
     born = folder._born(os.getpid())
-    (out / folder.LOCK).write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "born": born} | more))
+    (out / folder.LOCK).write_text(json.dumps({"pid": os.getpid(), "born": born} | folder._where() | more))
 
 
 def test_scans_that_cannot_be_removed_from_a_model_folder_are_told(data, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_the_word_of_a_dead_process_is_taken_over_at_once(tmp_path):
         assert json.loads((tmp_path / folder.LOCK).read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("left", [{"host": "another"}, ""], ids=["of another machine", "empty"])
+@pytest.mark.parametrize("left", [{"host": "another"}, {"space": "pid:[1]"}, ""], ids=["machine", "container", "empty"])
 def test_a_lock_that_names_nobody_to_ask_is_taken_over_once_it_was_watched(tmp_path, monkeypatch, left):
     monkeypatch.setattr(folder, "WATCHED", 0.4)
     said, begin = [], time.monotonic()
@@ -94,7 +94,7 @@ def test_a_lock_that_names_nobody_to_ask_is_taken_over_once_it_was_watched(tmp_p
         assert time.monotonic() - begin >= 0.4
         assert json.loads((tmp_path / folder.LOCK).read_text())["host"] == platform.node()
     assert len(said) == 1
-    assert ("on another, which cannot be asked" if left else "running.json cannot be read; waiting") in said[0]
+    assert ("which cannot be asked from here; waiting" if left else "running.json cannot be read; waiting") in said[0]
     assert not list(tmp_path.iterdir())
 
 
@@ -136,7 +136,7 @@ def test_half_written_files_of_a_killed_run_are_in_nobodys_way(data, tmp_path):
     out = tmp_path / "model"
     out.mkdir()
     for name in (".part-x1_y-state.safetensors", ".tmpAb12Cd", "history.jsonl", "run.json"):
-        (out / name).write_text("{}\n")
+        (out / name).write_text('{"budget": 60, "steps": null}\n')
     with pytest.raises(ModelError, match=r"holds no state\.safetensors.*start without --resume"):
         train(data, out, resume=True)
     assert train(data, out, steps=2).provenance["steps"] == 2
@@ -170,6 +170,26 @@ def test_a_model_that_is_replaced_is_there_at_every_moment(trained, untrained, t
         assert torch.equal(a, b)
     checkpoint.save_model(untrained, tmp_path / "model")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", checkpoint.WEIGHTS]
+
+
+def test_two_interruptions_in_a_row_cost_no_model(trained, untrained, tmp_path, monkeypatch):
+    checkpoint.save_model(trained[1], tmp_path / "model")
+
+    def killed(*args, **how):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save_model(untrained, tmp_path / "model")
+    (tmp_path / "model" / checkpoint.WEIGHTS).rename(tmp_path / "model" / checkpoint.NEXT)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save_model(trained[1], tmp_path / "model")
+    found = checkpoint.load_model(tmp_path / "model")
+    for a, b in zip(found.segmenter.parameters(), untrained.segmenter.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # -------------------------------------------------------------------------------------------------------------- disk

@@ -173,12 +173,14 @@ def test_what_is_known_of_the_base_is_of_the_files_as_they_are(tmp_path):
         assert method._known(request) == {}
     data = api.open(write_dataset(tmp_path / "data", labelled=1))
     [case] = data.labelled
-    before = contents_of(case)
+    before = contents_of(case, data)
+    assert contents_of(case, replace(data, names={1: "another"}))[:2] == before[:2]
+    assert contents_of(case, replace(data, names={1: "another"})) != before
     label = np.zeros(phantom(0)[0].shape, np.uint8)
     label[2, 2, 2] = 1
     write_labelmap(label, case.label, native=phantom(0)[2])
-    assert contents_of(case)[0] == before[0]
-    assert contents_of(case)[1] != before[1]
+    assert contents_of(case, data)[0] == before[0]
+    assert contents_of(case, data)[1] != before[1]
 
 
 def test_time_is_kept_for_answers_that_will_be_asked_for(untrained):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
-from fewscan.data.dataset import CaseFiles
+from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.dicom import describe_series, is_series, on_disk
 from fewscan.data.formats import peek
+from fewscan.data.headers import suffix_of
 from fewscan.errors import FewscanError
 
 PIECES, PIECE = 16, 65536  # so many are read of a file, or slices of a series, spread over it: hundredths of a second
@@ -34,23 +36,40 @@ def content_of(thing: Path, *, whole: bool = False) -> str:
         return ""
 
 
-def contents_of(case: CaseFiles) -> list[str]:
-    """By what the files of a labelled case are known again: of the images a sample, of the label every byte.
+def contents_of(case: CaseFiles, dataset: Dataset) -> list[str]:
+    """By what a case is known again: a sample of its images, every byte of its label, and how both are read.
 
     Parameters
     ----------
     case : CaseFiles
         With or without a label.
+    dataset : Dataset
+        Its data set: of the same bytes other names are other labels.
     """
-    drawn = [] if case.label is None else [content_of(case.label, whole=True)]
-    return [*map(content_of, case.images), *drawn]
+    told = [content_of(image) for image in case.images]
+    if case.label is not None:
+        drawn = None if case.drawn is None else sorted(case.drawn)
+        read = [sorted(dataset.names.items()), dataset.ignore, drawn, dataset.channels]
+        told += [content_of(case.label, whole=True), hashlib.sha256(json.dumps(read).encode()).hexdigest()[:32]]
+    return told
+
+
+def contents_by_case(dataset: Dataset) -> dict[str, str]:
+    """By what each labelled case of a data set is known again.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        All of it; every byte of its labels is read.
+    """
+    return {case.id: " ".join(contents_of(case, dataset)) for case in dataset.labelled}
 
 
 def _files(thing: Path, *, whole: bool) -> list[Path]:
     """Those that hold it: of a file the payload too, for a header alone may be that of many scans."""
     place = on_disk(thing)
     if not place.is_dir():
-        return sorted({thing, peek(thing).payload})
+        return sorted({thing, thing if suffix_of(thing) is None else peek(thing).payload})
     if not is_series(thing):
         return [file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     slices = list(describe_series(thing).files)

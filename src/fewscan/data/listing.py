@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,9 +44,15 @@ def read_listing(root: Path) -> dict[str, Any]:
     if ignore is None and isinstance(plain := content.get("labels"), dict) and isinstance(plain.get("ignore"), int):
         ignore = plain["ignore"]
     modality = content.get("channel_names") or content.get("modality") or {}
-    channels = tuple(str(v) for v in (modality.values() if isinstance(modality, dict) else [modality]))
+    channels = tuple(str(v) for v in (_by_number(modality) if isinstance(modality, dict) else [modality]))
     several = channels if len(channels) > 1 else ()
     return {"names": names, "channels": several, "hint": " ".join(channels), "ignore": ignore}
+
+
+def _by_number(channels: Mapping[str, object]) -> list[object]:
+    """Names of channels in the order of their numbers, however the file lists them."""
+    keys = sorted(channels, key=int) if all(key.isdecimal() for key in channels) else list(channels)
+    return [channels[key] for key in keys]
 
 
 def peak_channels(count: int) -> tuple[str, ...]:

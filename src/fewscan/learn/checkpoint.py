@@ -19,6 +19,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -173,6 +174,7 @@ def save_model(model: Model, folder: Path) -> Model:
         Made if need be.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _settle(folder)
     tensors: dict[str, Tensor] = {}
     for name, network in {"segmenter": model.segmenter, **model.others}.items():
         tensors |= {f"{name}.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
@@ -196,6 +198,16 @@ def save_model(model: Model, folder: Path) -> Model:
     except OSError as error:
         raise disk_error(error, folder / WEIGHTS) from None
     return load_model(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Give the weights that a description means their name, where a run was killed before it could."""
+    following = folder / NEXT
+    if not following.is_file() or not (folder / "model.json").is_file():
+        return
+    with suppress(ModelError, OSError):  # of a damaged model nothing is to be saved
+        if _weights(folder, read_description(folder)) == following:
+            os.replace(following, folder / WEIGHTS)
 
 
 def load_model(folder: Path) -> Model:

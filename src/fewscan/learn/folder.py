@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def claimed(out: Path, *, going_on: bool, say: Callable[[str], None] = lambda li
     if not going_on:
         _refuse_taken(out)
     lock, me = out / LOCK, os.getpid()
-    told = {"pid": me, "host": platform.node(), "born": _born(me)}
+    told = {"pid": me, "born": _born(me), **_where()}
     with held(lock, about=lock, longest=WATCHED, patience=_patience(out, say), told=told):
         if not going_on:
             _refuse_taken(out)  # a run that has ended meanwhile has left its model
@@ -66,10 +66,20 @@ def _refuse_taken(out: Path) -> None:
     """Anything in the folder but what a run leaves that was killed before it could save."""
     if not out.exists():
         return
-    if not out.is_dir() or any(
-        p.name not in (*UNFINISHED, LOCK) and not PARTS.fullmatch(p.name) for p in out.iterdir()
-    ):
+    there = [p.name for p in out.iterdir() if not PARTS.fullmatch(p.name)] if out.is_dir() else [""]
+    if set(there) - {*UNFINISHED, LOCK} or (there and not _begun(out)):
         raise ConfigError(f"{out} exists and is not empty; choose another folder, or go on in it with --resume")
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run was in this folder; others may call something of theirs "cache"."""
+    if (out / LOCK).exists():
+        return True
+    for name, keys in (("run.json", {"budget", "steps"}), (BEFORE, {"cases"})):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads((out / name).read_text(encoding="utf-8")).keys() == keys:
+                return True
+    return False
 
 
 def _tidy(out: Path, *, everything: bool) -> None:
@@ -88,7 +98,7 @@ def _patience(out: Path, say: Callable[[str], None]) -> Patience:
 
     def patience(holder: Mapping[str, Any]) -> float:
         nonlocal watched
-        here = holder.get("host") == platform.node()
+        here = all(holder.get(key) == value for key, value in _where().items())
         if here and not _runs(holder):
             return 0.0
         if here or watched:  # touched since
@@ -102,6 +112,15 @@ def _patience(out: Path, say: Callable[[str], None]) -> Patience:
         return WATCHED
 
     return patience
+
+
+def _where() -> dict[str, str]:
+    """Among which processes this one counts: containers may share a machine's name, or all be called localhost."""
+    told = {"host": platform.node()}
+    with suppress(OSError):
+        told["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        told["space"] = os.readlink("/proc/self/ns/pid")
+    return told
 
 
 def _taken(out: Path, holder: Mapping[str, Any]) -> str:

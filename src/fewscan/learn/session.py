@@ -65,7 +65,7 @@ class Session:
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        base = self.request.base
+        base, data = self.request.base, self.request.dataset
         return {
             **({} if base is None else {"base": base.provenance.get("sha256")}),
             "method": self.request.method,
@@ -74,6 +74,9 @@ class Session:
             "seed": self.request.seed,
             "precision": self.hardware.precision,
             "device": self.hardware.device.type,
+            "labels": dict(data.names),  # the plan of a run that goes on is the old one: it reads values as it did
+            "ignore": data.ignore,
+            "channels": list(data.channels),
             "labelled": [c.id for c in self.labelled],
             "unlabelled": [c.id for c in self.unlabelled],
         }

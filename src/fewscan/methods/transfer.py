@@ -155,8 +155,8 @@ def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[
     known = _known(request) if request.going_on else {}
     budget = request.budget or request.extend
     for case in files:
-        row = known.get(case.id, {})
-        if row.get("of") == contents_of(case):
+        row, contents = known.get(case.id, {}), contents_of(case, request.dataset)
+        if row.get("of") == contents:
             scores[case.id], took = row["scores"], row["seconds"]
         elif request.dry_run or (scores and budget and spent * _finer(session, base) > JUDGING * budget):
             break
@@ -164,7 +164,7 @@ def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[
             begin = time.monotonic()
             scores[case.id] = score(base, datasets.load(case, request.dataset), hardware=session.hardware)
             took = time.monotonic() - begin
-            known[case.id] = {"of": contents_of(case), "scores": scores[case.id], "seconds": took}
+            known[case.id] = {"of": contents, "scores": scores[case.id], "seconds": took}
         spent += took
     if not request.dry_run:
         write_json({"cases": known}, request.out / BEFORE)
