@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewscan.learn.augment import intensity, sample, spatial
+from fewscan.learn.augment import _moved, _softened, intensity, sample, spatial
 from fewscan.learn.batches import swap_sides
 from fewscan.learn.config import AugmentConfig
 
@@ -84,6 +84,19 @@ def test_mirroring_flips_left_and_right_and_swaps_the_sides():
 
 def test_nothing_is_mirrored_unless_allowed():
     assert not draw(AugmentConfig(), mirror=False, batch=50).mirror.any()
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_thick_slices_are_never_blended_with_their_neighbours(axis):
+    spacing = tuple(7.7 if a == axis else 1.5 for a in range(3))
+    index = torch.arange(SHAPE[axis], dtype=torch.float32)
+    for seed in range(20):
+        params = draw(AugmentConfig(probability=1.0), seed=seed, spacing=spacing, batch=4, mirror=True)
+        read = _moved(params, SHAPE, torch.device("cpu"))[1][:, axis] + (SHAPE[axis] - 1) / 2
+        assert torch.allclose(read, read.round(), atol=1e-4)
+        shown = torch.rand(SHAPE[axis], generator=torch.Generator().manual_seed(seed))[index.long()]
+        slices = shown.view([-1 if a == axis else 1 for a in range(3)]).expand(4, 1, *SHAPE)
+        torch.testing.assert_close(_softened(params, slices), slices, atol=1e-5, rtol=0)
 
 
 def test_thick_slices_do_not_tilt():

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from fewscan.learn.config import AugmentConfig
 from fewscan.space import directions
-from fewscan.space.geometry import Shape
+from fewscan.space.geometry import Shape, thick
 from fewscan.space.volume import Kind
 
 CONTROL_POINTS = 5
@@ -84,7 +84,8 @@ def sample(
         Patch size.
     spacing : (3,) float
         Voxel size in mm. Rotations that mix a fine with a coarse axis, and displacements along a coarse one, shrink by
-        the ratio of the two, because thick slices do not tilt; so do rotations out of the plane of a slab.
+        the ratio of the two; so do rotations out of the plane of a slab. Thick slices (`geometry.thick`) move whole
+        and by whole ones: no slice of a scan to predict is a blend of its neighbours.
     mirror : bool
         Whether left-right mirroring is allowed.
     """
@@ -100,25 +101,28 @@ def sample(
     thin = mm.min() / mm  # 1 for the finest axis
     pair = torch.stack([thin[[1, 2]].min() / thin[[1, 2]].max(), thin[[0, 2]].min() / thin[[0, 2]].max(),
                         thin[[0, 1]].min() / thin[[0, 1]].max()])  # fmt: skip
-    pair = torch.where(pair < 0.5, pair**2, torch.ones(3))
+    slices = torch.tensor(thick(spacing))
+    pair = torch.where(pair < 0.5, pair**2, torch.ones(3)) * (slices[[1, 0, 0]] == slices[[2, 2, 1]])
     extent = mm * torch.tensor([float(n) for n in shape])
     flat = torch.stack([extent[list(p)].min() / extent[list(p)].max() for p in ((1, 2), (0, 2), (0, 1))])
     pair = pair * (4 * flat).clamp(max=1)  # a slab would tilt out of its own grid
     angles = uniform(batch, 3) * math.radians(config.rotate_deg) * pair
-    scales = 1 + uniform(batch, 3) * config.scale
+    scales = 1 + uniform(batch, 3) * config.scale * ~slices
     rotation = _rotation(angles) * scales[:, None, :]
     matrix = rotation * (mm[None, None, :] / mm[None, :, None])  # voxels -> mm -> turned -> voxels
     size = torch.tensor([float(n) for n in shape])
     shift = uniform(batch, 3) * config.shift * size
+    shift = torch.where(slices, shift.round(), shift)
     knots = (size - 1).clamp(min=1) / (CONTROL_POINTS - 1)  # voxels between control points
-    reach = config.elastic * knots * thin.clamp(max=1) * torch.rand(batch, 1, generator=rng)
+    reach = config.elastic * knots * thin.clamp(max=1) * ~slices * torch.rand(batch, 1, generator=rng)
     control = torch.randn(batch, 3, *[CONTROL_POINTS] * 3, generator=rng) * reach[:, :, None, None, None]
     flips = torch.rand(batch, generator=rng) < 0.5
-    axis = int(torch.randint(0, 4, (1,), generator=rng))  # one axis (thick slices), or all three
+    axes = [a for a in range(3) if not slices[a]]
+    axis = [*axes, 3][int(torch.randint(0, len(axes) + 1, (1,), generator=rng))]  # one axis, as of slices, or all
     factor = 1 + float(torch.rand(1, generator=rng)) * (config.low_resolution - 1)
     if float(torch.rand(1, generator=rng)) >= config.probability / 2:
         factor = 1.0
-    low = tuple(factor if axis in (3, a) else 1.0 for a in range(3))
+    low = tuple(factor if a in axes and axis in (3, a) else 1.0 for a in range(3))
     return Params(
         matrix=matrix,
         shift=shift,
@@ -236,8 +240,9 @@ def _softened(params: Params, images: Tensor) -> Tensor:
         # read at the middles of the large voxels: their nearest small one would shift the image against its labels
         images = F.interpolate(F.interpolate(images, size=small, mode="trilinear"), size=size, mode="trilinear")
     if bool((params.blur > 0).any()):
-        share = _per_sample(params.blur, images.device)
-        images = images.lerp(F.avg_pool3d(images, 3, 1, 1, count_include_pad=False), share)
+        share, width = _per_sample(params.blur, images.device), [1 if slices else 3 for slices in thick(params.spacing)]
+        around = [n // 2 for n in width]
+        images = images.lerp(F.avg_pool3d(images, width, 1, around, count_include_pad=False), share)
     return images
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from fewscan.learn import infer
 from fewscan.learn.plan import Plan
 from fewscan.space import affine, directions
-from fewscan.space.geometry import Array, Geometry
+from fewscan.space.geometry import Array, Geometry, thick
 
-THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
 TURN, STRETCH = 0.2, 0.1  # rad and logarithm of scale by which views differ at most
 GAIN = (0.85, 1.15)
 
@@ -90,7 +89,7 @@ def _turns(shape: Sequence[int], spacing: Sequence[float], *, count: int) -> Ite
     x, y, z = shape
     grid = Geometry((x, y, z), np.diag([*spacing, 1.0]))
     middle = torch.from_numpy(grid.affine[:3, :3] @ ((np.array(shape) - 1) / 2))
-    free = np.array(spacing) < THICK * min(spacing)  # an axis of thick slices is neither turned away nor stretched
+    free = ~np.array(thick(spacing))  # an axis of thick slices is neither turned away nor stretched
     rng = np.random.default_rng(0)
     for _ in range(count):
         angles = rng.uniform(-TURN, TURN, 3) * [free[1] and free[2], free[0] and free[2], free[0] and free[1]]

@@ -6,6 +6,7 @@ the third to the head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from fewscan.errors import GeometryError
 Array = NDArray[np.float64]
 Shape = tuple[int, int, int]
 AXES = (("L", "R"), ("P", "A"), ("I", "S"))
+THICK = 3.0  # times the finest voxel edge from which an axis counts as one of thick slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,3 +271,19 @@ def with_at_most(geometry: Geometry, voxels: int) -> Geometry:
         low, high = (side, high) if count > voxels else (low, side)
     x, y, z = (max(high, s) for s in geometry.spacing)
     return with_spacing(geometry, (x, y, z))
+
+
+def thick(spacing: Sequence[float]) -> list[bool]:
+    """Which axes are those of thick slices, between which there is nothing to see.
+
+    Parameters
+    ----------
+    spacing : (3,) float
+        Voxel size, mm.
+
+    Examples
+    --------
+    >>> thick((1.5, 1.5, 10.0))
+    [False, False, True]
+    """
+    return [float(edge) >= THICK * float(min(spacing)) for edge in spacing]
