@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from few_label import rounded
 from harness import code_hash, rows, show
-from personalize import draw, model_of, other_scanner
+from personalize import TRAINED, draw, model_of, other_scanner
 from scipy.stats import spearmanr
 
 from fewscan import api
@@ -42,7 +42,7 @@ def run(root: Path, work: Path, *, task: str, seed: int, minutes: float, fold_mi
     """Expect and compare."""
     train, goal, tests = draw(root, work, task=task, seed=seed, most=TESTS)
     model = model_of(train, work, name="hippocampus_msd", seed=seed, minutes=minutes)
-    folds = work / f"folds_s{seed}_{fold_minutes:g}"
+    folds = work / f"folds_s{seed}_{fold_minutes:g}_{code_hash(parts=TRAINED)[:8]}"
     crossval(train, folds, budget=fold_minutes * 60, seed=seed, device="cpu", observe=show)
     if task == "scanner":
         tests = other_scanner(tests, work / "scanner")

@@ -59,6 +59,7 @@ from fewscan.methods.personalize import FITTING, PersonalizeConfig
 from fewscan.prediction import Answer, Prediction, Tick, predict_by
 from fewscan.space.volume import Volume, resample
 
+TRAINED = ("methods/segment.py",)  # what a model is trained by
 RESULT = "personalize.json"
 TASKS = {  # source, labelled scans, target, tests
     "chaos_t2": ("chaos_t2", 5, "chaos_t2", 9),
@@ -128,8 +129,8 @@ def other_scanner(tests: list[CaseFiles], folder: Path) -> list[CaseFiles]:
 
 
 def model_of(train: Dataset, work: Path, *, name: str, seed: int, minutes: float) -> Model:
-    """Trained once, then read, unless of half a run; its labelled scans lie beside it."""
-    folder = work / f"{name}_s{seed}_{minutes:g}"
+    """Trained once by the same code, then read, unless of half a run; its labelled scans lie beside it."""
+    folder = work / f"{name}_s{seed}_{minutes:g}_{code_hash(parts=TRAINED)[:8]}"
     if not (folder / "model.json").is_file() or api.load(folder).provenance["interrupted"]:
         shutil.rmtree(folder, ignore_errors=True)
         model = api.train(train, folder, budget=minutes * 60, device="cpu", seed=seed, observe=show, keep_atlases=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from fewscan import api, training
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn import checkpoint
 from fewscan.learn.channels import laid
-from fewscan.learn.config import override
+from fewscan.learn.config import TransferConfig, override
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer, Request
 from fewscan.methods import transfer as method
@@ -95,7 +96,10 @@ def transfer(
         raise DataError(f"{old.root}: no labelled case to measure forgetting on; leave --source out")
     request = Request(
         dataset=api.dataset_of(data), out=Path(out), method="transfer", base=base,
-        settings=override(base.settings, {**(settings or {}), "transfer.layers": layers}),
+        settings=override(
+            replace(base.settings, transfer=TransferConfig()),  # how the base was made is no wish for this time
+            {**({"transfer.layers": layers} if layers != "auto" else {}), **(settings or {})},
+        ),
         hardware=pick(device), budget=api.seconds(budget), steps=steps, seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip

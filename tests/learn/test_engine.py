@@ -47,6 +47,18 @@ def test_it_learns_and_the_average_follows():
     torch.testing.assert_close(state.average_of(net).weight, torch.full((1, 3), 2.0), atol=0.1, rtol=0)
 
 
+def test_a_run_that_keeps_time_for_judging_is_annealed_when_it_stops():
+    net, rates = network(), []
+    limits = Limits(steps=100, until=0.6, annealed=0.6)
+
+    def observe(status):
+        rates.append(status.lr)
+
+    fit([one_phase(net)], State([net], CONFIG), limits=limits, config=CONFIG, seed=0, observe=observe)
+    assert len(rates) == 60
+    assert rates[-1] < 0.05 * max(rates)
+
+
 def test_phases_take_turns_and_freeze_each_other():
     a, b = network(1), network(2)
     seen = []

@@ -212,3 +212,11 @@ def test_many_labels_weigh_by_volume_and_few_do_not():
     assert weights[0] < weights[1] < weights[-1]
     share = counts / counts.sum()
     assert (share * np.array(weights)).sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_large_structure_is_mirrored_about_its_own_middle():
+    index = np.zeros((150, 6, 6), np.int16)
+    index[10:140, 1:5, 1:5] = 1  # looked at in steps, of which the last is not the edge
+    index[30:32, 2:4, 2:4], index[118:120, 2:4, 2:4] = 2, 3
+    image = np.arange(150.0)[:, None, None] * np.ones((1, 6, 6))
+    assert symmetry.examine(image[None][0], index, classes=4).partner[2:] == (3, 2)

@@ -39,6 +39,17 @@ def mask_of(case):
     return one_hot(torch.from_numpy(np.array(case.label)).long()[None], 3)[0]
 
 
+def test_without_refinement_the_answer_is_what_atlases_and_model_say_whatever_the_memory(trained):
+    model, atlases, other = trained
+    answers = [
+        Personalizer(model, atlases, config=replace(QUICK, steps=0, memory=memory), hardware=pick("cpu"))(
+            other, mode="always"
+        ).after
+        for memory in (0.0, 0.5)
+    ]
+    torch.testing.assert_close(*answers)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_the_change_is_made_as_far_as_the_evidence_says(trained, monkeypatch, share):
     model, atlases, other = trained

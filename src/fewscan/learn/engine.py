@@ -76,7 +76,9 @@ class Limits:
     steps : int, optional
         Steps in total, those before a resume included.
     until : float
-        Share of the run at which `fit` returns; schedules still run over all of it.
+        Share of the run at which `fit` returns.
+    annealed : float
+        Share of the run at which the learning rate has reached its end, where a method keeps the rest for judging.
 
     Raises
     ------
@@ -87,6 +89,7 @@ class Limits:
     seconds: float | None = None
     steps: int | None = None
     until: float = 1.0
+    annealed: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):
@@ -320,7 +323,7 @@ def fit(
                 phase = phase_at(state.step, phases)
                 place = state.place_of(phase.train)
                 age = state.step - state.first.setdefault(place, state.step)
-                lr = learning_rate(fraction, age, config=config, peak=phase.lr)
+                lr = learning_rate(min(fraction / limits.annealed, 1.0), age, config=config, peak=phase.lr)
                 if cooling:
                     lr *= 1 - (seconds - cooling[0]) / max(cooling[1], 1e-9)
                 loss, terms = _step(phase, ahead(state.step), state, config, lr)

@@ -103,7 +103,9 @@ class Session:
             total += min(times) * phase.steps
         return total / sum(p.steps for p in phases)
 
-    def fit(self, phases: Sequence[Phase], *, until: float = 1.0, later: Sequence[nn.Module] = ()) -> State:
+    def fit(
+        self, phases: Sequence[Phase], *, until: float = 1.0, annealed: float = 1.0, later: Sequence[nn.Module] = ()
+    ) -> State:
         """Train, writing history and state as it goes; several calls are parts of one run.
 
         Parameters
@@ -112,6 +114,8 @@ class Session:
             Of the run, or of this part of it.
         until : float
             Share of the run at which this part ends.
+        annealed : float
+            Share at which the learning rate ends, the same for all parts.
         later : sequence of nn.Module
             With the first call, networks that only other parts train.
         """
@@ -140,7 +144,7 @@ class Session:
                         self.request.observe(status)
 
             fit(
-                phases, state, limits=replace(self._bounds, until=until), config=self.settings.train,
+                phases, state, limits=replace(self._bounds, until=until, annealed=annealed), config=self.settings.train,
                 seed=self.request.seed, started=self._origin + state.seconds, observe=observe, save=save,
             )  # fmt: skip
         self.interrupted = state.interrupted

@@ -64,11 +64,13 @@ def examine(
     """
     box = bounding_box(index > 0)
     stride = tuple(slice(None, None, max(1, (s.stop - s.start) // 64)) for s in box)
-    picture = image[box][stride].astype(np.float64)
-    labels = index[box][stride]
-    a, b = picture - picture.mean(), picture[::-1] - picture.mean()
+    picture, mirrored = (seen[stride].astype(np.float64) for seen in (image[box], image[box][::-1]))
+    labels, flipped = (
+        index[box][stride],
+        index[box][::-1][stride],
+    )  # about the middle of the box
+    a, b = picture - picture.mean(), mirrored - picture.mean()
     likeness = float((a * b).sum() / max(float((a * a).sum()), 1e-12))
-    flipped = labels[::-1]
     if table is not None:
         dice = _dice(labels, flipped, table)
     else:

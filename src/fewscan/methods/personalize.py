@@ -223,7 +223,7 @@ class Personalizer:
         if found is None:
             return Personalized(before, before, "before", refused, evidence)
         tick(0.5)
-        after = found.mask
+        after = self._fused(found, first)
         in_time = self.config.steps and (until is None or time.monotonic() < until)
         if lessons := self._lessons(case, found.voters, found.mask) if in_time else []:
             try:

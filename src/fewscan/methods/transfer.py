@@ -98,7 +98,7 @@ def run(request: Request, *, source: Dataset | None = None) -> Model:
             request.say(change)
         learners, grafted = _learners(session, base)
         request.say(str(grafted))
-        before, each = _before(session, base, _order(session, learners))
+        before, each = _before(session, base, _unseen(_order(session, learners), base))
         reserve = each * _answers(session, base, learners, judged=len(before))
         state = _fit(session, learners, grafted, reserve=reserve)
         verdict = _verdict(session, base, state, learners=learners, before=before)
@@ -142,6 +142,13 @@ def _order(session: Session, learners: Sequence[_Learner]) -> list[CaseFiles]:
     held = [list(one.held) for one in learners[1:]] or [[case.id for case in session.labelled]]
     longest = max(len(ids) for ids in held)
     return [files[ids[i]] for i in range(longest) for ids in held if i < len(ids)]
+
+
+def _unseen(files: Sequence[CaseFiles], base: Model) -> list[CaseFiles]:
+    """Cases that the trained model has not learnt from, by their names; all where too few patients are left to ask."""
+    seen = trained_on(base.provenance) | trained_on(base.provenance, before=True)
+    found = [case for case in files if case.id not in seen]
+    return found if len({case.patient for case in found}) > 1 else list(files)
 
 
 def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[Scores, float]:
@@ -213,11 +220,12 @@ def _fit(session: Session, learners: Sequence[_Learner], grafted: Grafted, *, re
             for i, one in enumerate(learners)
         ]  # fmt: skip
 
-    warm = config.warm if grafted.fresh else 0.0
-    session.fit(phases("warm-up", learns=grafted.fresh or which, lr=session.settings.train.lr), until=warm)
-    seconds = session.bounds.seconds
+    new = phases("warm-up", learns=grafted.fresh or which, lr=session.settings.train.lr)
+    session.fit(new, until=0.0)  # from here on it is known what ends the run
+    warm, seconds = config.warm if grafted.fresh else 0.0, session.bounds.seconds
     until = 1.0 if seconds is None else max(warm, 1 - MOST_RESERVED, 1 - (MARGIN * reserve + 1) / seconds)
-    return session.fit(phases("adapt", learns=which | grafted.fresh, lr=config.lr), until=until)
+    session.fit(new, until=warm, annealed=until)
+    return session.fit(phases("adapt", learns=which | grafted.fresh, lr=config.lr), until=until, annealed=until)
 
 
 def _verdict(
@@ -245,12 +253,17 @@ def _verdict(
     labels = by_label(before, after, whose=whose)
     shared = shared_labels(base, labels, before=before, after=after, whose=whose)
     found = {"cases": cases, "labels": labels, **means} | ({"shared": shared} if shared else {})
+    seen = before.keys() & (trained_on(base.provenance) | trained_on(base.provenance, before=True))
+    if seen:
+        found["seen"] = sorted(seen)
     if learners[1:]:
         kept = "adapted" if means["adapted"] > means["base"] and not shared.get("lost") else "base"
         reason = (
             f"kept the {_called(kept)}: cross-validated Dice over {len(cases)} labelled case(s) "
             f"{means['base']:.3f} before, {means['adapted']:.3f} adapted{said_of(shared)}"
         )
+        if seen:
+            reason += f"; {len(seen)} called so were learnt from before, which speaks for the model as it was"
         return found | {"kept": kept, "by": "cross-validation", "folds": len(learners) - 1, "reason": reason}
     return found | _by_signs(session, base, state.average_of(learners[0].network), means, shared)
 
@@ -319,8 +332,9 @@ def _finish(
 def _forgotten(base: Model, kept: Model, source: Dataset, session: Session) -> dict[str, Any]:
     """Dice of both models on labelled cases of the old population; those called as the base's training are marked."""
     say, rng, known = session.request.say, np.random.default_rng(session.request.seed), source.labelled
-    drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
     trained = trained_on(base.provenance) | trained_on(base.provenance, before=True)
+    known = tuple(case for case in known if case.id not in trained) or known  # what was learnt by heart is no measure
+    drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
     rows: dict[str, dict[str, Any]] = {}
     unread = []
     for files in drawn:
