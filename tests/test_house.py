@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,7 @@ FLOORS = {
     "cli_export": 14,
     "cli_mesh": 14,
     "cli_registration": 14,
+    "cli_scores": 14,
     "cli_suggest": 14,
     "cli_tracts": 14,
     "cli_transfer": 14,
@@ -88,6 +89,12 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "base", "common
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {"requests", "urllib", "urllib3", "socket", "http", "httpx", "aiohttp", "ftplib", "smtplib", "ssl"}
 LISTENS = {"deliver.serve": {"http"}}  # to this machine alone, when a user asks for it
+NEWER = {  # than the oldest Python of pyproject.toml, which linters and types do not see
+    "asyncio.TaskGroup", "contextlib.chdir", "datetime.UTC", "enum.StrEnum", "hashlib.file_digest", "itertools.batched",
+    "math.cbrt", "math.exp2", "math.sumprod", "tomllib", "typing.LiteralString", "typing.Never", "typing.NotRequired",
+    "typing.Required", "typing.Self", "typing.TypeVarTuple", "typing.Unpack", "typing.assert_never",
+    "typing.assert_type", "typing.override", "typing.reveal_type", "BaseExceptionGroup", "ExceptionGroup",
+}  # fmt: skip
 HEAVY = {"torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "matplotlib", "pydicom", "PIL"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -256,6 +263,27 @@ def test_nothing_is_pickled_fetched_or_read_from_the_environment(path: Path) -> 
     assert not roots & (PICKLES | NETWORK) - LISTENS.get(module_name(path), set())
     code = ast.unparse(tree(path))
     assert not re.findall(r"\btorch\.(?:load|save)\(|allow_pickle=True|\bos\.(?:environ|getenv)\b", code)
+
+
+def newer(code: ast.Module, imported: Iterable[str]) -> set[str]:
+    """What of `NEWER` a file names."""
+    named = {ast.unparse(n) for n in ast.walk(code) if isinstance(n, ast.Attribute | ast.Name)}
+    return NEWER & {*named, *imported, *(name.split(".")[0] for name in imported)}
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=module_name)
+def test_nothing_needs_a_newer_python_than_is_promised(path: Path) -> None:
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert oldest is not None
+    assert oldest[1] == "10", "NEWER lists what came after 3.10"
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, int(oldest[1])))
+    assert not newer(tree(path), list(imports(path)))
+
+
+def test_what_is_too_new_is_found_however_it_is_named() -> None:
+    code = "import hashlib, tomllib\nfrom typing import Self\nhashlib.file_digest(f, 'sha256')\nraise ExceptionGroup"
+    found = newer(ast.parse(code), ["hashlib", "tomllib", "typing.Self"])
+    assert found == {"hashlib.file_digest", "tomllib", "typing.Self", "ExceptionGroup"}
 
 
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
