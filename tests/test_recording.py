@@ -237,7 +237,7 @@ def test_a_damaged_scan_does_not_cost_the_others_theirs(scan, tmp_path):
     run = read_run(out)
     assert run.failed == why
     assert "<b>x</b> could not be predicted" in predictions(run)
-    with pytest.raises(ScansError, match="^1 of 3"):  # what is finished is no reason to be silent about the rest
+    with pytest.raises(ScansError, match=r"^1 of 3"):  # what is finished is no reason to be silent about the rest
         answered(tmp_path / "in", out, skip_existing=True)
     scan.write_bytes(sound)
     assert [p.skipped for p in answered(tmp_path / "in", out, skip_existing=True)] == [True, False, True]
@@ -284,5 +284,5 @@ def test_what_cannot_be_written_ends_the_run(scan, tmp_path, monkeypatch):
         raise DataError("out: cannot be written (Permission denied); choose another place")
 
     monkeypatch.setattr(prediction, "write_labelmap", full)
-    with pytest.raises(DataError, match="^out: cannot be written"):
+    with pytest.raises(DataError, match=r"^out: cannot be written"):
         answered(tmp_path / "in", tmp_path / "out")
