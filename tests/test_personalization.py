@@ -4,9 +4,7 @@ import json
 import re
 import shutil
 import signal
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -375,26 +373,6 @@ def test_ctrl_c_while_a_copy_is_refined_writes_nothing_of_that_scan(project, tmp
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["case_03.nii.gz"]
     record = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
     assert [row["id"] for row in record] == ["case_03"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
-def test_atlases_that_are_mapped_do_not_end_a_run_whose_work_is_done(project, tmp_path, monkeypatch):
-    """As in Windows, where no file that is mapped can be removed."""
-    remove = shutil.rmtree
-
-    def refuse(path, ignore_errors=False, **how):
-        if str(path) not in Path("/proc/self/maps").read_text():
-            remove(path, ignore_errors=ignore_errors)
-        elif not ignore_errors:
-            raise PermissionError(13, "used by another process", str(path))
-
-    monkeypatch.setattr(shutil, "rmtree", refuse)
-    (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    asked(project, tmp_path / "out", atlases=project[0] / "data", mode="always")
-    model = replace(project[2], path=shutil.copytree(project[0] / "model", tmp_path / "model"))
-    personalization.keep_atlases(model, api.open(project[0] / "data"))
-    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_foreign_atlases_and_impossible_wishes_are_refused(project, tmp_path):

@@ -190,10 +190,8 @@ def predict(
         raise ConfigError("--max-memory bounds plain predictions, --personalize holds scans whole; leave one out")
     failed = None
     with display("predict") as observe:
-        shared: dict[str, Any] = {
-            "probabilities": probabilities, "skip_existing": skip_existing, "calibration": calibration,
-            "device": device, "observe": observe,
-        }  # fmt: skip
+        shared: dict[str, Any] = {"probabilities": probabilities, "skip_existing": skip_existing, "device": device}
+        shared |= {"calibration": calibration, "observe": observe}
         verb: Callable[..., list[Any]] = api.predict if personalize == "never" else api.personalize
         if personalize == "never":
             shared |= {"tta": tta, "max_memory": maybe(size, max_memory, flag="--max-memory")}
@@ -249,7 +247,7 @@ def compare(
         screen = stdout()
         screen.print(differences(comparison))
         for side, key in ((first, "only_a"), (second, "only_b")):
-            show_left_out(f"Only in {side}, so left out", comparison[key], screen)
+            show_left_out(f"Only in {side}, so left out", comparison[key], screen=screen)
 
 
 @app.command(epilog=examples("crossval scans -o folds", "crossval scans -o folds --folds 4 --budget 5m"))
@@ -326,8 +324,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (MemoryError, RuntimeError, TypeError) as error:
-        told = out_of_memory(error, fix="give it smaller scans")  # what bounds it otherwise differs between verbs
-        told = told or lacking_on_mps(error)
+        memory = out_of_memory(error, fix="give it smaller scans")  # what bounds it otherwise differs between verbs
+        told = memory or lacking_on_mps(error)
         if told is None:
             raise
         _refuse(str(told))

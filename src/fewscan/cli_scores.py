@@ -37,11 +37,11 @@ def show_scores(evaluation: Evaluation, json_file: Path | None) -> None:
     screen.print(scores(content))
     screen.print(verdict(content), markup=False)
     unmatched = content.get("unmatched", {})
-    show_left_out("References without a prediction", unmatched.get("references", ()), screen)
-    show_left_out("Predictions without a reference", unmatched.get("predictions", ()), screen)
+    show_left_out("References without a prediction", unmatched.get("references", ()), screen=screen)
+    show_left_out("Predictions without a reference", unmatched.get("predictions", ()), screen=screen)
 
 
-def show_left_out(what: str, ids: Sequence[str], screen: Console) -> None:
+def show_left_out(what: str, ids: Sequence[str], *, screen: Console) -> None:
     """One line on cases that have no say in the figures; none where there are none.
 
     Parameters

@@ -1,10 +1,8 @@
 """Runs that meet another run, a full disk, a kill or too little memory: one sentence each, and nothing is lost."""
 
-import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import safetensors
 import torch
@@ -21,12 +18,11 @@ from phantom import SMALL, write_dataset
 
 from fewscan import api
 from fewscan.data.io import atomic
-from fewscan.errors import ConfigError, DataError, ModelError, ResourceError
+from fewscan.errors import ConfigError, ModelError, ResourceError
 from fewscan.learn import checkpoint, folder, hardware, infer, memory, session
 from fewscan.learn.config import Settings
 from fewscan.learn.hardware import Hardware
 from fewscan.learn.request import Request
-from fewscan.progress import describe
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 CUDA = torch.device("cuda")
@@ -52,52 +48,6 @@ def test_scans_that_cannot_be_removed_from_a_model_folder_are_told(data, tmp_pat
     said = []
     train(data, tmp_path / "model", steps=2, observe=said.append)
     assert any(isinstance(line, str) and "cache holds scans and could not be removed" in line for line in said)
-
-
-def mapped(place):
-    """Whether a file below a folder is mapped into this process."""
-    return any(str(place) in line for line in Path("/proc/self/maps").read_text().splitlines())
-
-
-@pytest.fixture
-def as_windows(monkeypatch):
-    """Nothing that is mapped can be removed."""
-    remove = shutil.rmtree
-
-    def refuse(path, ignore_errors=False, **how):
-        if not mapped(path):
-            remove(path, ignore_errors=ignore_errors)
-        elif not ignore_errors:
-            raise PermissionError(13, "used by another process", str(path))
-
-    monkeypatch.setattr(shutil, "rmtree", refuse)
-
-
-LINUX = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
-
-
-@LINUX
-@pytest.mark.parametrize("method", ["segment", "joint"])
-def test_no_scan_stays_in_a_model_folder_because_it_is_mapped(tmp_path, as_windows, method):
-    data, said = write_dataset(tmp_path / "data", labelled=2, unlabelled=1), []
-    api.train(data, tmp_path / "model", steps=2, settings=SMALL, device="cpu", method=method, observe=said.append)
-    assert not (tmp_path / "model" / "cache").exists()
-    assert not [line for line in said if isinstance(line, str) and line.startswith("warning")]
-
-
-@LINUX
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_scratch_folder_goes_with_what_was_mapped_from_it(as_windows, fails):
-    def work(place):
-        np.save(place / "a.npy", np.arange(1000.0))
-        found = np.load(place / "a.npy", mmap_mode="r")
-        assert mapped(place)
-        if fails:
-            raise DataError(f"{found.size} is too much")
-
-    with contextlib.suppress(DataError), folder.scratch() as place:
-        work(place)
-    assert not place.exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- lock
@@ -371,38 +321,3 @@ def test_nothing_labelled_names_the_folder(tmp_path):
         memory.make_plan(replace(request, dataset=replace(found, cases=())))
     with pytest.raises(ValueError, match=r"data: no labelled case to draft from"):
         api.draft(data, tmp_path / "out", device="cpu")
-
-
-# ---------------------------------------------------------------------------------------------------- what is told
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (
-            (r"C:\Users\ann\fewscan", "train", r"D:\patients\Mary Smith", "-o", "out\\"),
-            "fewscan train Mary Smith -o out",
-        ),
-        (("/usr/bin/fewscan", "train", "/data/p1/", "--set", "train.lr=0.01"), "fewscan train p1 --set train.lr=0.01"),
-        (("fewscan", "predict", r"C:\x", "mixed/way\\y.nii"), "fewscan predict x y.nii"),
-    ],
-)
-def test_the_command_of_a_model_tells_no_folder_of_any_system(monkeypatch, words, told):
-    monkeypatch.setattr(sys, "argv", [words[0].replace("\\", "/"), *words[1:]])
-    assert folder.command() == told
-
-
-def test_reading_and_judging_show_how_far_they_are(data, tmp_path):
-    seen = []
-    api.check(data, observe=seen.append)
-    assert [(s.step, s.steps, s.note) for s in seen] == [(1, 2, "checking"), (2, 2, "checking")]
-    assert describe(seen[0]) == "scan 1/2 · checking"
-    assert " left · " in describe(seen[1])
-    seen.clear()
-    train(data, tmp_path / "model", steps=2, observe=seen.append)
-    notes = [s.note for s in seen if not isinstance(s, str)]
-    assert list(dict.fromkeys(notes))[:3] == ["checking", "planning", "preparing"]
-    assert [notes.count(note) for note in ("checking", "planning", "preparing")] == [2, 2, 2]
-    seen.clear()
-    api.evaluate(data / "labels", data / "labels", observe=seen.append)
-    assert [(s.fraction, s.note) for s in seen] == [(0.0, "judging"), (0.5, "judging")]
