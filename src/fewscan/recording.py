@@ -235,7 +235,6 @@ class Record:
         reason : str
             Why; folders in it are left out.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._changed():
             self.failed[scan.id] = without_folders(reason)
 

@@ -17,7 +17,7 @@ from fewscan.learn import folder
 from fewscan.methods.personalize import PersonalizeConfig
 from fewscan.progress import describe
 
-QUICK = PersonalizeConfig(views=1, rounds=1, steps=2, atlases=1)
+QUICK = PersonalizeConfig(views=1, rounds=1, steps=4, atlases=2)
 
 
 def mapped(place):
