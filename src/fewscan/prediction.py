@@ -263,6 +263,7 @@ def predict_by(
             say(f"{number} of {len(found)}: {scan.id} could not be predicted: {lost[scan.id]}")
             continue
         answer = _written(*read, scan=scan, model=model, record=record, started=started)
+        del read  # or two scans would be held at a time
         done.append(answer)
         row = record.finish(scan, asdict(answer))
         say(f"{number} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
