@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from fewscan import cli
-from fewscan.errors import ConfigError, DataError
+from fewscan.errors import ConfigError, ScansError
 
 ROW = {"mean": 0.861, "low": 0.84, "high": 0.882, "sd": 0.03, "n": 12}
 SCORES = {"summary": {"dice": ROW, "hd95_mm": ROW}, "labels": {"left [L]": {"dice": ROW}}, "cases": []}
@@ -127,7 +126,8 @@ EVERY_VERB = [
     ("predict", "m", "a.nii.gz", "-o", "out", "--calibration", "folds", "--personalize", "auto"),
     ("evaluate", "out", "labels", "--images", "images"),
     ("compare", "a.json", "b.json"),
-    ("crossval", "scans", "-o", "folds", "--folds", "4", "--steps", "5"),
+    ("crossval", "scans", "-o", "folds", "--folds", "4", "--steps", "5", "--max-memory", "2GiB"),
+    ("demo", "-o", "d", "--max-memory", "2GiB"),
     ("report", "demo", "-o", "r.html"),
     ("export", "p1.nii.gz", "--as", "rtstruct", "--source", "ct", "-o", "p1.dcm", "--names", "model", "--manual"),
     ("mesh", "m.nrrd", "-o", "out", "--labels", "1,femur", "--for", "vr", "--faces", "9", "--space", "LPS", "--merge"),
@@ -230,6 +230,42 @@ def test_comparisons_show_difference_and_test(calls: Calls) -> None:
     assert lines[2].startswith("Dice, left [L]")
 
 
+def test_cases_without_a_partner_are_named(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [f"p{i}" for i in range(1, 23)]
+    monkeypatch.setitem(SCORES, "unmatched", {"references": many, "predictions": ["p [0]"]})
+    said = run("evaluate", "out", "labels").stdout
+    assert "References without a prediction (22): p1, p2," in said
+    assert "p20 and 2 more\n" in said
+    assert "Predictions without a reference (1): p [0]\n" in said
+    monkeypatch.setitem(DIFFERENCES, "only_b", ["p7"])
+    said = run("compare", "a.json", "b.json").stdout
+    assert "Only in b.json, so left out (1): p7\n" in said
+    assert "a.json" not in said
+
+
+def test_scans_that_failed_are_told_after_those_that_did_not(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fewscan.api
+
+    api: Any = fewscan.api
+    done = api.predict("m", "x", "out")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ScansError("1 of 3 scans could not be predicted", done=done, failed={"case09": "2 slices"})
+
+    monkeypatch.setattr(api, "predict", fail)
+    told = run("predict", "m", "scans", "-o", "out")
+    assert "case07" in told.stdout
+    assert "1 written to out, 1 there already" in told.stdout
+    assert isinstance(told.exception, ScansError)
+    assert str(told.exception).endswith("could not be predicted: case09 (2 slices)")
+
+
+@pytest.mark.parametrize("verb", ["register", "draft", "shift"])
+def test_a_device_that_a_verb_cannot_use_is_not_offered(verb: str) -> None:
+    assert "mps" not in run(verb, "--help").stdout
+    assert "mps" in run("train", "--help").stdout
+
+
 def test_json_goes_to_a_file_or_alone_to_the_terminal(calls: Calls, tmp_path: Path) -> None:
     file = tmp_path / "e.json"
     assert "Mean Dice" in run("evaluate", "out", "labels", "--json", str(file)).stdout
@@ -271,66 +307,6 @@ def test_a_value_that_cannot_be_meant_is_refused(calls: Calls, words: tuple[str,
     assert isinstance(done.exception, ConfigError)
     assert re.search(sentence, str(done.exception))
     assert not [call for call in calls if call[0] != "load"]
-
-
-def test_what_is_refused_is_one_line_and_exit_code_two(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(**_: str) -> None:
-        raise DataError("scan.nii: 3 slices,\n  got 2; export it [again]")
-
-    monkeypatch.setattr(cli, "app", refuse)
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == cli.REFUSED
-    assert capsys.readouterr().err == "scan.nii: 3 slices, got 2; export it [again]\n"
-
-
-def test_an_interruption_ends_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(**_: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "app", interrupt)
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == cli.INTERRUPTED
-    assert not capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "wanted"),
-    [
-        (MemoryError(), "this machine"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "this machine"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "the GPU"),
-    ],
-)
-def test_memory_that_runs_out_anywhere_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, wanted: str
-) -> None:
-    def fail(**_: str) -> None:
-        raise error
-
-    monkeypatch.setattr(cli, "app", fail)
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == cli.REFUSED
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert said.startswith(f"{wanted} ran out of memory")
-    assert "--max-memory" not in said, "not every verb has it"
-    assert ("--device cpu" in said) == (wanted == "the GPU")
-
-
-def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: str) -> None:
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.setattr(cli, "app", fail)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        cli.main()
 
 
 def test_every_option_says_what_it_does_and_every_verb_shows_examples() -> None:

@@ -62,3 +62,20 @@ def test_the_versions_agree() -> None:
     assert version is not None
     assert f"version: {version[1]}" in (ROOT / "CITATION.cff").read_text()
     assert f"[{version[1]}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_is_to_be_installed_is_what_the_extras_ask_for() -> None:
+    from fewscan.deliver import dicom_seg, models
+    from fewscan.tracts import estimate
+
+    text = (ROOT / "pyproject.toml").read_text()
+    for extra, told in (("dicom", dicom_seg.NEEDS), ("onnx", models.NEEDS), ("tracts", estimate.NEEDS)):
+        listed = re.search(rf"^{extra} = \[(.*)\]$", text, re.M)
+        assert listed is not None
+        assert told.partition("pip install ")[2] == " ".join(f'"{name}"' for name in re.findall(r'"(.*?)"', listed[1]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_installing_works_in_every_shell(page: Path) -> None:
+    commands = re.findall(r"pip install [^`\n]*", page.read_text(encoding="utf-8"))
+    assert not [line for line in commands if "'" in line or "#" in line]  # cmd.exe knows neither

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,7 @@ FLOORS = {
     "cli_export": 14,
     "cli_mesh": 14,
     "cli_registration": 14,
+    "cli_scores": 14,
     "cli_suggest": 14,
     "cli_tracts": 14,
     "cli_transfer": 14,
@@ -88,6 +89,13 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "base", "common
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NETWORK = {"requests", "urllib", "urllib3", "socket", "http", "httpx", "aiohttp", "ftplib", "smtplib", "ssl"}
 LISTENS = {"deliver.serve": {"http"}}  # to this machine alone, when a user asks for it
+OLDEST = (3, 10)  # Python of pyproject.toml, as which everything is parsed
+NEWER = {  # than that, which linters and types do not see
+    "asyncio.TaskGroup", "contextlib.chdir", "datetime.UTC", "enum.StrEnum", "hashlib.file_digest", "itertools.batched",
+    "math.cbrt", "math.exp2", "math.sumprod", "tomllib", "typing.LiteralString", "typing.Never", "typing.NotRequired",
+    "typing.Required", "typing.Self", "typing.TypeVarTuple", "typing.Unpack", "typing.assert_never",
+    "typing.assert_type", "typing.override", "typing.reveal_type", "BaseExceptionGroup", "ExceptionGroup",
+}  # fmt: skip
 HEAVY = {"torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel", "matplotlib", "pydicom", "PIL"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -95,7 +103,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @functools.cache
 def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(path.read_text(encoding="utf-8"), feature_version=OLDEST)
 
 
 def module_name(path: Path) -> str:
@@ -256,6 +264,31 @@ def test_nothing_is_pickled_fetched_or_read_from_the_environment(path: Path) -> 
     assert not roots & (PICKLES | NETWORK) - LISTENS.get(module_name(path), set())
     code = ast.unparse(tree(path))
     assert not re.findall(r"\btorch\.(?:load|save)\(|allow_pickle=True|\bos\.(?:environ|getenv)\b", code)
+
+
+def newer(code: ast.Module, imported: Iterable[str]) -> set[str]:
+    """What of `NEWER` a file names."""
+    named = {*imported, *(name.split(".")[0] for name in imported)}
+    for node in ast.walk(code):
+        if isinstance(node, ast.Name):
+            named.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            named.add(f"{node.value.id}.{node.attr}")
+    return NEWER & named
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=module_name)
+def test_nothing_needs_a_newer_python_than_is_promised(path: Path) -> None:
+    assert not newer(tree(path), list(imports(path)))
+
+
+def test_what_is_too_new_is_found_however_it_is_named() -> None:
+    assert f'requires-python = ">={OLDEST[0]}.{OLDEST[1]}"' in (ROOT / "pyproject.toml").read_text()
+    with pytest.raises(SyntaxError):
+        ast.parse("try: pass\nexcept* OSError: pass", feature_version=OLDEST)
+    code = "import hashlib, tomllib\nfrom typing import Self\nhashlib.file_digest(f, 'sha256')\nraise ExceptionGroup"
+    found = newer(ast.parse(code), ["hashlib", "tomllib", "typing.Self"])
+    assert found == {"hashlib.file_digest", "tomllib", "typing.Self", "ExceptionGroup"}
 
 
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:

@@ -1,5 +1,6 @@
 """What may be replaced in a folder of predictions, what may not, and what a run that was killed leaves behind."""
 
+import errno
 import json
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import pytest
 from fewscan import prediction
 from fewscan.data.bundles import SEGMENTATIONS
 from fewscan.data.io import read_labels, write_image, write_labelmap
-from fewscan.errors import ConfigError
+from fewscan.deliver.predicted import predictions
+from fewscan.deliver.report import read_run
+from fewscan.errors import ConfigError, DataError, ModelError, ScansError
 from fewscan.learn.answers import Segmented
 from fewscan.prediction import Answer, predict_by
 from fewscan.space.geometry import Geometry
@@ -30,7 +33,7 @@ def new_scan(folder, name):
     return path
 
 
-def answered(scan, out, *, overlapping=False, personal=False, names=NAMES, probs=False, **how):
+def answered(scan, out, *, overlapping=False, personal=False, names=NAMES, probs=False, fails=None, **how):
     """Both labels of a scan in its lowest voxels; where it is personalised, the model's own lie one higher."""
     plan = SimpleNamespace(overlapping=overlapping, channels=("image",), kind="scalar", names=names)
     model = SimpleNamespace(plan=plan, names=names, provenance={})
@@ -42,6 +45,9 @@ def answered(scan, out, *, overlapping=False, personal=False, names=NAMES, probs
         return Segmented(np.stack([labels == value for value in names]) if overlapping else labels, share)
 
     def work(volume, tick, *, name):
+        tick(0.5)
+        if fails is not None and name == "x":
+            raise fails
         return Answer(found(0), {}, found(1) if personal else None)
 
     return predict_by(work, model, scans=scan, folder=out, before=personal, **how)
@@ -219,3 +225,81 @@ def test_the_labels_of_a_scan_that_is_called_like_probabilities_are_not_removed(
     answered(new_scan(tmp_path, "x_probabilities"), out)
     answered(scan, out)
     assert files_in(out) == ["x.nii.gz", "x_probabilities.nii.gz"]
+
+
+# -------------------------------------------------------------------------------------------------- scans that fail
+
+
+def record_in(out):
+    return json.loads((out / "predictions.json").read_text())
+
+
+def test_a_damaged_scan_does_not_cost_the_others_theirs(scan, tmp_path):
+    out, seen = tmp_path / "out", []
+    for name in ("w", "y"):
+        new_scan(tmp_path, name)
+    sound = scan.read_bytes()
+    scan.write_bytes(sound[:60])
+    with pytest.raises(ScansError, match=r"^1 of 3 scans could not be predicted: x \(.*x\.nii\.gz") as told:
+        answered(tmp_path / "in", out, observe=seen.append)
+    assert [p.id for p in told.value.done] == ["w", "y"]
+    assert files_in(out) == ["w.nii.gz", "y.nii.gz"]
+    why = record_in(out)["failed"]
+    assert list(why) == list(told.value.failed) == ["x"]
+    assert str(tmp_path) not in json.dumps(record_in(out))
+    lines = [line for line in seen if isinstance(line, str)]
+    assert [line.split(",")[0].split(" could")[0] for line in lines] == ["1 of 3: w", "2 of 3: x", "3 of 3: y"]
+    shares = [s.fraction for s in seen if not isinstance(s, str)]
+    assert shares == sorted(shares)
+    run = read_run(out)
+    assert run.failed == why
+    assert "<b>x</b> could not be predicted" in predictions(run)
+    with pytest.raises(ScansError, match=r"^1 of 3"):  # what is finished is no reason to be silent about the rest
+        answered(tmp_path / "in", out, skip_existing=True)
+    scan.write_bytes(sound)
+    assert [p.skipped for p in answered(tmp_path / "in", out, skip_existing=True)] == [True, False, True]
+    assert "failed" not in record_in(out)
+
+
+def test_a_folder_of_which_no_scan_could_be_predicted_is_reported(tmp_path):
+    for name in ("x", "y"):
+        new_scan(tmp_path, name).write_bytes(b"no scan")
+    with pytest.raises(ScansError, match=r"^2 of 2 scans could not be predicted"):
+        answered(tmp_path / "in", tmp_path / "out")
+    assert predictions(read_run(tmp_path / "out")).count("could not be predicted") == 2
+
+
+@pytest.mark.parametrize("fails", [DataError("x: 3 slices"), OSError(errno.EIO, "Input/output error")])
+def test_a_single_scan_that_fails_says_so_itself(scan, tmp_path, fails):
+    with pytest.raises(type(fails)) as told:
+        answered(scan, tmp_path / "out", fails=fails)
+    assert told.value is fails
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ModelError("model: its weights are damaged"),
+        ConfigError("--device: no such GPU"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_the_next_scan_would_meet_too_ends_the_run(scan, tmp_path, fails):
+    new_scan(tmp_path, "y")
+    with pytest.raises(type(fails)) as told:
+        answered(tmp_path / "in", tmp_path / "out", fails=fails)
+    assert told.value is fails
+    assert files_in(tmp_path / "out") == []
+
+
+def test_what_cannot_be_written_ends_the_run(scan, tmp_path, monkeypatch):
+    new_scan(tmp_path, "y")
+
+    def full(*args, **how):
+        raise DataError("out: cannot be written (Permission denied); choose another place")
+
+    monkeypatch.setattr(prediction, "write_labelmap", full)
+    with pytest.raises(DataError, match=r"^out: cannot be written"):
+        answered(tmp_path / "in", tmp_path / "out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,6 +21,7 @@ from fewscan.judge.evaluate import Comparison
 from fewscan.judge.results import Evaluation, read_evaluation
 from fewscan.learn import checkpoint
 from fewscan.learn.config import Settings, override
+from fewscan.learn.folder import scratch
 from fewscan.learn.hardware import pick
 from fewscan.learn.request import Observer, Request
 from fewscan.meshing import MeshConfig, mesh
@@ -170,7 +170,7 @@ def dataset_of(data: Data) -> Dataset:
     return data if isinstance(data, Dataset) else open(data)
 
 
-def check(data: Data, *, fix: Path | None = None) -> doctor.Checkup:
+def check(data: Data, *, fix: Path | None = None, observe: Observer | None = None) -> doctor.Checkup:
     """Examine a data set; originals are never touched.
 
     Parameters
@@ -179,6 +179,8 @@ def check(data: Data, *, fix: Path | None = None) -> doctor.Checkup:
         What to examine.
     fix : Path, optional
         New folder for a repaired copy.
+    observe : callable, optional
+        Gets a `learn.engine.Status` for each scan.
 
     Raises
     ------
@@ -186,7 +188,7 @@ def check(data: Data, *, fix: Path | None = None) -> doctor.Checkup:
         If nothing usable is there, or the folder for the copy is not empty.
     """
     found = dataset_of(data)
-    checkup = doctor.examine(found)
+    checkup = training.checked(found, observe=observe)
     if fix is not None:
         repair.fix(found, checkup, out=Path(fix))
     return checkup
@@ -272,11 +274,9 @@ def train(
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
     if dry_run:
-        training.usable(found)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            model = METHODS[method](
-                replace(request, out=Path(scratch) / "model", resume=False, extend=None, dry_run=True)
-            )
+        training.usable(found, observe=observe)
+        with scratch() as folder:
+            model = METHODS[method](replace(request, out=folder / "model", resume=False, extend=None, dry_run=True))
         request.say("nothing was trained")
         return with_verbs(model)
     model = training.run(request, METHODS[method])
@@ -323,7 +323,9 @@ def load(path: Path | str) -> Model:
     return with_verbs(checkpoint.load_model(Path(path)))
 
 
-def evaluate(predictions: Path | str, labels: Path | str, *, images: Path | str | None = None) -> Evaluation:
+def evaluate(
+    predictions: Path | str, labels: Path | str, *, images: Path | str | None = None, observe: Observer | None = None
+) -> Evaluation:
     """Judge a folder of predictions by a folder of references.
 
     Parameters
@@ -331,6 +333,8 @@ def evaluate(predictions: Path | str, labels: Path | str, *, images: Path | str 
     predictions, labels, images : path
         Folders, or one file each; files belong together by name. DICOM SEG and RTSTRUCT are references too, in a
         folder of their series or with that as ``images``.
+    observe : callable, optional
+        Gets a `learn.engine.Status` for each scan.
 
     Raises
     ------
@@ -338,7 +342,8 @@ def evaluate(predictions: Path | str, labels: Path | str, *, images: Path | str 
         If nothing matches, or grids differ.
     """
     scans = None if images is None else Path(images)
-    return judging.evaluate(Path(predictions), Path(labels), images=scans, known=recorded_names(Path(predictions)))
+    known = recorded_names(Path(predictions))
+    return judging.evaluate(Path(predictions), Path(labels), images=scans, known=known, observe=observe)
 
 
 def compare(a: Evaluation | Path | str, b: Evaluation | Path | str) -> Comparison:

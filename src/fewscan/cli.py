@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,7 +21,8 @@ from fewscan import (  # noqa: F401 (add their verbs)
     cli_transfer,
     cli_view,
 )
-from fewscan.errors import ConfigError, FewscanError, out_of_memory
+from fewscan.cli_scores import show_left_out, show_scores, verdict
+from fewscan.errors import ConfigError, FewscanError, ScansError, lacking_on_mps, out_of_memory
 from fewscan.options import (
     Budget,
     Data,
@@ -45,9 +46,6 @@ from fewscan.options import (
 )
 from fewscan.quantity import duration, size
 
-if TYPE_CHECKING:
-    from fewscan.judge.results import Evaluation
-
 UNUSABLE, REFUSED, INTERRUPTED = 1, 2, 130
 
 
@@ -57,6 +55,7 @@ def demo(
     budget: Annotated[str, typer.Option(help="Wall clock for training.", metavar="TIME")] = "3m",
     seed: Seed = 0,
     device: Device = "auto",
+    max_memory: Memory = None,
 ) -> None:
     """Train, predict, evaluate and report on the embedded scans."""
     from fewscan import runs
@@ -65,11 +64,12 @@ def demo(
 
     with display("demo") as observe:
         result = runs.demo(
-            out, budget=parsed(duration, budget, flag="--budget"), seed=seed, device=device, observe=observe
-        ).to_json()
+            out, budget=parsed(duration, budget, flag="--budget"), seed=seed, device=device,
+            max_memory=maybe(size, max_memory, flag="--max-memory"), observe=observe,
+        ).to_json()  # fmt: skip
     screen = stdout()
     screen.print(scores(result))
-    screen.print(f"\n{_verdict(result)}\nReport: {out / 'report.html'}\nModel:  {out / 'model'}\n", markup=False)
+    screen.print(f"\n{verdict(result)}\nReport: {out / 'report.html'}\nModel:  {out / 'model'}\n", markup=False)
     screen.print(NEXT, markup=False)
 
 
@@ -84,9 +84,11 @@ def check(
     The exit code is 1 when training would refuse the data.
     """
     from fewscan import api
+    from fewscan.progress import display
     from fewscan.tables import show_checkup
 
-    checkup = api.check(data, fix=fix)
+    with display("check") as observe:
+        checkup = api.check(data, fix=fix, observe=observe)
     if not to_json(checkup.to_json(), json_file):
         screen = stdout()
         show_checkup(checkup.to_json(), screen)
@@ -186,18 +188,21 @@ def predict(
         raise ConfigError("--personalize averages over disturbed copies already; leave --tta out")
     if personalize != "never" and max_memory is not None:
         raise ConfigError("--max-memory bounds plain predictions, --personalize holds scans whole; leave one out")
+    failed = None
     with display("predict") as observe:
-        shared: dict[str, Any] = {
-            "probabilities": probabilities, "skip_existing": skip_existing, "calibration": calibration,
-            "device": device, "observe": observe,
-        }  # fmt: skip
+        shared: dict[str, Any] = {"probabilities": probabilities, "skip_existing": skip_existing, "device": device}
+        shared |= {"calibration": calibration, "observe": observe}
+        verb: Callable[..., list[Any]] = api.predict if personalize == "never" else api.personalize
         if personalize == "never":
-            memory = maybe(size, max_memory, flag="--max-memory")
-            done = api.predict(api.load(model), inputs, out, tta=tta, max_memory=memory, **shared)
+            shared |= {"tta": tta, "max_memory": maybe(size, max_memory, flag="--max-memory")}
         else:
+            shared |= {"atlases": atlases, "mode": personalize}
             if budget_per_case is not None:
                 shared["budget_per_case"] = parsed(duration, budget_per_case, flag="--budget-per-case")
-            done = api.personalize(api.load(model), inputs, out, atlases=atlases, mode=personalize, **shared)
+        try:
+            done = verb(api.load(model), inputs, out, **shared)
+        except ScansError as error:
+            done, failed = list(error.done), error
     new = [prediction for prediction in done if not prediction.skipped]
     screen = stdout()
     if new:
@@ -205,6 +210,8 @@ def predict(
     if calibration is not None:
         screen.print(expected((p.id, p.expected) for p in new if p.expected is not None))
     screen.print(f"{len(new)} written to {out}, {len(done) - len(new)} there already", markup=False)
+    if failed is not None:
+        raise failed
 
 
 @app.command(
@@ -218,8 +225,11 @@ def evaluate(
 ) -> None:
     """Dice, surface distances in mm and volume errors, with intervals."""
     from fewscan import api
+    from fewscan.progress import display
 
-    _show_scores(api.evaluate(predictions, labels, images=images), json_file)
+    with display("evaluate") as observe:
+        evaluation = api.evaluate(predictions, labels, images=images, observe=observe)
+    show_scores(evaluation, json_file)
 
 
 @app.command(epilog=examples("compare before/evaluation.json after/evaluation.json"))
@@ -234,7 +244,10 @@ def compare(
 
     comparison = api.compare(first, second).to_json()
     if not to_json(comparison, json_file):
-        stdout().print(differences(comparison))
+        screen = stdout()
+        screen.print(differences(comparison))
+        for side, key in ((first, "only_a"), (second, "only_b")):
+            show_left_out(f"Only in {side}, so left out", comparison[key], screen=screen)
 
 
 @app.command(epilog=examples("crossval scans -o folds", "crossval scans -o folds --folds 4 --budget 5m"))
@@ -246,6 +259,7 @@ def crossval(
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = "auto",
+    max_memory: Memory = None,
     settings: Settings = None,
     method: Method = "auto",
     json_file: Json = None,
@@ -263,11 +277,12 @@ def crossval(
             steps=steps,
             seed=seed,
             device=device,
+            max_memory=maybe(size, max_memory, flag="--max-memory"),
             settings=pairs(settings or ()),
             method=method,
             observe=observe,
         )
-    _show_scores(evaluation, json_file)
+    show_scores(evaluation, json_file)
 
 
 @app.command(
@@ -296,6 +311,9 @@ def report(
 
 def main() -> None:
     """Run the command line; what fewscan refuses becomes one red line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # into a file of a Windows code page, say, which lacks some letters
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
     try:
         app(prog_name="fewscan")
     except FewscanError as error:
@@ -305,8 +323,9 @@ def main() -> None:
         _refuse(f"{where}: {error.strerror or error}; check the name, the rights and the free space")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (MemoryError, RuntimeError) as error:
-        told = out_of_memory(error, fix="give it smaller scans")  # what bounds it otherwise differs between verbs
+    except (MemoryError, RuntimeError, TypeError) as error:
+        memory = out_of_memory(error, fix="give it smaller scans")  # what bounds it otherwise differs between verbs
+        told = memory or lacking_on_mps(error)
         if told is None:
             raise
         _refuse(str(told))
@@ -343,25 +362,3 @@ With your own scans (images/ + labels/, nnU-Net, MSD, BIDS, NAME_seg.nii.gz; NIf
   fewscan report folds -o report.html          one file to show around
 
 Scans without a label may lie among the others. One labelled scan is enough to start."""
-
-
-def _show_scores(evaluation: Evaluation, json_file: Path | None) -> None:
-    from fewscan.tables import scores
-
-    content = evaluation.to_json()
-    if json_file is not None and str(json_file) != "-":
-        evaluation.save(json_file)
-    elif to_json(content, json_file):
-        return
-    screen = stdout()
-    screen.print(scores(content))
-    screen.print(_verdict(content), markup=False)
-
-
-def _verdict(evaluation: Mapping[str, Any]) -> str:
-    dice = evaluation["summary"]["dice"]
-    low, high = dice["low"], dice["high"]
-    if dice["mean"] is None:
-        return "No scan could be scored."
-    interval = "" if low is None else f" (95 % interval {low:.3f} to {high:.3f})"
-    return f"Mean Dice {dice['mean']:.3f}{interval} over {dice['n']} scans. For research use only."

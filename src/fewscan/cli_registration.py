@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fewscan.errors import ConfigError
-from fewscan.options import Data, Device, app, examples, stdout
+from fewscan.options import Data, Deforming, app, examples, stdout
 
 Similarity = Literal["lncc", "mi", "mind", "mse"]
 Spacing = Annotated[
@@ -49,7 +49,7 @@ def register(
         int | None, typer.Option(help="With --model: steps of optimisation after it.", min=0, metavar="N")
     ] = None,
     itk: Annotated[bool, typer.Option("--itk", help="Also field_itk.nii.gz, for ANTs, ITK and 3D Slicer.")] = False,
-    device: Device = "auto",
+    device: Deforming = "auto",
 ) -> None:
     """Register two scans: the warped scan, its labels and the field, on the fixed scan's grid."""
     from fewscan import api
@@ -97,7 +97,7 @@ def draft(
     ] = "joint",
     similarity: Annotated[Similarity, typer.Option(help="lncc; mi or mind across modalities; mse.")] = "lncc",
     grid_spacing: Spacing = 0.0,
-    device: Device = "auto",
+    device: Deforming = "auto",
 ) -> None:
     """Propose labels for every unlabelled scan from the labelled ones, without training."""
     from fewscan import api

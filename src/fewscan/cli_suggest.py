@@ -11,6 +11,7 @@ from fewscan.options import (
     Data,
     Device,
     Json,
+    Memory,
     Seed,
     Settings,
     Steps,
@@ -21,7 +22,7 @@ from fewscan.options import (
     stdout,
     to_json,
 )
-from fewscan.quantity import duration
+from fewscan.quantity import duration, size
 
 
 @app.command(
@@ -56,6 +57,7 @@ def suggest(
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = "auto",
+    max_memory: Memory = None,
     settings: Settings = None,
     json_file: Json = None,
 ) -> None:
@@ -76,6 +78,7 @@ def suggest(
             steps=steps,
             seed=seed,
             device=device,
+            max_memory=maybe(size, max_memory, flag="--max-memory"),
             settings=pairs(settings or ()),
             observe=observe,
         )

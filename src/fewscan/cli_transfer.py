@@ -9,6 +9,7 @@ import typer
 
 from fewscan.options import (
     Data,
+    Deforming,
     Device,
     Memory,
     Seed,
@@ -94,7 +95,7 @@ def shift(
         Path | None, typer.Option(help="Folder of lesion masks, named like TARGET's cases.", metavar="MASKS")
     ] = None,
     seed: Seed = 0,
-    device: Device = "auto",
+    device: Deforming = "auto",
 ) -> None:
     """Say how far another population is from the model's, of what kind, and what to do about it."""
     from fewscan.deliver.card import lines

@@ -89,7 +89,9 @@ def draft(
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file())):
         raise ConfigError(f"{out} exists and was not written by fewscan draft; give another -o")
     total, fusion = len(judged) + len(data.unlabelled), drafts.fusion_of(fusion, config.deform.similarity)
-    work = _Work(_Shelf(data, config.deform.similarity), config, fusion, pick(device).device, observe, total)
+    work = _Work(
+        _Shelf(data, config.deform.similarity), config, fusion, pick(device, deforms=True).device, observe, total
+    )
     asked = {"fusion": fusion, "settings": asdict(config), "kernels": kernels.path(work.device)}
     record = _begin(out, asked, [case.id for case in data.unlabelled])
     places.remember(out / RECORD, {case.id: {"image": case.images[0]} for case in data.unlabelled})

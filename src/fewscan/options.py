@@ -34,6 +34,9 @@ Seed = Annotated[int, typer.Option(help="Same seed and machine, same numbers.", 
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where CUDA finds one), cpu, cuda, cuda:1 for the second GPU, or mps.")
 ]
+Deforming = Annotated[
+    str, typer.Option("--device", help="auto (a GPU where CUDA finds one), cpu, cuda, or cuda:1 for the second GPU.")
+]
 Memory = Annotated[
     str | None,
     typer.Option(

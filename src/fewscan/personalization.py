@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import Dataset
 from fewscan.errors import ConfigError, DataError
+from fewscan.judge.expectation import expectation
 from fewscan.judge.recipe import calibration_of
 from fewscan.learn import infer
 from fewscan.learn.atlases import (
@@ -27,10 +27,11 @@ from fewscan.learn.atlases import (
 )
 from fewscan.learn.batches import Prepared, bytes_on_plan, on_plan
 from fewscan.learn.checkpoint import Model, load_model
-from fewscan.learn.hardware import free_memory_bytes, memory_told, pick
+from fewscan.learn.folder import scratch
+from fewscan.learn.hardware import Hardware, free_memory_bytes, memory_told, pick
 from fewscan.learn.request import Observer
 from fewscan.methods.personalize import FITTING, Mode, PersonalizeConfig, Personalized, Personalizer
-from fewscan.prediction import Answer, Inputs, Prediction, Tick, Work, expectation, predict_by
+from fewscan.prediction import Answer, Inputs, Prediction, Tick, Work, predict_by
 from fewscan.space.volume import Volume
 
 OWN = "every atlas is this scan itself or of its patient; give labelled scans of others with --atlases"
@@ -90,8 +91,11 @@ def personalize(
 
     Raises
     ------
+    ScansError
+        As `predict` does where some of several scans could not be used.
     FewscanError
-        If there is no atlas, or the model or a scan cannot be used; scans finished before stay.
+        If there is no atlas, the model or the only scan cannot be used, or nothing can be written; scans finished
+        before stay.
 
     Examples
     --------
@@ -108,42 +112,61 @@ def personalize(
     seconds = None if isinstance(budget_per_case, str) else budget_per_case
     if budget_per_case not in ("auto", seconds) or (seconds is not None and seconds <= 0):
         raise ConfigError(f"the budget of a case must be above 0 s, auto or None, got {budget_per_case!r}")
-    hardware = pick(device)
-    with tempfile.TemporaryDirectory() as scratch:
-        known = _atlases(model, atlases, folder=Path(scratch))
-        maker = Personalizer(
-            model, known, config=config or PersonalizeConfig(), hardware=hardware, say=observe or (lambda line: None)
-        )
-        predictor = infer.fastest_predictor(model, hardware)
-        learnt = None if calibration is None else calibration_of(model, Path(calibration), observe=observe)
-
-        def work(volume: Volume, tick: Tick, *, name: str) -> Answer:
-            each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them
-            need = bytes_on_plan(volume, model.plan, values=12 * model.plan.classes + each * maker.config.atlases)
-            if need > free_memory_bytes():
-                reason = f"it takes about {need / 2**30:.0f} GiB of memory, more than is free"
-                found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
-            else:
-                everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
-                case = Prepared(
-                    "scan to segment", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind,
-                    patient=patient_among(known, image, name=name),
-                )  # fmt: skip
-                limit = budget_for(image[0].size) if budget_per_case == "auto" else seconds
-                found = _personalised(maker, case, mode=mode, seconds=limit, tick=tick)
-            kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
-            if learnt is not None:
-                told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)
-            own = infer.segment(model, volume, predictor=predictor, probabilities=probabilities and kept)
-            if kept:
-                return Answer(own, told)
-            after = infer.labels_from(found.after, model.plan, shape=shape, probabilities=probabilities)
-            return Answer(after, told, own)  # not `found.before`, which leaves out the weights of the loss
-
+    hardware, out = pick(device), Path(out)
+    with scratch() as folder:  # no variable here may hold an atlas, whose file is mapped
         return predict_by(
-            _telling(work), model, scans=inputs_, folder=Path(out), skip_existing=skip_existing, before=True,
-            probabilities=probabilities, observe=observe,
+            _telling(
+                _work(
+                    model, _atlases(model, atlases, folder=folder), hardware, config or PersonalizeConfig(), mode=mode,
+                    limit=lambda voxels: budget_for(voxels) if budget_per_case == "auto" else seconds,
+                    calibration=calibration, probabilities=probabilities, observe=observe,
+                )
+            ),
+            model, scans=inputs_, folder=out, skip_existing=skip_existing, before=True, probabilities=probabilities,
+            observe=observe,
         )  # fmt: skip
+
+
+def _work(
+    model: Model,
+    known: list[Prepared],
+    hardware: Hardware,
+    config: PersonalizeConfig,
+    *,
+    mode: Mode,
+    limit: Callable[[int], float | None],
+    calibration: Path | str | None,
+    probabilities: bool,
+    observe: Observer | None,
+) -> Work:
+    """What answers with the labels of the model, or with those of a copy that was personalised."""
+    maker = Personalizer(model, known, config=config, hardware=hardware, say=observe or (lambda line: None))
+    predictor = infer.fastest_predictor(model, hardware)
+    learnt = None if calibration is None else calibration_of(model, Path(calibration), observe=observe)
+
+    def work(volume: Volume, tick: Tick, *, name: str) -> Answer:
+        each = 20 + 2 * model.plan.width  # atlases of two rounds, and what turns or moves them
+        need = bytes_on_plan(volume, model.plan, values=12 * model.plan.classes + each * maker.config.atlases)
+        if need > free_memory_bytes():
+            reason = f"it takes about {need / 2**30:.0f} GiB of memory, more than is free"
+            found = Personalized(torch.empty(0), torch.empty(0), "before", reason, {})
+        else:
+            everything, image = np.ones(model.plan.classes, np.bool_), on_plan(volume, model.plan).numpy()
+            case = Prepared(
+                "scan to segment", image, None, (), (0,) * model.plan.classes, everything, model.plan.kind,
+                patient=patient_among(known, image, name=name),
+            )  # fmt: skip
+            found = _personalised(maker, case, mode=mode, seconds=limit(image[0].size), tick=tick)
+        kept, shape, told = found.kept == "before", volume.geometry.shape, {"personalized": _record(found)}
+        if learnt is not None:
+            told |= expectation(learnt, volume, model=model, predictor=predictor, replaced=not kept)
+        own = infer.segment(model, volume, predictor=predictor, probabilities=probabilities and kept)
+        if kept:
+            return Answer(own, told)
+        after = infer.labels_from(found.after, model.plan, shape=shape, probabilities=probabilities)
+        return Answer(after, told, own)  # not `found.before`, which leaves out the weights of the loss
+
+    return work
 
 
 def _telling(work: Work) -> Work:
@@ -215,13 +238,18 @@ def keep_atlases(model: Model, dataset: Dataset, *, say: Callable[[str], None] =
     """
     if model.path is None:
         raise ConfigError("the model is not in a folder yet; train it with an output folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        every = shared_atlases(dataset, model.plan, folder=Path(scratch))
-        kept = in_turn(every, most=MOST_KEPT)
-        file = save_atlases(kept, model.path, plan=model.plan)
+    with scratch() as folder:
+        file, kept, every = _left_beside(model, dataset, model.path, folder=folder)
     size = file.stat().st_size / 1e6
-    say(f"atlases: {len(kept)} of {len(every)} labelled scans lie beside the model now, {size:.1f} MB")
+    say(f"atlases: {kept} of {every} labelled scans lie beside the model now, {size:.1f} MB")
     return file
+
+
+def _left_beside(model: Model, dataset: Dataset, place: Path, *, folder: Path) -> tuple[Path, int, int]:
+    """Write atlases beside a model: the file, how many are in it, and of how many they are."""
+    every = shared_atlases(dataset, model.plan, folder=folder)
+    kept = in_turn(every, most=MOST_KEPT)
+    return save_atlases(kept, place, plan=model.plan), len(kept), len(every)
 
 
 def _atlases(model: Model, given: Dataset | Path | str | None, *, folder: Path) -> list[Prepared]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,10 +17,9 @@ from fewscan.data import kinds, proof
 from fewscan.data.bundles import replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.deliver.records import personalised
-from fewscan.errors import DataError
-from fewscan.judge.confidence import Calibration
-from fewscan.judge.doubt import doubt
-from fewscan.judge.recipe import calibration_of, trained_otherwise
+from fewscan.errors import ConfigError, DataError, FewscanError, ModelError, ScansError
+from fewscan.judge.expectation import expectation
+from fewscan.judge.recipe import calibration_of
 from fewscan.learn import checkpoint, infer, inputs
 from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import said
@@ -27,11 +27,11 @@ from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import memory_told, pick
 from fewscan.learn.request import Observer
-from fewscan.naming import BEFORE
 from fewscan.recording import Record
 from fewscan.space.volume import Volume
 
 Tick = Callable[[float], None]
+FULL = (errno.ENOSPC, errno.EDQUOT)
 Inputs = Path | str | inputs.Scan | Sequence[Path | str | inputs.Scan]
 
 
@@ -167,8 +167,11 @@ def predict(
 
     Raises
     ------
+    ScansError
+        Once all are through, if some of several scans could not be read or segmented: its ``done`` are the others, its
+        ``failed`` says why, and so does the record.
     FewscanError
-        If the model or a scan cannot be used; scans finished before stay.
+        If the model or the only scan cannot be used, or nothing can be written; scans finished before stay.
     """
     model = model if isinstance(model, Model) else checkpoint.load_model(Path(model))
     predictor = infer.fastest_predictor(model, pick(device), tta=tta)
@@ -224,8 +227,8 @@ def predict_by(
 
     Raises
     ------
-    FewscanError
-        If a scan cannot be used; scans finished before stay.
+    ScansError, FewscanError
+        As `predict` does.
     """
     found = _scans(scans, model)
     record = Record(folder, model=model)
@@ -233,65 +236,46 @@ def predict_by(
         record.check(scan, keep=skip_existing, before=before, probabilities=probabilities)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[Prediction] = []
-    begin = time.monotonic()
+    lost: dict[str, str] = {}
+    begin, say = time.monotonic(), observe or (lambda event: None)
 
     def tick(share: float) -> None:
         """Progress through all scans; their sizes are not known before they are read, so each counts alike."""
-        if observe is not None:
-            fraction, seconds = (len(done) + share) / len(found), time.monotonic() - begin
-            left = seconds * (1 - fraction) / max(fraction, 1e-9)
-            observe(Status(len(done) + 1, len(found), fraction, seconds, left, math.nan, {}, 0.0, found[len(done)].id))
+        at, seconds = len(done) + len(lost), time.monotonic() - begin
+        fraction = (at + share) / len(found)
+        left = seconds * (1 - fraction) / max(fraction, 1e-9)
+        say(Status(at + 1, len(found), fraction, seconds, left, math.nan, {}, 0.0, found[at].id))
 
-    for scan in found:
+    for number, scan in enumerate(found, start=1):
         if skip_existing and record.finished(scan):
-            if observe is not None and not record.vouched(scan):
-                observe(f"warning: {scan.id}: left alone, though nothing tells whether it is of this very scan")
+            if not record.vouched(scan):
+                say(f"warning: {scan.id}: left alone, though nothing tells whether it is of this very scan")
             done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
-        answer = _predict_one(
-            model, scan, record=record, work=lambda volume, name: work(volume, tick, name=name), observe=observe
-        )
+        started = time.monotonic()
+        record.reading(scan)
+        try:
+            read = _answered(model, scan, work=lambda volume, name: work(volume, tick, name=name), say=say)
+        except (FewscanError, OSError) as error:
+            if len(found) == 1 or _of_every_scan(error):
+                raise
+            lost[scan.id] = " ".join(str(error).split())
+            record.fail(scan, lost[scan.id])
+            say(f"{number} of {len(found)}: {scan.id} could not be predicted: {lost[scan.id]}")
+            continue
+        answer = _written(*read, scan=scan, model=model, record=record, started=started)
+        del read  # or two scans would be held at a time
         done.append(answer)
         row = record.finish(scan, asdict(answer))
-        if observe is not None:
-            observe(f"{len(done)} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
+        say(f"{number} of {len(found)}: {scan.id}, {answer.seconds:.1f} s{_said(row)}")
+    if lost:
+        raise ScansError(f"{len(lost)} of {len(found)} scans could not be predicted", done=done, failed=lost)
     return done
 
 
-def expectation(
-    known: Calibration, volume: Volume, *, model: Model, predictor: infer.Predictor, replaced: bool = False
-) -> dict[str, Any]:
-    """What is expected of the model's own answer to a scan, as a field of its `Prediction`.
-
-    Expected Dice by label, also of those that were not found, without a range; and where to look.
-
-    Parameters
-    ----------
-    known : Calibration
-        From a cross-validation.
-    volume : Volume
-        The scan.
-    model : Model
-        That predicts.
-    predictor : callable
-        Windows to logits.
-    replaced : bool
-        Whether another answer took the place of its own, of which then nothing is expected.
-    """
-    of, found = {"of": BEFORE} if replaced else {}, doubt(volume, model.plan, predictor=predictor)
-    if found is None:
-        return {"expected": {"labels": {}, "reason": "the scan is too large to be held whole", **of}}
-    labels: dict[str, dict[str, Any]] = {}
-    for name in model.names.values():
-        signs = found.signs.get(name)
-        row: dict[str, Any] = asdict(known.expect(name, signs))  # unrounded: which label is the worst is never tied
-        if signs is None:  # Dice is 0 if the label is there, and nobody knows whether it is: no range holds that
-            row |= dict.fromkeys(("low", "high", "level"))
-        labels[name] = row | {"found": signs is not None}
-    rest = {"error": round(known.error, 3), "patients": known.patients, **found.to_json(), **of}
-    if otherwise := trained_otherwise(known, model):
-        rest["warning"] = otherwise
-    return {"expected": {"labels": labels, **rest}}
+def _of_every_scan(error: FewscanError | OSError) -> bool:
+    """Whether the next scan would meet the same: a model or an option that is wrong, or a disk that is full."""
+    return isinstance(error, ModelError | ConfigError) or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _said(row: Mapping[str, Any]) -> str:
@@ -307,28 +291,35 @@ def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
     return scans + (inputs.find_scans(paths, channels=model.plan.channels, kind=model.plan.kind) if paths else [])
 
 
-def _predict_one(
-    model: Model,
-    scan: inputs.Scan,
-    *,
-    record: Record,
-    work: Callable[[Volume, str], Answer],
-    observe: Observer | None,
-) -> Prediction:
-    """Read, segment, write; the model's own answer too where it is not the one that is kept."""
-    begin, target = time.monotonic(), record.target(scan)
+def _answered(
+    model: Model, scan: inputs.Scan, *, work: Callable[[Volume, str], Answer], say: Observer
+) -> tuple[Volume, str | None, Answer]:
+    """Read and segment: the scan, what speaks against it, and what is to be kept of it."""
     kind = kinds.kind_of_scan(scan.images, wanted=model.plan.kind)
     if kind != model.plan.kind:
         raise DataError(
             f"{scan.images[0]}: holds {said(kind)}, the model takes {said(model.plan.kind)}; give such a scan"
         )
-    record.reading(scan)
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
     volume = replace(volume, kind=kind)
     warning = _misfit(volume, scan.images)
-    if warning is not None and observe is not None:
-        observe(f"warning: {scan.id}: {warning}")
-    answer, told, first = work(volume, scan.id)
+    if warning is not None:
+        say(f"warning: {scan.id}: {warning}")
+    return volume, warning, work(volume, scan.id)
+
+
+def _written(
+    volume: Volume,
+    warning: str | None,
+    found: Answer,
+    *,
+    scan: inputs.Scan,
+    model: Model,
+    record: Record,
+    started: float,
+) -> Prediction:
+    """Write; the model's own answer too where it is not the one that is kept."""
+    (answer, told, first), target = found, record.target(scan)
     record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None
@@ -341,7 +332,7 @@ def _predict_one(
         held = _write(first, own, model, like=volume, replaced=record.replaceable(scan, before=True))
         before = Before(path=own, volumes_ml=held, dice=dice, voxels_changed=changed)
     return Prediction(
-        id=scan.id, path=target, seconds=time.monotonic() - begin, volumes_ml=volumes, before=before,
+        id=scan.id, path=target, seconds=time.monotonic() - started, volumes_ml=volumes, before=before,
         probabilities=probabilities, warning=warning, **told,
     )  # fmt: skip
 

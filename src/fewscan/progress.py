@@ -51,7 +51,8 @@ def describe(status: Status) -> str:
     training = status.loss == status.loss  # prediction has no loss: NaN
     steps = f"{'step' if training else 'scan'} {status.step}" + (f"/{status.steps}" if status.steps else "")
     loss = f"loss {status.loss:.3f}" if training else ""
-    parts = [steps, loss, f"{show_duration(status.seconds_left)} left", status.note]
+    known = status.seconds_left == status.seconds_left  # not before the first scan is through
+    parts = [steps, loss, f"{show_duration(status.seconds_left)} left" if known else "", status.note]
     return " · ".join(part for part in parts if part)
 
 

@@ -14,6 +14,7 @@ from fewscan.data.bundles import SEGMENTATIONS
 from fewscan.data.contents import content_of
 from fewscan.data.io import disk_error
 from fewscan.data.locking import locked
+from fewscan.deliver.markup import without_folders
 from fewscan.deliver.records import part, plain_name
 from fewscan.errors import ConfigError
 from fewscan.learn import checkpoint
@@ -52,6 +53,7 @@ class Record:
         self.folder, self.model, self.file = folder, model, folder / PREDICTIONS
         self.rows: dict[str, dict[str, Any]] = {}
         self.unfinished: dict[str, Begun] = {}
+        self.failed: dict[str, str] = {}
         self._contents: dict[Scan, str] = {}
         try:
             with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
@@ -234,8 +236,22 @@ class Record:
                 self.probabilities(scan).unlink(missing_ok=True)
             self.rows[name] = row
             self.unfinished.pop(name, None)
+            self.failed.pop(scan.id, None)
         places.remember(self.file, {scan.id: {"image": scan.images[0]}}, more=True)
         return row
+
+    def fail(self, scan: Scan, reason: str) -> None:
+        """Tell of a scan that could not be predicted.
+
+        Parameters
+        ----------
+        scan : Scan
+            That was not predicted.
+        reason : str
+            Why; folders in it are left out.
+        """
+        with self._changed():
+            self.failed[scan.id] = without_folders(reason)
 
     def _check_scan(self, scan: Scan, *, keep: bool) -> None:
         """Refuse where the prediction under a scan's name is of another scan; one that was moved is still itself."""
@@ -347,7 +363,7 @@ class Record:
     def _read(self) -> None:
         """Take up what others have written since; where that is damaged, what this run knows stays."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            self.rows, self.unfinished = _stored(self.file)
+            self.rows, self.unfinished, self.failed = _stored(self.file)
 
     @contextmanager
     def _changed(self) -> Iterator[None]:
@@ -361,6 +377,8 @@ class Record:
             told: dict[str, object] = {"predictions": list(self.rows.values())}
             if self.unfinished:
                 told["unfinished"] = self.unfinished
+            if self.failed:
+                told["failed"] = self.failed
             checkpoint.write_json(told, self.file)
 
 
@@ -372,14 +390,15 @@ def _refuse(path: Path) -> None:
         )
 
 
-def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Begun]]:
-    """Predictions by path, and those that are not finished; raises where there is a record and it is not sound."""
+def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Begun], dict[str, str]]:
+    """Predictions by path, those that are not finished, and why some failed; raises where the record is not sound."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}, {}
+        return {}, {}, {}
     rows, begun = told_rows(found), part(found, "unfinished")
-    return rows, {
+    lists = {
         name: {key: [str(v) for v in labels] for key, labels in part(begun, name).items() if isinstance(labels, list)}
         for name in begun
     }
+    return rows, lists, {str(name): str(why) for name, why in part(found, "failed").items()}

@@ -108,7 +108,7 @@ def register(
         if label is not None:
             _refuse_elsewhere(label, scan, path=Path(str(path)))
     looked = _looked(fixed_mask, fixed_lesion, still.geometry, scan=Path(fixed))
-    place, scaling = pick(device).device, None if model is None else model.plan.scaling
+    place, scaling = pick(device, deforms=True).device, None if model is None else model.plan.scaling
     with memory_told(fix="deform on a coarser grid with --grid-spacing, such as 2"):
         found = pairwise.register(
             still, other, config=config, weight=looked, scaling=scaling, device=place, progress=_teller(observe),

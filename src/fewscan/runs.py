@@ -44,7 +44,7 @@ class Training:
 
     Parameters
     ----------
-    method, budget, steps, seed, device, settings, observe : as `train`
+    method, budget, steps, seed, device, settings, max_memory, observe : as `train`
         Its options of these names.
     """
 
@@ -54,7 +54,8 @@ class Training:
     seed: int
     device: str
     settings: Mapping[str, str] | None
-    observe: Observer | None
+    max_memory: int | None = None
+    observe: Observer | None = None
 
 
 def crossval(
@@ -66,6 +67,7 @@ def crossval(
     steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    max_memory: int | None = None,
     settings: Mapping[str, str] | None = None,
     method: str = "auto",
     observe: Observer | None = None,
@@ -87,6 +89,8 @@ def crossval(
         Of the split and of training.
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
         Where to run.
+    max_memory : int, optional
+        Bytes that each training may take.
     settings : mapping of str to str, optional
         As for `train`.
     method : str
@@ -101,14 +105,15 @@ def crossval(
     """
     found, out = api.dataset_of(data), Path(out)
     how = Training(
-        method=method, budget=budget, steps=steps, seed=seed, device=device, settings=settings, observe=observe
-    )
+        method=method, budget=budget, steps=steps, seed=seed, device=device, settings=settings, max_memory=max_memory,
+        observe=observe,
+    )  # fmt: skip
     say = observe or (lambda _: None)
     _refuse(how, out)
     parts = []
     split = datasets.folds(found, folds, seed=seed)
     if not all((out / f"fold_{i}" / RECORD).is_file() for i in range(len(split))):
-        usable(found)  # the scans that a fold leaves out too, which would be found faulty after its training
+        usable(found, observe=observe)  # also what a fold leaves out, which would be found faulty after its training
     contents = contents_by_case(found)
     for i, (train_ids, test_ids) in enumerate(split):
         folder = out / f"fold_{i}"
@@ -171,6 +176,7 @@ def run_fold(
     """
     recipe = {"train": list(train), "test": list(test), "seed": how.seed, "budget": how.budget, "steps": how.steps,
               "settings": dict(how.settings or {}), "method": how.method}  # fmt: skip
+    recipe |= {} if how.max_memory is None else {"max_memory": how.max_memory}  # it bounds the patches
     files = {case.id: case for case in data.labelled}
     _claim_fold(folder, recipe, {name: contents[name] for name in (*train, *test)})
     record = folder / RECORD
@@ -180,7 +186,8 @@ def run_fold(
     others = [c.id for c in data.unlabelled if c.patient not in tested]
     model = _fold_model(
         datasets.select(data, labelled=train, unlabelled=others), folder / "model", budget=how.budget, steps=how.steps,
-        seed=how.seed, device=how.device, settings=how.settings, method=how.method, observe=how.observe,
+        seed=how.seed, device=how.device, settings=how.settings, method=how.method, max_memory=how.max_memory,
+        observe=how.observe,
     )  # fmt: skip
     cases = [files[c] for c in test]
     done = predict(model, [Scan(c.id, c.images) for c in cases], folder / "predictions", device=how.device)
@@ -273,6 +280,7 @@ def demo(
     budget: float | str = 180.0,
     seed: int = 0,
     device: str = "auto",
+    max_memory: int | None = None,
     observe: Observer | None = None,
 ) -> Evaluation:
     """The whole way on the embedded scans: check, train, predict, evaluate, report.
@@ -287,6 +295,8 @@ def demo(
         Of everything random.
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
         Where to run.
+    max_memory : int, optional
+        Bytes that training may take.
     observe : callable, optional
         Gets messages and a `learn.engine.Status` from time to time.
 
@@ -298,8 +308,10 @@ def demo(
     out, sample = Path(out), sample_path()
     _clear_demo(out)
     found = api.open(sample)
-    checkpoint.write_json(without_folders(api.check(found)), out / "check.json")
-    model = api.train(found, out / "model", budget=budget, seed=seed, device=device, observe=observe)
+    checkpoint.write_json(without_folders(api.check(found, observe=observe)), out / "check.json")
+    model = api.train(
+        found, out / "model", budget=budget, seed=seed, device=device, max_memory=max_memory, observe=observe
+    )
     predict(model, sample / "test" / "images", out / "predictions", device=device, observe=observe)
     evaluation = judging.evaluate(
         out / "predictions", sample / "test" / "labels", images=sample / "test" / "images", names=model.names

@@ -124,7 +124,7 @@ def shift(
     for data in (old, new):
         _refuse_others(data, loaded.plan)
     masks = _masks(Path(lesions), new) if lesions is not None else {}
-    work = _Card(loaded, old, new, masks, pick(device), seed, observe, time.monotonic())
+    work = _Card(loaded, old, new, masks, pick(device, deforms=True), seed, observe, time.monotonic())
     seen = [_looks(work, data, at) for data, at in ((old, 0.0), (new, 0.2))]
     found = judging.systematic(*seen, seed=seed)
     scores = dict[str, dict[str, float]]()

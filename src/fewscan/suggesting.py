@@ -171,6 +171,7 @@ def suggest(
     steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    max_memory: int | None = None,
     settings: Mapping[str, str] | None = None,
     observe: Observer | None = None,
 ) -> Suggestions:
@@ -199,6 +200,8 @@ def suggest(
         Of the order in which scans are looked at, and of trainings.
     device : {"auto", "cpu", "cuda", "cuda:N", "mps"}
         Where to run.
+    max_memory : int, optional
+        Bytes that each training may take.
     settings : mapping of str to str, optional
         For trainings, as for `train`.
     observe : callable, optional
@@ -212,8 +215,8 @@ def suggest(
     started = time.monotonic()
     if curve and (folds or out is None):
         raise ConfigError("a learning curve trains into a folder: give --curve with -o DIR, or --folds alone")
-    if not curve and (steps is not None or settings):
-        raise ConfigError("--steps and --set are for the trainings of --curve; add it, or leave them out")
+    if not curve and (steps is not None or max_memory is not None or settings):
+        raise ConfigError("--steps, --max-memory and --set are for the trainings of --curve; add it, or leave them out")
     loaded = model if isinstance(model, checkpoint.Model) else api.load(model)
     found, limit = api.dataset_of(data), api.seconds(budget)
     if isinstance(loaded.segmenter, Absent):
@@ -236,7 +239,7 @@ def suggest(
     if curve and out is not None:
         how = Training(
             method=_method(loaded, found), budget=limit, steps=steps, seed=seed, device=device,
-            settings=settings, observe=observe,
+            settings=settings, max_memory=max_memory, observe=observe,
         )  # fmt: skip
         if "transfer" in loaded.provenance:
             caveat = TRANSFERRED.format(how.method)

@@ -216,7 +216,7 @@ def test_requests_that_cannot_be_meant_are_refused(
         with pytest.raises(FewscanError, match=message):
             export(file, out, **asked)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ConfigError, match="needs the package highdicom; install it with: pip install -c constraints"):
+    with pytest.raises(ConfigError, match='needs the package highdicom; install it with: pip install "highdicom>='):
         export(file, out, kind="dicom-seg", source=folder)
     out.write_text("something else")
     with pytest.raises(ConfigError, match=r"x\.dcm exists, and nothing is overwritten"):

@@ -13,6 +13,7 @@ from fewscan.data.headers import suffix_of
 from fewscan.errors import FewscanError
 
 PIECES, PIECE = 16, 65536  # so many are read of a file, or slices of a series, spread over it: hundredths of a second
+BLOCK = 1 << 20
 
 
 def content_of(thing: Path, *, whole: bool = False) -> str:
@@ -93,5 +94,8 @@ def _sample(file: Path) -> str:
 
 
 def _whole(file: Path) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

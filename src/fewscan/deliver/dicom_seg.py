@@ -16,7 +16,7 @@ from fewscan.deliver.structures import Code, Structure
 from fewscan.errors import ConfigError
 from fewscan.learn.checkpoint import USE
 
-NEEDS = "writing DICOM-SEG needs the package highdicom; install it with: pip install -c constraints.txt '.[dicom]'"
+NEEDS = 'writing DICOM-SEG needs the package highdicom; install it with: pip install "highdicom>=0.25"'
 
 
 def write_seg(label: NDArray[np.uint16], path: Path, *, structures: Sequence[Structure], binding: Binding) -> None:

@@ -24,7 +24,10 @@ from fewscan.learn.checkpoint import USE, Model
 from fewscan.learn.networks import Absent
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, between the model and its copy
-NEEDS = "exporting to ONNX needs the packages {}; install them with: pip install -c constraints.txt '.[onnx]'"
+NEEDS = (
+    "exporting to ONNX needs the package {}; install what it takes with: "
+    'pip install "onnx>=1.16" "onnxscript>=0.5" "onnxruntime>=1.20"'
+)
 PARTS = (
     "errors",
     "learn.intensity",
@@ -309,7 +312,7 @@ Written by fewscan {version("fewscan")}. For {USE}: it is no medical device.
 
 Put scans as `.nii.gz` into `images/` of this folder, and run there:
 
-    pip install 'monai[fire,nibabel]' safetensors
+    pip install "monai[fire,nibabel]" safetensors
     python -m monai.bundle run run --config_file configs/inference.json
 
 Labels are written to `labels/`, on each scan's own grid:

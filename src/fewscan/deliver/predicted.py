@@ -26,15 +26,20 @@ EVIDENCE = {
 
 
 def predictions(run: Run) -> str:
-    """Volumes and time of each predicted scan, what personalisation made of it, and what Dice to expect.
+    """Volumes and time of each predicted scan, what personalisation made of it, what Dice to expect, and who has none.
 
     Parameters
     ----------
     run : Run
-        Shown when it has predictions.
+        Shown when it has predictions, or scans that could not be predicted.
     """
+    lost = "".join(
+        f'<li class="error"><b>{escape(name)}</b> could not be predicted: {escape(why)}</li>'
+        for name, why in (run.failed or {}).items()
+    )
+    failures = f'<ul class="findings">{lost}</ul>' if lost else ""
     if not run.predictions:
-        return ""
+        return failures
     names = list(dict.fromkeys(n for p in run.predictions for n in p.get("volumes_ml", {})))[:12]
     shown = any(personalised(p) for p in run.predictions)
     rows = []
@@ -55,7 +60,7 @@ def predictions(run: Run) -> str:
         if p.get("warning")
     )
     reasons = f'<ul class="findings">{told}</ul>' if told else ""
-    told = markup.table(columns, rows, caption="Predicted volumes") + reasons
+    told = markup.table(columns, rows, caption="Predicted volumes") + failures + reasons
     return told + verdicts(run.predictions) + changes(run) + expectations(run.predictions)
 
 

@@ -25,6 +25,7 @@ from fewscan.deliver import (
     viewer,
 )
 from fewscan.deliver.pictures import read_history
+from fewscan.deliver.records import part
 from fewscan.deliver.scenes import scenes
 from fewscan.deliver.sections import Run
 from fewscan.errors import ConfigError, DataError
@@ -211,6 +212,7 @@ def read_run(directory: Path, images: Sequence[Path] = ()) -> Run:
         evaluation=read_evaluation(evaluation) if evaluation.is_file() else None,
         predictions=_predictions(directory / "predictions" / "predictions.json")
         or _predictions(directory / "predictions.json"),
+        failed=_failed(directory / "predictions" / "predictions.json") or _failed(directory / "predictions.json"),
         registration=_mapping(directory / "registration.json"),
         draft=_mapping(directory / "draft.json"),
         certificate=_mapping(directory / "certificate.json"),
@@ -271,6 +273,13 @@ def _predictions(path: Path) -> list[dict[str, Any]] | None:
     if content is None or (isinstance(content, list) and all(isinstance(row, dict) for row in content)):
         return content
     raise DataError(f"{path}: must hold a list of predictions; predict again")
+
+
+def _failed(path: Path) -> dict[str, str] | None:
+    """Scans that could not be predicted, and why; None where the record tells of none."""
+    content = _json(path)
+    told = part(content, "failed") if isinstance(content, dict) else {}
+    return {str(name): str(why) for name, why in told.items()} or None
 
 
 def _json(path: Path) -> Any:

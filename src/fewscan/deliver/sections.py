@@ -53,6 +53,8 @@ class Run:
         ``evaluation.json``.
     predictions : sequence of mapping, optional
         ``predictions/predictions.json``.
+    failed : mapping of str to str, optional
+        Scans that could not be predicted, and why, from the same file.
     registration : mapping, optional
         ``registration.json``.
     draft : mapping, optional
@@ -71,6 +73,7 @@ class Run:
     history: Sequence[Mapping[str, Any]] | None = None
     evaluation: Evaluation | None = None
     predictions: Sequence[Mapping[str, Any]] | None = None
+    failed: Mapping[str, str] | None = None
     registration: Mapping[str, Any] | None = None
     draft: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None

@@ -22,6 +22,7 @@ from fewscan.judge.metrics import METRICS, Score
 from fewscan.judge.pairing import files_by_name, pair, references_in
 from fewscan.judge.results import CaseScore, Evaluation, plain
 from fewscan.judge.statistics import Paired, mean_pair, over_patients, paired_test
+from fewscan.learn.request import Observer, counted
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE
 
@@ -62,6 +63,7 @@ def evaluate(
     known: Mapping[int, str] | None = None,
     ignore: int | None = None,
     tolerance_mm: float | None = None,
+    observe: Observer | None = None,
 ) -> Evaluation:
     """Judge each prediction that has a reference of the same case.
 
@@ -82,6 +84,8 @@ def evaluate(
         Value in the references that means "not looked at"; None takes the listed one.
     tolerance_mm : float, optional
         Of the surface Dice; None takes each case's mean voxel edge.
+    observe : callable, optional
+        Gets a `learn.engine.Status` for each case.
 
     Raises
     ------
@@ -108,7 +112,7 @@ def evaluate(
         )
     names = names or (known if spoken else _values_in(references, ignore, known or {})) or {}
     cases = []
-    for case, (prediction, reference) in pairs.items():
+    for case, (prediction, reference) in counted(list(pairs.items()), observe, doing="judging"):
         scan = scans.get(stem_of(prediction)) or scans.get(case) or sources.get(reference)
         if scan is None and predictions.is_file() and len(set(scans.values())) == 1:
             scan = next(iter(scans.values()))  # one of each belong together whatever their names

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import platform
 import re
 import shutil
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,6 +90,56 @@ def _tidy(out: Path, *, everything: bool) -> None:
     for path in out.iterdir():
         if PARTS.fullmatch(path.name) or (everything and path.name in UNFINISHED):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ removal
+
+
+def drop_cache(out: Path, *, say: Callable[[str], None]) -> None:
+    """Remove the prepared scans that a run could not remove when it ended, because something of it was alive still.
+
+    Parameters
+    ----------
+    out : Path
+        Model folder.
+    say : callable
+        Gets a line where it cannot be done.
+    """
+    cache = out / "cache"
+    if not cache.exists() or (out / LOCK).exists() or removed(cache):
+        return
+    say(f"warning: {cache} holds scans and could not be removed; delete it before you share the model")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for as long as the block lasts; let nothing outlive a function called in it that maps its files."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        removed(folder)
+
+
+def removed(folder: Path) -> bool:
+    """Remove a folder with all that is in it, and say whether it is gone; no error is raised.
+
+    Windows removes no file that is mapped into memory. What nothing refers to any more is let go of first, and before
+    a second try also what the frames refer to that an error has come through.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist.
+    """
+    for attempt in range(2):
+        if attempt:
+            traceback.clear_frames(sys.exc_info()[2])
+        gc.collect()
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return True
+    return False
 
 
 # -------------------------------------------------------------------------------------------------------------- lock
@@ -176,7 +229,7 @@ def command() -> str:
     program = Path(sys.argv[0])
     if program.name != "fewscan" and program.parent.name != "fewscan":
         return "python"
-    return " ".join(["fewscan", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
+    return " ".join(["fewscan", *(re.split(r"[/\\]", word.rstrip("/\\"))[-1] for word in sys.argv[1:])])
 
 
 def trim_history(path: Path, step: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from fewscan.errors import ConfigError, ResourceError, out_of_memory
+
+CUDA_BUILD = "https://download.pytorch.org/whl/cu126"  # where wheels with CUDA are; on Windows those of PyPI have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
+def pick(device: str = "auto", *, precision: str = "auto", deforms: bool = False) -> Hardware:
     """Choose device and precision.
 
     Parameters
@@ -48,6 +53,8 @@ def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
         Device; auto takes a GPU where there is one.
     precision : {"auto", "bf16", "fp32"}
         Arithmetic; auto times both on the CPU, because bf16 without hardware support is slower than fp32.
+    deforms : bool
+        Whether scans are going to be registered, which nothing does on an Apple GPU.
 
     Raises
     ------
@@ -61,7 +68,9 @@ def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
     if kind not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} asked for, but torch {torch.__version__} sees no CUDA; use --device cpu")
+        raise ConfigError(f"device {device!r} asked for, but {_without_cuda()}")
+    if kind == "mps" and deforms:
+        raise ConfigError("device 'mps' asked for, but scans are not registered on an Apple GPU; use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' asked for, but torch sees no Apple GPU; use --device cpu")
     if precision not in ("auto", "bf16", "fp32"):
@@ -78,6 +87,16 @@ def pick(device: str = "auto", *, precision: str = "auto") -> Hardware:
         else:
             precision = "fp32"
     return Hardware(device=torch.device(name), precision=precision)
+
+
+def _without_cuda() -> str:
+    """Why there is no CUDA, and what helps."""
+    if torch.version.cuda is None:
+        return (
+            f"this torch {torch.__version__} was built without CUDA; install one that was built with it: "
+            f"pip install --force-reinstall torch --index-url {CUDA_BUILD}, or use --device cpu"
+        )
+    return f"torch {torch.__version__} sees no CUDA; update the GPU's driver, or use --device cpu"
 
 
 def keep_freed_memory() -> None:
@@ -110,22 +129,62 @@ def _bf16_pays_on_cpu() -> bool:
 
 def free_memory_bytes() -> int:
     """Memory that a new process could take without swapping, cgroup limits included; 4 GiB where nothing tells."""
-    limits = []
+    asked = (ask() for ask in (_free_of_linux, _free_of_cgroup, _free_of_windows, _free_of_mac))
+    return min((free for free in asked if free is not None), default=4 << 30)
+
+
+def _free_of_linux() -> int | None:
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+        return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        pass
+        return None
+
+
+def _free_of_cgroup() -> int | None:
     try:
         with open("/sys/fs/cgroup/memory.max") as top, open("/sys/fs/cgroup/memory.current") as used:
             left = int(top.read()) - int(used.read())
         with open("/sys/fs/cgroup/memory.stat") as file:
             stat = dict(line.split() for line in file)
-        limits.append(left + int(stat.get("inactive_file", 0)))  # the page cache gives way
+        return left + int(stat.get("inactive_file", 0))  # the page cache gives way
     except (OSError, ValueError):
-        pass
-    return min(limits, default=4 << 30)
+        return None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("total", "free", "commit_limit", "commit_left", "v", "v_left", "more")),
+    )
+
+
+def _free_of_windows() -> int | None:
+    """Physical memory, and no more than may still be promised to processes."""
+    if sys.platform != "win32":
+        return None
+    status = _MemoryStatus(size=ctypes.sizeof(_MemoryStatus))
+    try:
+        told = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
+    except (OSError, AttributeError):
+        return None
+    return min(status.free, status.commit_left) if told else None
+
+
+def _free_of_mac() -> int | None:
+    """Pages that are free, and those that macOS gives away before it swaps."""
+    if sys.platform != "darwin":
+        return None
+    try:
+        text = subprocess.run(["/usr/bin/vm_stat"], capture_output=True, text=True, check=True, timeout=5).stdout
+        pages = dict(re.findall(r"^Pages (free|inactive|speculative):\s+(\d+)", text, re.M))
+        return os.sysconf("SC_PAGE_SIZE") * sum(int(pages[kind]) for kind in ("free", "inactive", "speculative"))
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError):
+        return None
 
 
 def free_device_bytes(device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ from fewscan.errors import DataError, ResourceError
 from fewscan.learn.config import Settings
 from fewscan.learn.hardware import Hardware, free_device_bytes
 from fewscan.learn.plan import Plan, derive
-from fewscan.learn.request import Request
+from fewscan.learn.request import Request, counted
 
 SMALLEST_PATCH_VOXELS = 16_000
 MARGIN = 0.9  # of a GPU's free memory: its allocator rounds up, and its libraries want work space
@@ -75,7 +75,7 @@ def _derive(request: Request, settings: Settings) -> Plan:
     if not data.cases:
         raise DataError(f"{data.root}: no case to learn from; put at least one image there")
     return derive(
-        (load(case, data) for case in data.labelled or data.unlabelled),
+        (load(case, data) for case in counted(data.labelled or data.unlabelled, request.observe, doing="planning")),
         names=data.names, channels=data.channels, modality=data.modality,
         settings=settings, gpu=request.hardware.device.type != "cpu", kind=data.kind, overlapping=data.overlapping,
     )  # fmt: skip

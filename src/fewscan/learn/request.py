@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from fewscan.data.dataset import Dataset
 from fewscan.learn.checkpoint import Model
@@ -14,6 +16,7 @@ from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware
 
 Observer = Callable[[Status | str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +80,45 @@ class Request:
         """Pass a message on."""
         if self.observe is not None:
             self.observe(message)
+
+
+def counted(items: Sequence[T], observe: Observer | None, *, doing: str) -> Iterator[T]:
+    """Scans one after another, with word to an observer of how many are done.
+
+    Parameters
+    ----------
+    items : sequence
+        One for each scan.
+    observe : callable, optional
+        Gets a `Status` before the first scan and after each but the last.
+    doing : str
+        What is done to them, in a word.
+    """
+    tell = telling(observe, total=len(items), doing=doing)
+    for done, item in enumerate(items, start=1):
+        yield item
+        tell(done, len(items))
+
+
+def telling(observe: Observer | None, *, total: int, doing: str) -> Callable[[int, int], None]:
+    """What to call with the number of scans done and of all; it passes that on, as does this, of none.
+
+    Parameters
+    ----------
+    observe : callable, optional
+        Gets a `Status`.
+    total : int
+        Number of scans.
+    doing : str
+        What is done to them, in a word.
+    """
+    begin = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        if observe is not None and done < of:
+            spent = time.monotonic() - begin
+            left = spent * (of - done) / done if done else math.nan
+            observe(Status(done + 1, of, done / of, spent, left, math.nan, {}, 0.0, doing))
+
+    tell(0, total)
+    return tell

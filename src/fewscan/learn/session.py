@@ -29,7 +29,7 @@ from fewscan.learn.folder import claimed, command, trim_history
 from fewscan.learn.hardware import keep_freed_memory, memory_told, require_disk
 from fewscan.learn.memory import make_plan, peak_bytes
 from fewscan.learn.plan import LARGEST_GRID, Plan, plan_from_dict
-from fewscan.learn.request import Request
+from fewscan.learn.request import Request, counted
 from fewscan.learn.state import State
 
 SAVE_EVERY_SECONDS = 30.0
@@ -292,7 +292,7 @@ class Session:
 def open_session(
     request: Request, *, unlabelled: int = 0, labels: bool = True, plan_of: Callable[[Request], Plan] = make_plan
 ) -> Iterator[Session]:
-    """Prepare folder, plan and cache; the cache goes when the session ends.
+    """Prepare folder, plan and cache; the cache goes when the session ends, or by `folder.drop_cache` after the method.
 
     Parameters
     ----------
@@ -333,11 +333,7 @@ def open_session(
                 raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {root}; nothing to learn")
             yield Session(request, plan, labelled=labelled, unlabelled=[p for p in cases if p.label is None])
         finally:
-            shutil.rmtree(cache, ignore_errors=True)
-            if cache.exists():  # as in Windows, where a file that is mapped cannot be removed
-                request.say(
-                    f"warning: {cache} holds scans and could not be removed; delete it before you share the model"
-                )
+            shutil.rmtree(cache, ignore_errors=True)  # what is mapped still, as in Windows, is left to `drop_cache`
 
 
 def _cases(request: Request, plan: Plan, *, unlabelled: int, stored: Mapping[str, Any] | None) -> list[Prepared]:
@@ -351,4 +347,5 @@ def _cases(request: Request, plan: Plan, *, unlabelled: int, stored: Mapping[str
     cache, files = request.out / "cache", [*request.dataset.labelled, *others]
     voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
     require_disk(cache, len(files) * voxels * (4 * plan.width + 2) // 4)  # scans differ; a quarter is usual
-    return [prepare(load(case, request.dataset), plan, folder=cache) for case in files]
+    each = counted(files, request.observe, doing="preparing")
+    return [prepare(load(case, request.dataset), plan, folder=cache) for case in each]

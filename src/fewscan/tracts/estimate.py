@@ -19,7 +19,7 @@ from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Array
 from fewscan.tracts.gradients import B0, Gradients
 
-NEEDS = "diffusion scans need the package dipy; install it with: pip install -c constraints.txt '.[tracts]'"
+NEEDS = 'diffusion scans need the package dipy; install it with: pip install "dipy>=1.9"'
 PEAK_CHANNELS = peak_channels(3)
 SCALAR_CHANNELS = ("FA", "MD", "S0")
 MOST_B_OF_TENSOR = 1600.0  # s/mm2; above it the signal is no longer a tensor's
