@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fewscan.learn.checkpoint import Model, write_json
 from fewscan.learn.request import Request
 
 
-def run(request: Request, method: Callable[[Request], Model]) -> Model:
+def run(request: Request, method: Callable[[Request], Model], *, checkup: doctor.Checkup | None = None) -> Model:
     """Check the data, train, and leave ``check.json`` and ``curve.png`` in the model folder.
 
     Parameters
@@ -23,17 +24,41 @@ def run(request: Request, method: Callable[[Request], Model]) -> Model:
         What was asked.
     method : callable
         A method's ``run``.
+    checkup : Checkup, optional
+        From `checked`, of whose request this one is.
 
     Raises
     ------
     DataError
         If the data cannot be trained on.
     """
-    checkup = usable(request.dataset)
+    if checkup is None:
+        request, checkup = checked(request)
     model = method(request)
     write_json(without_folders(checkup), request.out / "check.json")
     curve_png(request.out / "history.jsonl", request.out / "curve.png")
     return model
+
+
+def checked(request: Request) -> tuple[Request, doctor.Checkup]:
+    """The request without the unlabelled scans that are left out for their faults, and the check-up of all.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+
+    Raises
+    ------
+    DataError
+        As `usable`.
+    """
+    checkup = usable(request.dataset)
+    kept = {case.id for case in checkup.sound.cases}
+    for case in request.dataset.cases:
+        if case.id not in kept:
+            request.say(f"warning: {case.images[0]} is left out, as `fewscan check` says")
+    return replace(request, dataset=checkup.sound), checkup
 
 
 def usable(dataset: Dataset) -> doctor.Checkup:

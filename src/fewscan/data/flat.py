@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from fewscan.data.folder_names import doubt
 from fewscan.data.found import (
     LABEL_STEMS,
     LABEL_TAIL,
@@ -17,9 +19,11 @@ from fewscan.data.found import (
     folder_name,
     held_out,
     label_name,
+    partner,
     stem_of,
     subfolders,
 )
+from fewscan.data.masks import masks_of
 
 PLAIN = "images without labels"
 
@@ -48,9 +52,12 @@ def flat(root: Path, *, channels: Sequence[str] = ()) -> Found | None:
         return None
     stems = Counter(stem_of(f) for f in files)
     plain = [f for f in files if stem_of(f).lower() in LABEL_STEMS]
-    if root not in every and (max(stems.values()) > 1 or plain):
-        return _one_folder_each(every)
-    if root in every and len(plain) == len(files) - 1 > 0:
+    masked = [folder for folder in every if masks_of(folder)]
+    if root not in every and (max(stems.values()) > 1 or plain or masked):
+        found = _one_folder_each(every)
+        unclear = "" if plain or masked or channels else doubt(every)
+        return replace(found, doubts=(*found.doubts, unclear)) if unclear else found
+    if root in every and (len(plain) == len(files) - 1 > 0 or (masked and len(files) == 1)):
         return _one_folder_each(every)  # the folder of one case
     return _side_by_side([f for f in files if f not in plain], plain, channels)
 
@@ -63,6 +70,9 @@ def _side_by_side(files: Sequence[Path], strangers: Sequence[Path], known: Seque
         if LABEL_TAIL.search(stem_of(file)):
             drawn.setdefault(LABEL_TAIL.sub("", stem_of(file)), []).append(file)
     scans = {stem_of(f): f for f in files if not LABEL_TAIL.search(stem_of(f))}
+    for name, scan in {name: partner(name, scans) for name in scans}.items():
+        if scan is not None:  # seg_1 beside ct_1
+            drawn.setdefault(scan, []).append(scans.pop(name))
     loose = [base for base in drawn if base not in scans]
     groups = {base: {i[len(base) + 1 :]: f for i, f in scans.items() if i.startswith(f"{base}_")} for base in loose}
     groups = {base: group for base, group in groups.items() if group}
@@ -107,7 +117,8 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
         else:
             unmatched += drawn[folder]
             continue
-        pairs[case] = Pair(files, chosen_label(case, drawn[folder], doubts=doubts))
+        labels = [*drawn[folder], *masks_of(folder)]
+        pairs[case] = Pair(files, chosen_label(case, labels, doubts=doubts))
     used = {file for pair in pairs.values() for file in pair.images}
     unused = tuple(file for mine in scans.values() for file in mine.values() if file not in used)
     return Found(
