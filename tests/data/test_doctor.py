@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from phantom import SMALL, write_dataset
+from phantom import write_dataset
 from rich.console import Console
 
 from fewscan import api
@@ -21,6 +21,7 @@ from fewscan.data.doctor import Checkup, examine
 from fewscan.data.repair import fix
 from fewscan.data.sample import sample_path
 from fewscan.errors import DataError
+from fewscan.learn.request import Request
 from fewscan.space.geometry import Geometry
 from fewscan.tables import show_checkup
 
@@ -325,16 +326,31 @@ def test_a_faulty_unlabelled_scan_is_left_out_and_costs_the_others_nothing(
     assert len(again.unlabelled) == (code in ("not-finite", "ambiguous-header")), "what can be repaired is"
 
 
-def test_training_leaves_a_faulty_unlabelled_scan_out_and_says_so(tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=1)
-    image = find(data).unlabelled[0].images[0]
-    image.write_bytes(image.read_bytes()[:200])
+def test_training_leaves_a_faulty_unlabelled_scan_out_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=2)
     said: list[str] = []
-    model = api.train(
-        data, tmp_path / "model", steps=2, settings=SMALL, device="cpu", observe=lambda s: said.append(str(s))
-    )
-    assert f"warning: {image} is left out, as `fewscan check` says" in said
-    assert model.provenance["method"] == "segment", "with nothing unlabelled there is nothing to learn jointly"
+    asked: list[Request] = []
+
+    def method(request: Request) -> Any:
+        asked.append(request)
+        raise DataError("far enough")
+
+    def trained(**how: Any) -> tuple[str, int]:
+        with pytest.raises(DataError, match="far enough"):
+            api.train(data, tmp_path / "model", device="cpu", observe=lambda s: said.append(str(s)), **how)
+        return asked[-1].method, len(asked[-1].dataset.cases)
+
+    for name in ("segment", "joint"):
+        monkeypatch.setitem(api.METHODS, name, method)
+    assert (trained(), said) == (("joint", 3), [])
+    one, other = (case.images[0] for case in find(data).unlabelled)
+    one.write_bytes(one.read_bytes()[:200])
+    assert trained() == trained(dry_run=True) == ("joint", 2)
+    assert said == [f"warning: {one} is left out, as `fewscan check` says"] * 2
+    other.write_bytes(b"broken")
+    assert trained() == ("segment", 1), "nothing is left to learn jointly from"
 
 
 def test_without_a_label_check_says_that_training_would_refuse_and_how_to_name_one(scans: Any) -> None:

@@ -327,3 +327,17 @@ def test_label_maps_may_be_called_so_in_front(
 def test_a_scan_that_begins_like_a_label_map_stays_one(scans: Any) -> None:
     put(scans, ["mask_study_1", "mask_study_2", "ct_1", "mr_1", "gt_1"])
     assert ids(find(scans.root).unlabelled) == ["ct_1", "gt_1", "mask_study_1", "mask_study_2", "mr_1"]
+
+
+def test_label_maps_in_a_folder_beside_loose_scans_are_theirs(
+    scans: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    scans.write_image("p1.nii.gz")
+    scans.write_image("p2.nii.gz", seed=1)
+    scans.write_label("segmentations/p1.nii.gz")
+    data = find(scans.root)
+    assert (ids(data.labelled), ids(data.unlabelled)) == (["p1"], ["p2"])
+    assert [s.id for s in find_scans([scans.root], channels=["image"])] == ["p1", "p2"]
+    out = tmp_path_factory.mktemp("out")
+    write_labelmap(scans.label(), out / "p1.nii.gz", native=scans.geometry)
+    assert evaluate(out, scans.root).values("dice") == [1.0]

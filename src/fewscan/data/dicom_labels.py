@@ -160,7 +160,8 @@ def read_dicom_labels(path: Path, *, source: Path | None, names: Mapping[int, st
             raise DataError(f"{path}: two structures are called {twice[0]!r}; give each its own name")
         reader = _contours if sop_class(path) == uid.RTStructureSetStorage else _frames
         voxels = reader(item, [number for _, number in taken], series, path)
-    painted = paint({(name, values[plain_name(name)]): voxels[n] for name, n in taken}, series.native.shape, path)
+    found = {(name, values[plain_name(name)]): voxels[n] for name, n in taken}
+    painted = paint(found, series.native.shape, path=path)
     data, geometry = to_ras(painted, series.native)
     return Labelmap(np.ascontiguousarray(data, dtype=np.uint16), geometry, dict(wanted))
 
@@ -349,7 +350,7 @@ def fill(polygons: Sequence[Array], shape: tuple[int, int]) -> NDArray[np.bool_]
 
 
 def paint(
-    structures: Mapping[tuple[str, int], Sequence[NDArray[np.int64]]], shape: Sequence[int], path: Path
+    structures: Mapping[tuple[str, int], Sequence[NDArray[np.int64]]], shape: Sequence[int], *, path: Path
 ) -> NDArray[np.uint16]:
     """One label per voxel; where structures merely touch the smaller one wins.
 

@@ -216,7 +216,7 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     for path, (_, other) in zip(case.images[1:], parts[1:], strict=True):
         found += _grids(native, other, case.id, path, "channel")
     for path, (values, _) in zip(case.images, parts, strict=True):
-        found += label_checks.mask_among_channels(case, path, values)
+        found += label_checks.mask_among_channels(case, path, data=values)
     found += _directions(case, parts, dataset.kind)
     data = to_ras(parts[0][0], native)[0]
     geometry = to_ras(data[0], native)[1]
@@ -230,7 +230,7 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     label_hash = ""
     if label is not None and case.label is not None:
         found += _grids(geometry, label[1], case.id, case.label, "label map")
-        found += label_checks.content(label[0], case, dataset)
+        found += label_checks.content(label[0], case, dataset=dataset)
         counts, centres = cohort.measure(label[0], label[1])
         label_hash = _hash(label[0]) if counts else ""
     if case.label is not None and dataset.overlapping:

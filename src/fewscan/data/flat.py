@@ -59,7 +59,8 @@ def flat(root: Path, *, channels: Sequence[str] = ()) -> Found | None:
         return replace(found, doubts=(*found.doubts, unclear)) if unclear else found
     if root in every and (len(plain) == len(files) - 1 > 0 or (masked and len(files) == 1)):
         return _one_folder_each(every)  # the folder of one case
-    return _side_by_side([f for f in files if f not in plain], plain, channels)
+    found = _side_by_side([f for f in files if f not in plain], plain, channels)
+    return replace(found, unmatched=(*found.unmatched, *(p for folder in masked for p in masks_of(folder))))
 
 
 def _side_by_side(files: Sequence[Path], strangers: Sequence[Path], known: Sequence[str]) -> Found:
@@ -109,15 +110,14 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
     pairs: dict[str, Pair] = {}
     unmatched: list[Path] = []
     for folder, mine in sorted(scans.items()):
-        case = folder_name(folder)
+        case, labels = folder_name(folder), [*drawn[folder], *masks_of(folder)]
         if channels and all(c in mine for c in channels):
             files = tuple(mine[c] for c in channels)
         elif not channels and len(mine) == 1:
             files = tuple(mine.values())
         else:
-            unmatched += drawn[folder]
+            unmatched += labels
             continue
-        labels = [*drawn[folder], *masks_of(folder)]
         pairs[case] = Pair(files, chosen_label(case, labels, doubts=doubts))
     used = {file for pair in pairs.values() for file in pair.images}
     unused = tuple(file for mine in scans.values() for file in mine.values() if file not in used)

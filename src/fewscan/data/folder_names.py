@@ -7,7 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fewscan.data.found import LABEL_STEMS, LABEL_TAIL, entries, held_out, partner, stem_of, subfolders
+from fewscan.data.found import (
+    LABEL_STEMS,
+    LABEL_TAIL,
+    called_label,
+    entries,
+    files_in,
+    held_out,
+    partner,
+    stem_of,
+    subfolders,
+)
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans")
 """Names, in lower case, that mean scans even where no folder of label maps lies beside."""
@@ -40,7 +50,7 @@ def images_and_labels(root: Path) -> tuple[Path | None, Path | None]:
     """The folders of scans and of label maps in a folder, by their names, whether small or capital; None without one.
 
     Beside a folder of label maps the only other one that holds files of the same names is that of the scans, or the
-    only one of these that is called so.
+    only one of these that is called so, or the folder in which both lie.
 
     Parameters
     ----------
@@ -52,7 +62,10 @@ def images_and_labels(root: Path) -> tuple[Path | None, Path | None]:
     if images is not None or labels is None:
         return images, labels
     drawn = {_bare(file) for file in entries(labels)}
+    own = files_in(root)
     alike = [p for p in folders if p != labels and _matched(entries(p), drawn)]
+    if not alike and _matched(own, drawn) and not any(map(called_label, own)):
+        return root, labels
     likely = [p for p in alike if p.name.lower() in WITH_LABELS]
     return next((found[0] for found in (alike, likely) if len(found) == 1), None), labels
 

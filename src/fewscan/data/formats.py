@@ -221,8 +221,11 @@ def segments_of(path: Path) -> dict[int, str]:
     """
     if suffix_of(path) not in (".nrrd", ".nhdr") or not path.is_file():
         return {}
-    with path.open("rb") as stream:
-        head = re.split(rb"\r?\n\r?\n", stream.read(HEADER_BYTES), maxsplit=1)[0].decode("utf-8", "replace")
+    try:
+        with path.open("rb") as stream:
+            head = re.split(rb"\r?\n\r?\n", stream.read(HEADER_BYTES), maxsplit=1)[0].decode("utf-8", "replace")
+    except OSError:
+        return {}
     told = dict(re.findall(r"(?m)^(Segment\d+_(?:Name|LabelValue)):=(.*?)\s*$", head))
     names = {key.partition("_")[0]: name.strip() for key, name in told.items() if key.endswith("_Name")}
     values = {segment: told.get(f"{segment}_LabelValue", "") for segment in names}

@@ -34,7 +34,7 @@ def how_to_label(dataset: Dataset) -> str:
     )
 
 
-def mask_among_channels(case: CaseFiles, path: Path, data: NDArray[Any]) -> Iterator[Finding]:
+def mask_among_channels(case: CaseFiles, path: Path, *, data: NDArray[Any]) -> Iterator[Finding]:
     """What may be a mask though it is taken for a channel.
 
     Parameters
@@ -52,7 +52,7 @@ def mask_among_channels(case: CaseFiles, path: Path, data: NDArray[Any]) -> Iter
         yield Finding("mask-as-channel", "warning", case.id, str(path), message, remedy)
 
 
-def content(label: NDArray[np.uint16], case: CaseFiles, dataset: Dataset) -> Iterator[Finding]:
+def content(label: NDArray[np.uint16], case: CaseFiles, *, dataset: Dataset) -> Iterator[Finding]:
     """What is odd in a label map taken by itself.
 
     Parameters

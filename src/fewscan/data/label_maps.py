@@ -222,4 +222,4 @@ def _merged(folder: Path, names: Mapping[int, str] | None) -> Labelmap:
         ordered, own = to_ras(mask, native)
         check_same(grid, own, what=f"{first} and {file.name}")
         voxels[name, values[plain_name(name)]] = [np.flatnonzero(ordered)]
-    return Labelmap(paint(voxels, grid.shape, folder), grid, wanted)
+    return Labelmap(paint(voxels, grid.shape, path=folder), grid, wanted)

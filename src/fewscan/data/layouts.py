@@ -143,7 +143,7 @@ def _folders(root: Path) -> Found | None:
     images, labels = images_and_labels(root)
     if images is None:
         return None
-    layout = f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
+    layout = f"{folder_name(images)}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
     found = _pairs(root, images, labels, layout)
     held, drawn = images_and_labels(root / "test") if root / "test" in subfolders(root) else (None, None)
     return _held(held, drawn, found) if held else found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fewscan.data.dicom import is_series
+from fewscan.data.folder_names import images_and_labels
 from fewscan.data.found import (
     LABEL_STEMS,
     LABEL_TAIL,
@@ -71,9 +72,8 @@ def references_in(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mappin
         If one reference cannot be told from another, or they are bundles.
     """
     series = path.is_dir() and any(map(is_series, walk(path)))
-    direct = (
-        {} if series or _headed(path) else once(((stem_of(file), file) for file in _marked(path)), clash=_two_formats)
-    )
+    marked = [] if series or _among_scans(path) else _marked(path)
+    direct = once(((stem_of(file), file) for file in marked), clash=_two_formats)
     if direct and not (path.is_dir() and any(map(held_out, subfolders(path)))):
         return direct, {}, {}
     found = seen(path)
@@ -92,10 +92,10 @@ def references_in(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mappin
     return references, {label: image for _, label, image in labelled}, found.names
 
 
-def _headed(path: Path) -> bool:
-    """Whether label maps lie beside scans and are told by how their names begin, as ``seg_1`` beside ``ct_1``."""
+def _among_scans(path: Path) -> bool:
+    """Whether a folder holds scans whose label maps begin so, as ``seg_1`` beside ``ct_1``, or lie in one below."""
     names = [stem_of(file) for file in files_in(path)] if path.is_dir() else []
-    return any(partner(name, names) for name in names)
+    return any(partner(name, names) for name in names) or (path.is_dir() and images_and_labels(path)[0] == path)
 
 
 def _two_formats(name: str, first: Path, second: Path) -> str:
