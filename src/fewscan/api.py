@@ -188,7 +188,7 @@ def check(data: Data, *, fix: Path | None = None, observe: Observer | None = Non
         If nothing usable is there, or the folder for the copy is not empty.
     """
     found = dataset_of(data)
-    checkup = training.checked(found, observe=observe)
+    checkup = training.examined(found, observe=observe)
     if fix is not None:
         repair.fix(found, checkup, out=Path(fix))
     return checkup
@@ -260,12 +260,10 @@ def train(
     if method not in METHODS and method != "auto":
         raise ConfigError(f"method must be auto or one of {', '.join(METHODS)}, got {method!r}")
     found = dataset_of(data)
-    if method == "auto":
-        method = method_for(found)
-        if (resume or extend is not None) and (Path(out) / "state.safetensors").is_file():
-            method = str(checkpoint.stored_identity(Path(out)).get("method", method))
-            if method not in METHODS:
-                raise ConfigError(f"{out} was made by fewscan {method}; go on with that verb and --resume")
+    if method == "auto" and (resume or extend is not None) and (Path(out) / "state.safetensors").is_file():
+        method = str(checkpoint.stored_identity(Path(out)).get("method", method))
+        if method not in (*METHODS, "auto"):
+            raise ConfigError(f"{out} was made by fewscan {method}; go on with that verb and --resume")
     if budget is None and steps is None and ((not resume and extend is None) or dry_run):
         budget = DEFAULT_BUDGET
     request = Request(
@@ -273,13 +271,16 @@ def train(
         hardware=pick(device), budget=seconds(budget), steps=steps, extend=seconds(extend), seed=seed, resume=resume,
         max_memory=max_memory, observe=observe, started=started,
     )  # fmt: skip
+    request, checkup = training.checked(request)
+    if method == "auto":
+        method = method_for(request.dataset)
+        request = replace(request, method=method)
     if dry_run:
-        training.usable(found, observe=observe)
         with scratch() as folder:
             model = METHODS[method](replace(request, out=folder / "model", resume=False, extend=None, dry_run=True))
         request.say("nothing was trained")
         return with_verbs(model)
-    model = training.run(request, METHODS[method])
+    model = training.run(request, METHODS[method], checkup=checkup)
     if keep_atlases:
         keep(model, found, say=request.say)
     return with_verbs(model)

@@ -81,7 +81,7 @@ def check(
 ) -> None:
     """List what was found and what is wrong with it; originals are never touched.
 
-    The exit code is 1 when training would refuse the data.
+    The exit code is 1 when training would refuse the data for a fault in it.
     """
     from fewscan import api
     from fewscan.progress import display

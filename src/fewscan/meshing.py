@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fewscan.data.dicom_labels import is_label
 from fewscan.data.io import peek, read_image, read_labels
+from fewscan.data.label_maps import names_itself
 from fewscan.deliver import mesh_files, printable, rendered, solids
 from fewscan.deliver.confidence import Classes
 from fewscan.deliver.mesh import Surface, surfaces
@@ -212,6 +213,7 @@ def _read(path: Path) -> Labelmap:
         first = next((file for file in near if not file.name.endswith("_probabilities.nii.gz")), "seg.nii.gz")
         raise DataError(f"{path}: is {what}; give one label map in NIfTI, NRRD or MetaImage, such as {first}")
     names, ignore = label_names(path)
+    names = None if names_itself(path) else names
     label = read_labels(path, ignore=ignore)
     data = np.where(label.data == IGNORE, 0, label.data)
     return Labelmap(

@@ -230,7 +230,7 @@ def predict_by(
     ScansError, FewscanError
         As `predict` does.
     """
-    found = _scans(scans, model)
+    found = _scans(scans, model, observe=observe)
     record = Record(folder, model=model)
     for scan in found:
         record.check(scan, keep=skip_existing, before=before, probabilities=probabilities)
@@ -283,12 +283,14 @@ def _said(row: Mapping[str, Any]) -> str:
     return f"; {told}" if (told := personalised(row)) else ""
 
 
-def _scans(given: Inputs, model: Model) -> list[inputs.Scan]:
+def _scans(given: Inputs, model: Model, *, observe: Observer | None) -> list[inputs.Scan]:
     """Scans as they were given, or those behind the paths."""
     listed = [given] if isinstance(given, (str, Path, inputs.Scan)) else list(given)
     paths = [Path(item) for item in listed if not isinstance(item, inputs.Scan)]
     scans = [item for item in listed if isinstance(item, inputs.Scan)]
-    return scans + (inputs.find_scans(paths, channels=model.plan.channels, kind=model.plan.kind) if paths else [])
+    if not paths:
+        return scans
+    return scans + inputs.find_scans(paths, channels=model.plan.channels, kind=model.plan.kind, say=observe)
 
 
 def _answered(

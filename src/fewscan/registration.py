@@ -18,6 +18,7 @@ from fewscan.data.dicom import on_disk
 from fewscan.data.fields import write_field
 from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
 from fewscan.data.kinds import kind_of_file
+from fewscan.data.label_maps import names_itself
 from fewscan.data.listing import KEY, REGISTERED, direction_channels, registered
 from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
@@ -247,7 +248,8 @@ def _reference(path: Path, scan: Path | str, carried: Labelmap | None, moving_la
     named = [dicom_labels.is_label(Path(p)) for p in (path, moving_labels) if p is not None]
     if any(named) and not all(named):
         raise ConfigError(f"{path}: DICOM labels and label maps are numbered in their own ways; give two of one kind")
-    return read_labels(path, source=Path(scan), names=carried.names if carried is not None and any(named) else None)
+    spoken = any(named) or (moving_labels is not None and names_itself(path) and names_itself(Path(moving_labels)))
+    return read_labels(path, source=Path(scan), names=carried.names if carried is not None and spoken else None)
 
 
 def _looked(

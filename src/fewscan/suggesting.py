@@ -228,7 +228,7 @@ def suggest(
             f"{found.root} has the channels {', '.join(found.channels)}, the model takes "
             f"{', '.join(loaded.plan.channels)}; name the channels alike"
         )
-    cases = _unlabelled(found, [Path(path) for path in images], loaded, needed=not (curve or folds))
+    cases = _unlabelled(found, [Path(path) for path in images], loaded, needed=not (curve or folds), say=observe)
     if found.kind != loaded.plan.kind:
         raise DataError(
             f"{found.root} holds {said(found.kind)}, the model takes {said(loaded.plan.kind)}; give scans of the same"
@@ -257,13 +257,13 @@ def suggest(
 
 
 def _unlabelled(
-    found: Dataset, more: Sequence[Path], model: checkpoint.Model, *, needed: bool
+    found: Dataset, more: Sequence[Path], model: checkpoint.Model, *, needed: bool, say: Observer | None
 ) -> tuple[CaseFiles, ...]:
     """Those of the data set and those behind more paths; a scan that is in the data set already is not taken twice."""
     known = {image.resolve() for case in (*found.cases, *found.test) for image in case.images}
     names = {case.id for case in found.cases}
     extra = list[CaseFiles]()
-    for scan in find_scans(more, channels=model.plan.channels, kind=model.plan.kind) if more else ():
+    for scan in find_scans(more, channels=model.plan.channels, kind=model.plan.kind, say=say) if more else ():
         if known & {image.resolve() for image in scan.images}:
             continue
         if scan.id in names:

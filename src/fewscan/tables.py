@@ -26,6 +26,7 @@ HELD = (
     "In brackets: of patients like those of the calibration, the share that such a range is to hold on average; where "
     "we tested it, from few patients, such ranges held fewer."
 )
+NO_LABEL = "No labelled case: training would refuse this."
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -52,7 +53,8 @@ def show_checkup(checkup: Mapping[str, Any], console: Console) -> None:
         console.print(f"[{colour}]{finding['severity']:<7}[/{colour}] {escape(case + finding['message'])}")
         if finding["remedy"]:
             console.print(f"        {escape(finding['remedy'])}", style="dim")
-    console.print("Nothing stands in the way of training." if checkup["usable"] else "Training would refuse this.")
+    ready = "Nothing stands in the way of training." if checkup["labelled"] else NO_LABEL
+    console.print(ready if checkup["usable"] else "Training would refuse this.")
 
 
 def _cases(rows: Sequence[Mapping[str, Any]]) -> Table:

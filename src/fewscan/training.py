@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fewscan.learn.folder import drop_cache
 from fewscan.learn.request import Observer, Request, telling
 
 
-def run(request: Request, method: Callable[[Request], Model]) -> Model:
+def run(request: Request, method: Callable[[Request], Model], *, checkup: doctor.Checkup | None = None) -> Model:
     """Check the data, train, and leave ``check.json`` and ``curve.png`` in the model folder.
 
     Parameters
@@ -24,13 +25,16 @@ def run(request: Request, method: Callable[[Request], Model]) -> Model:
         What was asked.
     method : callable
         A method's ``run``.
+    checkup : Checkup, optional
+        From `checked`, of whose request this one is.
 
     Raises
     ------
     DataError
         If the data cannot be trained on.
     """
-    checkup = usable(request.dataset, observe=request.observe)
+    if checkup is None:
+        request, checkup = checked(request)
     try:
         model = method(request)
     finally:
@@ -38,6 +42,27 @@ def run(request: Request, method: Callable[[Request], Model]) -> Model:
     write_json(without_folders(checkup), request.out / "check.json")
     curve_png(request.out / "history.jsonl", request.out / "curve.png")
     return model
+
+
+def checked(request: Request) -> tuple[Request, doctor.Checkup]:
+    """The request without the unlabelled scans that are left out for their faults, and the check-up of all.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked.
+
+    Raises
+    ------
+    DataError
+        As `usable`.
+    """
+    checkup = usable(request.dataset, observe=request.observe)
+    kept = {case.id for case in checkup.sound.cases}
+    for case in request.dataset.cases:
+        if case.id not in kept:
+            request.say(f"warning: {case.images[0]} is left out, as `fewscan check` says")
+    return replace(request, dataset=checkup.sound), checkup
 
 
 def usable(dataset: Dataset, *, observe: Observer | None = None) -> doctor.Checkup:
@@ -48,14 +73,14 @@ def usable(dataset: Dataset, *, observe: Observer | None = None) -> doctor.Check
     dataset : Dataset
         To examine.
     observe : callable, optional
-        As for `checked`.
+        As for `examined`.
 
     Raises
     ------
     DataError
         If there is an error in it; the first one is told.
     """
-    checkup = checked(dataset, observe=observe)
+    checkup = examined(dataset, observe=observe)
     if not checkup.usable:
         worst = next(f for f in checkup.findings if f.severity == "error")
         others = sum(f.severity == "error" for f in checkup.findings) - 1
@@ -64,7 +89,7 @@ def usable(dataset: Dataset, *, observe: Observer | None = None) -> doctor.Check
     return checkup
 
 
-def checked(dataset: Dataset, *, observe: Observer | None = None) -> doctor.Checkup:
+def examined(dataset: Dataset, *, observe: Observer | None = None) -> doctor.Checkup:
     """The check-up of a data set, with word of how far it is.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from phantom import write_dataset
+from rich.console import Console
 
+from fewscan import api
 from fewscan.data.dataset import find, load
 from fewscan.data.doctor import Checkup, examine
 from fewscan.data.repair import fix
 from fewscan.data.sample import sample_path
 from fewscan.errors import DataError
+from fewscan.learn.request import Request
 from fewscan.space.geometry import Geometry
+from fewscan.tables import show_checkup
 
 
 def check(root: Path) -> Checkup:
@@ -298,3 +304,65 @@ def test_a_label_map_that_belongs_to_no_image_is_named(scans: Any) -> None:
     assert f"{found.message}; {found.remedy}".startswith(
         "label map kase_b.nii.gz belongs to no image; rename it like one"
     )
+
+
+@pytest.mark.parametrize("fault", ["nan", "several", "forms", "truncated", "constant"])
+def test_a_faulty_unlabelled_scan_is_left_out_and_costs_the_others_nothing(
+    scans: Any, tmp_path_factory: Any, fault: str
+) -> None:
+    scans.pairs(3)
+    (scans.root / "labels/case_b.nii.gz").unlink()
+    break_it, (_, code, _) = FAULTS[fault]
+    break_it(scans)
+    checkup = check(scans.root)
+    assert codes(checkup) == {("warning", code, "case_b")}
+    assert checkup.usable
+    assert "training leaves this unlabelled scan out" in checkup.findings[0].remedy
+    assert [case.id for case in checkup.sound.cases] == ["case_a", "case_c"]
+    out = tmp_path_factory.mktemp("copy") / "fixed"
+    fix(checkup.dataset, checkup, out=out)
+    again = find(out)
+    assert len(again.labelled) == 2
+    assert len(again.unlabelled) == (code in ("not-finite", "ambiguous-header")), "what can be repaired is"
+
+
+def test_training_leaves_a_faulty_unlabelled_scan_out_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_dataset(tmp_path / "data", labelled=1, unlabelled=2)
+    said: list[str] = []
+    asked: list[Request] = []
+
+    def method(request: Request) -> Any:
+        asked.append(request)
+        raise DataError("far enough")
+
+    def trained(**how: Any) -> tuple[str, int]:
+        with pytest.raises(DataError, match="far enough"):
+            api.train(data, tmp_path / "model", device="cpu", observe=lambda s: said.append(str(s)), **how)
+        return asked[-1].method, len(asked[-1].dataset.cases)
+
+    for name in ("segment", "joint"):
+        monkeypatch.setitem(api.METHODS, name, method)
+    assert (trained(), said) == (("joint", 3), [])
+    one, other = (case.images[0] for case in find(data).unlabelled)
+    one.write_bytes(one.read_bytes()[:200])
+    assert trained() == trained(dry_run=True) == ("joint", 2)
+    assert said == [f"warning: {one} is left out, as `fewscan check` says"] * 2
+    other.write_bytes(b"broken")
+    assert trained() == ("segment", 1), "nothing is left to learn jointly from"
+
+
+def test_without_a_label_check_says_that_training_would_refuse_and_how_to_name_one(scans: Any) -> None:
+    for case in ("p1", "p1 contour"):
+        scans.write_image(f"{case}.nii.gz")
+    checkup = check(scans.root)
+    screen = Console(file=io.StringIO(), width=500)
+    show_checkup(checkup.to_json(), screen)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "No labelled case: training would refuse this." in shown
+    assert "Nothing stands in the way" not in shown
+    assert "NAME_seg.nii.gz beside its scan NAME.nii.gz, or like the scan, in labels/" in shown
+    assert "seen were p1.nii.gz, p1 contour.nii.gz" in shown
+    with pytest.raises(DataError, match=r"no labelled case to learn from; a label map is called NAME_seg\.nii\.gz"):
+        api.train(scans.root, scans.root.with_name("model"), steps=1, device="cpu", method="segment")

@@ -13,8 +13,11 @@ import pytest
 from fewscan.data import layouts
 from fewscan.data.dataset import CaseFiles, find
 from fewscan.data.doctor import examine
+from fewscan.data.io import write_labelmap
 from fewscan.data.layouts import detect, seen
 from fewscan.errors import DataError
+from fewscan.judge.evaluate import evaluate
+from fewscan.learn.inputs import find_scans
 
 
 def ids(cases: tuple[CaseFiles, ...]) -> list[str]:
@@ -259,3 +262,82 @@ def test_channels_that_files_name_keep_their_names_and_order(scans: Any) -> None
     put(scans, CONTRASTS)
     (scans.root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}}))
     assert detect(scans.root).channels == ("flair", "t1")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("img", "seg"),
+        ("CT", "masks"),
+        ("Images", "Labels"),
+        ("images", "SEGS"),
+        ("Bilder", "gt"),
+        ("mr", "segmentation"),
+        ("volumes", "labels"),
+    ],
+)
+def test_folders_of_scans_and_label_maps_are_known_by_usual_names(scans: Any, images: str, labels: str) -> None:
+    for seed, case in enumerate(("p1", "p2", "p3")):
+        scans.write_image(f"{images}/{case}.nii.gz", seed=seed)
+        if case != "p3":
+            scans.write_label(f"{labels}/{case}.nii.gz", seed=seed)
+    data = find(scans.root)
+    assert (ids(data.labelled), ids(data.unlabelled), data.channels) == (["p1", "p2"], ["p3"], ("image",))
+
+
+@pytest.mark.parametrize("folders", [("Bilder", "Konturen"), ("ct", "mr"), ("ct", "mr", "masks"), ("A", "B", "C")])
+def test_folders_of_which_nobody_knows_what_they_hold_are_refused(scans: Any, folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        for case in ("p1", "p2", "p3"):
+            scans.write_image(f"{folder}/{case}.nii.gz", seed=len(folder))
+    with pytest.raises(
+        DataError, match=r"hold files of the same names \(p1, p2, p3\).*images/ and labels/.*segs"
+    ) as told:
+        find(scans.root)
+    assert all(f"{folder}/" in str(told.value) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["p1/t1", "p1/flair", "p2/t1", "p2/flair"], ["p1/anat", "p2/anat"], ["p1/x", "p2/x", "p3/x"], ["p1/x", "p2/y"]],
+)
+def test_unlabelled_cases_in_their_folders_are_no_doubt(scans: Any, files: list[str]) -> None:
+    put(scans, files)
+    assert detect(scans.root).pairs
+
+
+@pytest.mark.parametrize(
+    ("scan", "label"), [("ct_1", "seg_1"), ("volume-1", "segmentation-1"), ("1", "mask_1"), ("img_1", "Label_1")]
+)
+@pytest.mark.parametrize("place", [("", ""), ("images/", "labels/")], ids=["flat", "folders"])
+def test_label_maps_may_be_called_so_in_front(
+    scans: Any, tmp_path_factory: pytest.TempPathFactory, scan: str, label: str, place: tuple[str, str]
+) -> None:
+    scans.write_image(f"{place[0]}{scan}.nii.gz")
+    scans.write_image(f"{place[0]}{scan.replace('1', '2')}.nii.gz", seed=1)
+    scans.write_label(f"{place[1]}{label}.nii.gz")
+    data = find(scans.root)
+    assert (ids(data.labelled), ids(data.unlabelled), data.unmatched) == ([scan], [scan.replace("1", "2")], ())
+    assert [s.id for s in find_scans([scans.root], channels=["image"])] == [scan, scan.replace("1", "2")]
+    out = tmp_path_factory.mktemp("out")
+    write_labelmap(scans.label(), out / f"{scan}.nii.gz", native=scans.geometry)
+    assert evaluate(out, scans.root / place[1]).values("dice") == [1.0]
+
+
+def test_a_scan_that_begins_like_a_label_map_stays_one(scans: Any) -> None:
+    put(scans, ["mask_study_1", "mask_study_2", "ct_1", "mr_1", "gt_1"])
+    assert ids(find(scans.root).unlabelled) == ["ct_1", "gt_1", "mask_study_1", "mask_study_2", "mr_1"]
+
+
+def test_label_maps_in_a_folder_beside_loose_scans_are_theirs(
+    scans: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    scans.write_image("p1.nii.gz")
+    scans.write_image("p2.nii.gz", seed=1)
+    scans.write_label("segmentations/p1.nii.gz")
+    data = find(scans.root)
+    assert (ids(data.labelled), ids(data.unlabelled)) == (["p1"], ["p2"])
+    assert [s.id for s in find_scans([scans.root], channels=["image"])] == ["p1", "p2"]
+    out = tmp_path_factory.mktemp("out")
+    write_labelmap(scans.label(), out / "p1.nii.gz", native=scans.geometry)
+    assert evaluate(out, scans.root).values("dice") == [1.0]

@@ -13,9 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, bundles, dicom_labels, kinds, layouts, listing
+from fewscan.data import annotation, bundles, kinds, layouts, listing
+from fewscan.data.dicom_labels import plain_name
 from fewscan.data.found import Found, Pair
 from fewscan.data.io import label_values, peek, read_image, read_labels
+from fewscan.data.label_maps import names_itself, numbered
+from fewscan.data.masks import is_masks, mask_files
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE, Case, Kind, Labelmap
@@ -183,7 +186,7 @@ def assemble(root: Path, found: Found) -> Dataset:
 
 def _single(found: Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
     """Labels that occur in label maps, and what was drawn in the cases that lack some."""
-    listed = found.names or _spoken([*found.pairs.values(), *found.test.values()])
+    listed = found.names or numbered(p.label for p in [*found.pairs.values(), *found.test.values()] if p.label)
     values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
     held = {i: _values(p, listed, found.ignore) for i, p in found.test.items() if p.label is not None}
     present = frozenset[int]().union(*values.values(), *held.values())
@@ -191,30 +194,19 @@ def _single(found: Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
         names = {v: n for v, n in listed.items() if v in present or not present}
     else:
         names = {v: f"label {v}" for v in sorted(present)}
-    return names, annotation.not_drawn({i: v & set(names) for i, v in values.items() if v}, names)
-
-
-def _spoken(pairs: Sequence[Pair]) -> dict[int, str]:
-    """Numbers for the names in DICOM labels, which number their structures anew in every file."""
-    files = [p.label for p in pairs if p.label is not None]
-    spoken = [file for file in files if dicom_labels.is_label(file)]
-    if spoken and len(spoken) < len(files):
-        numbered = next(file for file in files if file not in spoken)
-        raise DataError(f"{spoken[0]} names its labels, {numbered} numbers them; say in labels.json which is which")
-    found: dict[str, str] = {}
-    for file in spoken:
-        try:
-            found |= {dicom_labels.plain_name(name): name for name in dicom_labels.names_in(file)} | found
-        except DataError:
-            continue
-    return dict(enumerate((found[name] for name in sorted(found)), start=1))
+    apart = {i: v & set(names) for i, v in values.items() if is_masks(found.pairs[i].label or Path())}
+    drawn = annotation.not_drawn({i: v & set(names) for i, v in values.items() if v and i not in apart}, names)
+    return names, drawn | {i: v for i, v in apart.items() if len(v) < len(names)}
 
 
 def _values(pair: Pair, names: Mapping[int, str], ignore: int | None) -> frozenset[int]:
     """Labels in a case's file; none when it cannot be read."""
     if pair.label is None:
         return frozenset()
-    wanted = names if dicom_labels.is_label(pair.label) else None
+    if is_masks(pair.label):  # an empty mask was looked for
+        files = {plain_name(name) for name in mask_files(pair.label)}
+        return frozenset(value for value, name in names.items() if plain_name(name) in files)
+    wanted = names if names_itself(pair.label) else None
     try:
         label = read_labels(pair.label, names=wanted, ignore=ignore, source=pair.images[0])
         return frozenset(label_values(label.data)) - {0, IGNORE}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data.dicom_slices import LABEL_CLASSES, Slice, read_slices, sop_class
+from fewscan.data.dicom_slices import CAPTURED_CLASSES, Slice, holds_image, read_slices, sop_class
 from fewscan.data.headers import LPS_TO_RAS, affine_of, check_sizes
 from fewscan.errors import DataError
 from fewscan.space.geometry import Geometry, to_ras
@@ -50,7 +50,7 @@ class Series:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files other than labels.
+    """Whether a folder holds DICOM images; labels, reports and whatever else has no pixels of a scan make no series.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ def is_series(folder: Path) -> bool:
     """
     strangers = 0
     try:
-        for file in sorted(e.path for e in os.scandir(chosen(folder)[0]) if e.is_file() and not _passed_over(e.name)):
+        for file in sorted(e.path for e in os.scandir(chosen(folder)[0]) if e.is_file() and not passed_over(e.name)):
             kind = sop_class(Path(file))
-            if kind is not None and kind not in LABEL_CLASSES:
+            if holds_image(Path(file), kind):
                 return True
             strangers += kind is None
             if strangers == 3:
@@ -99,8 +99,14 @@ def on_disk(scan: Path) -> Path:
     return folder if folder.is_dir() else scan
 
 
-def _passed_over(name: str) -> bool:
-    """Hidden files, and the index of an exported disc, which is DICOM but no slice."""
+def passed_over(name: str) -> bool:
+    """Whether a file is hidden, or the index of an exported disc, which is DICOM but no slice.
+
+    Parameters
+    ----------
+    name : str
+        Of the file.
+    """
     return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
@@ -150,9 +156,10 @@ def _ordered(path: Path) -> tuple[list[Slice], Geometry]:
     folder, number = chosen(path)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder of one CT or MR series")
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not _passed_over(f.name)]
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not passed_over(f.name)]
     kinds = {f: sop_class(f) for f in files}
-    images = [f for f in files if kinds[f] is not None and kinds[f] not in LABEL_CLASSES]
+    images = [f for f in files if holds_image(f, kinds[f])]
+    images = [f for f in images if kinds[f] not in CAPTURED_CLASSES] or images
     slices = [s for file in images for s in read_slices(file, path, pixels=False)]
     if not slices:
         raise DataError(f"{folder}: holds no DICOM image slices; give the folder of one CT or MR series")

@@ -160,7 +160,8 @@ def read_dicom_labels(path: Path, *, source: Path | None, names: Mapping[int, st
             raise DataError(f"{path}: two structures are called {twice[0]!r}; give each its own name")
         reader = _contours if sop_class(path) == uid.RTStructureSetStorage else _frames
         voxels = reader(item, [number for _, number in taken], series, path)
-    painted = _paint({(name, values[plain_name(name)]): voxels[n] for name, n in taken}, series, path)
+    found = {(name, values[plain_name(name)]): voxels[n] for name, n in taken}
+    painted = paint(found, series.native.shape, path=path)
     data, geometry = to_ras(painted, series.native)
     return Labelmap(np.ascontiguousarray(data, dtype=np.uint16), geometry, dict(wanted))
 
@@ -348,11 +349,26 @@ def fill(polygons: Sequence[Array], shape: tuple[int, int]) -> NDArray[np.bool_]
 # --------------------------------------------------------------------------------------------------------- painting
 
 
-def _paint(
-    structures: Mapping[tuple[str, int], Sequence[NDArray[np.int64]]], series: Series, path: Path
+def paint(
+    structures: Mapping[tuple[str, int], Sequence[NDArray[np.int64]]], shape: Sequence[int], *, path: Path
 ) -> NDArray[np.uint16]:
-    """One label per voxel, in the order of the series' grid; where contours merely touch the smaller one wins."""
-    label = np.zeros(int(np.prod(series.native.shape)), np.uint16)
+    """One label per voxel; where structures merely touch the smaller one wins.
+
+    Parameters
+    ----------
+    structures : mapping of (str, int) to sequence of (N,) int
+        Name and label of each structure to its voxels, as flat indices.
+    shape : (X, Y, Z) int
+        Of the grid.
+    path : Path
+        File, for the message.
+
+    Raises
+    ------
+    DataError
+        If one structure lies in another.
+    """
+    label = np.zeros(int(np.prod(shape)), np.uint16)
     whole = {key: np.concatenate([np.empty(0, np.int64), *parts]) for key, parts in structures.items()}
     for (name, value), voxels in sorted(whole.items(), key=lambda pair: -pair[1].size):
         under = label[voxels]
@@ -364,4 +380,4 @@ def _paint(
                 "voxel can carry one label; list the wanted structures in labels.json"
             )
         label[voxels] = value
-    return label.reshape(series.native.shape)
+    return label.reshape(shape)

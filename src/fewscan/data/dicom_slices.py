@@ -32,6 +32,27 @@ LARGEST_FILE = 2**33  # bytes of pixels
 LARGEST_SLICE = 2**28  # bytes
 LABEL_CLASSES = (uid.SegmentationStorage, uid.UID("1.2.840.10008.5.1.4.1.1.66.7"), uid.RTStructureSetStorage)
 """SOP classes of labels: binary or fractional segmentation, label map segmentation, structure set."""
+SLICE_CLASSES = (
+    uid.CTImageStorage,
+    uid.EnhancedCTImageStorage,
+    uid.LegacyConvertedEnhancedCTImageStorage,
+    uid.MRImageStorage,
+    uid.EnhancedMRImageStorage,
+    uid.LegacyConvertedEnhancedMRImageStorage,
+    uid.PositronEmissionTomographyImageStorage,
+    uid.EnhancedPETImageStorage,
+    uid.LegacyConvertedEnhancedPETImageStorage,
+)
+CAPTURED_CLASSES = (
+    uid.SecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    uid.MultiFrameSingleBitSecondaryCaptureImageStorage,
+    uid.MultiFrameTrueColorSecondaryCaptureImageStorage,
+)
+"""SOP classes of screens that were captured, such as pages of a dose report."""
+NEVER_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{branch}." for branch in ("11", "88", "104", "481"))
+"""Beginnings of SOP classes: presentation states, reports and notes, documents, and what belongs to radiotherapy."""
 PIXEL_MODULE = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -102,6 +123,27 @@ def sop_class(file: Path) -> str | None:
             return str(pydicom.filereader.read_file_meta_info(file).get("MediaStorageSOPClassUID", ""))
     except Exception:  # pydicom raises whatever it meets in a damaged file
         return ""
+
+
+def holds_image(file: Path, kind: str | None) -> bool:
+    """Whether a file is a DICOM image that may be a slice, and no report, presentation state, plan or label.
+
+    Parameters
+    ----------
+    file : Path
+        Any file.
+    kind : str, optional
+        What `sop_class` says of it.
+    """
+    if kind is None or kind in LABEL_CLASSES or kind.startswith(NEVER_IMAGES):
+        return False
+    if not kind or kind in SLICE_CLASSES:  # a damaged one is told where it is read
+        return True
+    try:
+        with quiet():
+            return "Rows" in pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
+    except Exception:  # pydicom raises whatever it meets in a damaged file
+        return True
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import annotation, bundles, cohort, dicom_labels, proof
+from fewscan.data import bundles, cohort, dicom, label_checks, proof
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.findings import Finding
 from fewscan.data.io import peek, read_labels, read_raw, whole
+from fewscan.data.label_maps import names_itself
+from fewscan.data.studies import flaw
 from fewscan.errors import FewscanError
 from fewscan.space.geometry import Geometry, check_same, to_ras
-from fewscan.space.volume import IGNORE, Kind
+from fewscan.space.volume import Kind
 
 __all__ = ["Checkup", "Finding", "Row", "examine"]
 
-FULL, TINY = 0.9, 5
+SPARED = ("image-unreadable", "several-volumes", "ambiguous-header", "not-finite", "constant", "grid-differs")
+"""Faults for which an unlabelled case is left out, rather than the data set refused."""
 DRAWN = "say which labels were drawn in drawn.json"
 
 
@@ -83,6 +86,13 @@ class Checkup:
         """Whether nothing stands in the way of training."""
         return not any(f.severity == "error" for f in self.findings)
 
+    @property
+    def sound(self) -> Dataset:
+        """The data set without the unlabelled cases that training leaves out for their faults."""
+        faulty = {f.path for f in self.findings if f.held_out}
+        kept = [c for c in self.dataset.cases if c.label is not None or not faulty & set(map(str, c.images))]
+        return replace(self.dataset, cases=tuple(kept))
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
         data = self.dataset
@@ -117,7 +127,8 @@ def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = N
     everyone = [*dataset.cases, *dataset.test]
     for done, case in enumerate(everyone, start=1):
         row, fact, found = _case(case, dataset, role=_role(case, dataset))
-        findings += found if done <= len(dataset.cases) else map(_excused, found)
+        unlabelled = case.label is None and done <= len(dataset.cases)
+        findings += map(_spared, found) if unlabelled else found if done <= len(dataset.cases) else map(_excused, found)
         if row is not None and fact is not None:
             rows.append(row)
             facts.append(fact)
@@ -143,12 +154,22 @@ def _excused(finding: Finding) -> Finding:
     return replace(finding, severity="warning", held_out=True) if finding.severity == "error" else finding
 
 
+def _spared(finding: Finding) -> Finding:
+    """A fault of an unlabelled case, without which there is less to learn from and nothing wrong."""
+    if finding.severity != "error" or finding.code not in SPARED:
+        return finding
+    return replace(_excused(finding), remedy=f"{finding.remedy}; until then training leaves this unlabelled scan out")
+
+
 def _unmatched(path: Path) -> Finding:
     remedy = "rename it like one, or take it away"
     return Finding("label-unmatched", "warning", "", str(path), f"label map {path.name} belongs to no image", remedy)
 
 
 def _unused(path: Path, dataset: Dataset) -> Finding:
+    if dicom.on_disk(path).is_dir():
+        remedy = "give its folder where it is wanted"
+        return Finding("series-left-out", "warning", "", str(path), f"is left out: the series {flaw(path)}", remedy)
     message = f"{path.name} is of no case: those found are {dataset.layout}, with {', '.join(dataset.channels)}"
     remedy = "complete or rename what lies there, or take it away"
     return Finding("image-unused", "warning", "", str(path), message, remedy)
@@ -172,7 +193,7 @@ def _decisions(dataset: Dataset) -> list[Finding]:
             )
     if not dataset.labelled:
         message = f"none of {len(dataset.cases)} cases has a label map"
-        remedy = "draw one case and put its label map beside it to train; predicting works without"
+        remedy = f"training needs one: {label_checks.how_to_label(dataset)}; predicting works without"
         found.append(Finding("no-labels", "warning", "", str(dataset.root), message, remedy))
     elif not dataset.names:
         message = f"the label maps of {len(dataset.labelled)} cases hold no label"
@@ -194,6 +215,8 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     native = parts[0][1]
     for path, (_, other) in zip(case.images[1:], parts[1:], strict=True):
         found += _grids(native, other, case.id, path, "channel")
+    for path, (values, _) in zip(case.images, parts, strict=True):
+        found += label_checks.mask_among_channels(case, path, data=values)
     found += _directions(case, parts, dataset.kind)
     data = to_ras(parts[0][0], native)[0]
     geometry = to_ras(data[0], native)[1]
@@ -207,7 +230,7 @@ def _case(case: CaseFiles, dataset: Dataset, *, role: str) -> tuple[Row | None, 
     label_hash = ""
     if label is not None and case.label is not None:
         found += _grids(geometry, label[1], case.id, case.label, "label map")
-        found += list(_content(label[0], case, dataset))
+        found += label_checks.content(label[0], case, dataset=dataset)
         counts, centres = cohort.measure(label[0], label[1])
         label_hash = _hash(label[0]) if counts else ""
     if case.label is not None and dataset.overlapping:
@@ -293,7 +316,7 @@ def _label(case: CaseFiles, dataset: Dataset, found: list[Finding]) -> tuple[NDA
     if case.label is None:
         return None
     try:
-        if dicom_labels.is_label(case.label):
+        if names_itself(case.label):
             drawn = read_labels(case.label, names=dataset.names, source=case.images[0])
             return drawn.data, drawn.geometry
         data, native = _lenient(case.label, case.id, found)
@@ -348,38 +371,3 @@ def _grids(a: Geometry, b: Geometry, case: str, path: Path, what: str) -> list[F
         message = str(error).split(";")[0]
         return [Finding("grid-differs", "error", case, str(path), message, remedy, fixable)]
     return []
-
-
-def _content(label: NDArray[np.uint16], case: CaseFiles, dataset: Dataset) -> Iterator[Finding]:
-    """What is odd in a label map taken by itself."""
-    path, drawn = str(case.label), (label > 0) & (label < IGNORE)
-    count = int(drawn.sum())
-    unknown = sorted(set(np.unique(label).tolist()) - {0, IGNORE, *dataset.names})
-    if unknown:
-        message = f"holds labels {unknown[:8]} that are not in the list"
-        remedy = "add them to labels.json, or let --fix write a list that names them after their numbers"
-        yield Finding("label-not-listed", "error", case.id, path, message, remedy, True)
-    if count == 0:
-        remedy = "if the structure is truly absent keep it, else draw it or take the label map away"
-        yield Finding("label-empty", "warning", case.id, path, "nothing is labelled", remedy)
-    elif count < TINY:
-        yield Finding("label-tiny", "warning", case.id, path, f"{count} voxels are labelled", "look at it in a viewer")
-    elif count > FULL * label.size:
-        message = f"{100 * count / label.size:.0f} % of all voxels are labelled"
-        yield Finding("label-full", "warning", case.id, path, message, "check that background is 0")
-    blank = annotation.blank_slices(label)
-    if blank is not None:
-        axis, slices = blank
-        way = ("left to right", "back to front", "bottom to top")[axis]
-        message = f"drawn in {int((~slices).sum())} of {slices.size} slices from {way}"
-        remedy = "training does not look at the other slices; if they are truly empty, set an ignore value instead"
-        yield Finding("blank-slices", "note", case.id, path, message, remedy)
-    elif count and any(_single(drawn, axis) for axis in range(3)):
-        remedy = "if only this slice was drawn, draw one more so that the others are taken as not looked at"
-        yield Finding("one-slice", "warning", case.id, path, "only one slice is labelled", remedy)
-
-
-def _single(drawn: NDArray[np.bool_], axis: int) -> bool:
-    """Whether the label is one slice thick in a grid of many."""
-    others = tuple(a for a in range(3) if a != axis)
-    return drawn.shape[axis] >= 8 and int(drawn.any(axis=others).sum()) == 1

@@ -29,7 +29,7 @@ class Finding:
     fixable : bool
         Whether `fewscan.data.repair.fix` can do it.
     held_out : bool
-        Whether it would be an error if the case were not set apart for testing.
+        Whether it would be an error if the case were trained on, and were not set apart or left out.
     """
 
     code: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from fewscan.data.folder_names import doubt
 from fewscan.data.found import (
     LABEL_STEMS,
     LABEL_TAIL,
@@ -17,9 +19,11 @@ from fewscan.data.found import (
     folder_name,
     held_out,
     label_name,
+    partner,
     stem_of,
     subfolders,
 )
+from fewscan.data.masks import masks_of
 
 PLAIN = "images without labels"
 
@@ -48,11 +52,15 @@ def flat(root: Path, *, channels: Sequence[str] = ()) -> Found | None:
         return None
     stems = Counter(stem_of(f) for f in files)
     plain = [f for f in files if stem_of(f).lower() in LABEL_STEMS]
-    if root not in every and (max(stems.values()) > 1 or plain):
-        return _one_folder_each(every)
-    if root in every and len(plain) == len(files) - 1 > 0:
+    masked = [folder for folder in every if masks_of(folder)]
+    if root not in every and (max(stems.values()) > 1 or plain or masked):
+        found = _one_folder_each(every)
+        unclear = "" if plain or masked or channels else doubt(every)
+        return replace(found, doubts=(*found.doubts, unclear)) if unclear else found
+    if root in every and (len(plain) == len(files) - 1 > 0 or (masked and len(files) == 1)):
         return _one_folder_each(every)  # the folder of one case
-    return _side_by_side([f for f in files if f not in plain], plain, channels)
+    found = _side_by_side([f for f in files if f not in plain], plain, channels)
+    return replace(found, unmatched=(*found.unmatched, *(p for folder in masked for p in masks_of(folder))))
 
 
 def _side_by_side(files: Sequence[Path], strangers: Sequence[Path], known: Sequence[str]) -> Found:
@@ -63,6 +71,9 @@ def _side_by_side(files: Sequence[Path], strangers: Sequence[Path], known: Seque
         if LABEL_TAIL.search(stem_of(file)):
             drawn.setdefault(LABEL_TAIL.sub("", stem_of(file)), []).append(file)
     scans = {stem_of(f): f for f in files if not LABEL_TAIL.search(stem_of(f))}
+    for name, scan in {name: partner(name, scans) for name in scans}.items():
+        if scan is not None:  # seg_1 beside ct_1
+            drawn.setdefault(scan, []).append(scans.pop(name))
     loose = [base for base in drawn if base not in scans]
     groups = {base: {i[len(base) + 1 :]: f for i, f in scans.items() if i.startswith(f"{base}_")} for base in loose}
     groups = {base: group for base, group in groups.items() if group}
@@ -99,15 +110,15 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
     pairs: dict[str, Pair] = {}
     unmatched: list[Path] = []
     for folder, mine in sorted(scans.items()):
-        case = folder_name(folder)
+        case, labels = folder_name(folder), [*drawn[folder], *masks_of(folder)]
         if channels and all(c in mine for c in channels):
             files = tuple(mine[c] for c in channels)
         elif not channels and len(mine) == 1:
             files = tuple(mine.values())
         else:
-            unmatched += drawn[folder]
+            unmatched += labels
             continue
-        pairs[case] = Pair(files, chosen_label(case, drawn[folder], doubts=doubts))
+        pairs[case] = Pair(files, chosen_label(case, labels, doubts=doubts))
     used = {file for pair in pairs.values() for file in pair.images}
     unused = tuple(file for mine in scans.values() for file in mine.values() if file not in used)
     return Found(

@@ -34,6 +34,7 @@ from fewscan.data.headers import (
 )
 from fewscan.errors import DataError, GeometryError
 from fewscan.space.geometry import Geometry, largest_gap_mm
+from fewscan.space.volume import IGNORE
 
 HEADER_BYTES = 2**20
 MRTRIX = (".mif", ".mif.gz", ".mih")
@@ -208,6 +209,28 @@ def _nrrd(path: Path) -> Header:
         doubts=doubts,
     )
     return header
+
+
+def segments_of(path: Path) -> dict[int, str]:
+    """Name of each segment by number, as 3D Slicer writes them into the header; none of any other file.
+
+    Parameters
+    ----------
+    path : Path
+        Any; one that cannot be read is told where its voxels are.
+    """
+    if suffix_of(path) not in (".nrrd", ".nhdr") or not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as stream:
+            head = re.split(rb"\r?\n\r?\n", stream.read(HEADER_BYTES), maxsplit=1)[0].decode("utf-8", "replace")
+    except OSError:
+        return {}
+    told = dict(re.findall(r"(?m)^(Segment\d+_(?:Name|LabelValue)):=(.*?)\s*$", head))
+    names = {key.partition("_")[0]: name.strip() for key, name in told.items() if key.endswith("_Name")}
+    values = {segment: told.get(f"{segment}_LabelValue", "") for segment in names}
+    known = {segment: name for segment, name in names.items() if name and re.fullmatch("[0-9]{1,5}", values[segment])}
+    return {int(values[segment]): name for segment, name in known.items() if 0 < int(values[segment]) < IGNORE}
 
 
 def _nrrd_space(

@@ -14,6 +14,8 @@ from fewscan.data.headers import suffix_of
 from fewscan.errors import DataError
 
 LABEL_STEMS = {"seg", "segmentation", "dseg", "label", "labels", "labelmap", "mask", "gt"}
+LABEL_HEAD = re.compile(r"(?i)^(seg|segmentation|dseg|label|labels|labelmap|mask|gt)[-_](.+)$")
+IMAGE_HEAD = re.compile(r"(?i)^(image|img|scan|volume|vol|ct|cta|mri?|case)[-_](.+)$")
 LABEL_TAIL = re.compile(r"(?i)[-_.](seg|segmentation|dseg|label|labels|labelmap|mask|gt)$")
 HELD_OUT = ("test", "imagests", "labelsts")
 """Folders whose scans are never trained on, in lower case."""
@@ -187,6 +189,28 @@ def label_name(name: str) -> bool:
         Of a file, or what is left of it without that of its case.
     """
     return name.lower() in LABEL_STEMS or bool(LABEL_TAIL.search(name))
+
+
+def partner(name: str, scans: Iterable[str]) -> str | None:
+    """The scan that a label map such as ``seg_1`` belongs to: ``1``, or the only one like ``ct_1``, ``image_1``.
+
+    Parameters
+    ----------
+    name : str
+        Of the label map, without suffix.
+    scans : iterable of str
+        Names of scans, without suffix.
+
+    Examples
+    --------
+    >>> [partner("seg_1", scans) for scans in (["ct_0", "ct_1"], ["ct_1", "mr_1"], ["1"])]
+    ['ct_1', None, '1']
+    """
+    if (called := LABEL_HEAD.match(name)) is None:
+        return None
+    rest, known = called[2], list(scans)
+    mine = [scan for scan in known if (head := IMAGE_HEAD.match(scan)) is not None and head[2] == rest]
+    return rest if rest in known else mine[0] if len(mine) == 1 else None
 
 
 def held_out(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from fewscan.data import dicom_labels
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dicom import is_series
 from fewscan.data.flat import flat
+from fewscan.data.folder_names import images_and_labels
 from fewscan.data.found import (
     LABEL_STEMS,
     LABEL_TAIL,
@@ -27,22 +28,23 @@ from fewscan.data.found import (
     folder_name,
     held_out,
     inside,
+    partner,
     stem_of,
     subfolders,
     walk,
 )
 from fewscan.data.headers import suffix_of
 from fewscan.data.listing import RECORD, channel_record, read_listing, stated
+from fewscan.data.studies import set_aside
 from fewscan.errors import DataError
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "scans")
-LABEL_FOLDERS = ("labels", "label", "masks", "mask", "segmentations", "annotations")
 TRACT_IMAGES = {"peaks": "peaks.nii.gz", "tensor": "tensor.nii.gz", "scalar": "scalars.nii.gz"}
 CHANNEL_TAIL = re.compile(r"^(.+)_(\d{4})$")
 NEW_FOLDER = "`fewscan tracts inputs` makes a new folder with it; copy the masks there"
 UNDERSTOOD = (
     "images/ + labels/, imagesTr/ + labelsTr/ (nnU-Net, MSD), BIDS with derivatives/, files with _seg, _label or _mask "
-    "in their names, folders of DICOM series or of fewscan tracts inputs, these also with bundle_segmentations/"
+    "in their names, a folder for each case, folders of DICOM series or of fewscan tracts inputs, these also with "
+    "bundle_segmentations/"
 )
 
 
@@ -138,14 +140,13 @@ def _listed(root: Path, found: Found) -> Found:
 
 def _folders(root: Path) -> Found | None:
     """images/ with labels/ beside, held-out cases in test/."""
-    images = _first(root, IMAGE_FOLDERS)
+    images, labels = images_and_labels(root)
     if images is None:
         return None
-    labels = _first(root, LABEL_FOLDERS)
-    layout = f"{images.name}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
+    layout = f"{folder_name(images)}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
     found = _pairs(root, images, labels, layout)
-    held = _first(root / "test", IMAGE_FOLDERS) if root / "test" in subfolders(root) else None
-    return _held(held, _first(root / "test", LABEL_FOLDERS), found) if held else found
+    held, drawn = images_and_labels(root / "test") if root / "test" in subfolders(root) else (None, None)
+    return _held(held, drawn, found) if held else found
 
 
 def _task(root: Path) -> Found | None:
@@ -162,10 +163,6 @@ def _pairs(root: Path, images: Path, labels: Path | None, layout: str) -> Found:
     drawn = entries(labels) if labels is not None and labels.is_dir() else []
     made = _pair(entries(images), drawn, len(read_listing(root)["channels"]))
     return Found(layout, made.pairs, channels=made.channels, unmatched=made.unmatched, doubts=made.doubts)
-
-
-def _first(root: Path, names: Iterable[str]) -> Path | None:
-    return next((root / n for n in names if (root / n).is_dir()), None)
 
 
 def _files_each(pairs: Mapping[str, Pair]) -> int:
@@ -204,7 +201,7 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> Paired:
     for file in labels:
         by_id.setdefault(stem_of(file), []).append(file)
     for file in labels:
-        case = LABEL_TAIL.sub("", stem_of(file))
+        case = partner(stem_of(file), stems) or LABEL_TAIL.sub("", stem_of(file))
         if case != stem_of(file) not in stems:
             by_id.setdefault(case, []).append(file)
     groups: dict[str, dict[str, Path]] = {}
@@ -289,10 +286,18 @@ def _series(root: Path) -> Found | None:
         return None
     if deeper := [found for p in folders if p not in series for found in _series_below(p)]:
         return _patients(root, sorted([*series, *deeper]))
-    made = _pair(series, files_in(root))
+    files = files_in(root)
+    aside = set_aside(series).keys() - {p for p in series if _named(files, p.name)}
+    made = _pair([p for p in series if p not in aside], files)
     pairs = _bound(root, made.pairs)
     unmatched, unused = _left(made.unmatched, pairs)
+    unused = (*unused, *sorted(aside))
     return Found("folders of DICOM series", pairs, unmatched=unmatched, unused=unused, doubts=made.doubts)
+
+
+def _named(files: Iterable[Path], case: str) -> bool:
+    """Whether one of some files is the label map of a case, by its name."""
+    return any(case in (stem_of(file), LABEL_TAIL.sub("", stem_of(file))) for file in files)
 
 
 def _nested(root: Path) -> Found | None:
@@ -314,7 +319,9 @@ def _series_below(folder: Path) -> list[Path]:
 
 def _patients(root: Path, series: Iterable[Path]) -> Found:
     """Series by the folders of their patients; several series of one patient become its sessions."""
-    parts = {p: p.relative_to(root).parts for p in series}
+    known = list(series)
+    aside = set_aside(known)
+    parts = {p: p.relative_to(root).parts for p in known if p not in aside}
     count = Counter(patient for patient, *_ in parts.values())
     labels: dict[str, list[Path]] = {}
     for file in files_in(root):
@@ -328,7 +335,7 @@ def _patients(root: Path, series: Iterable[Path]) -> Found:
         pairs[case] = Pair((folder,), chosen_label(case, labels.get(case, ()), doubts=doubts))
     pairs = _bound(root, pairs)
     unmatched, unused = _left((f for case, files in labels.items() if case not in pairs for f in files), pairs)
-    layout = "nested folders of DICOM series"
+    layout, unused = "nested folders of DICOM series", (*unused, *aside)
     return Found(layout, pairs, unmatched=unmatched, unused=unused, doubts=tuple(doubts))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import dicom_labels, kinds
+from fewscan.data import kinds
 from fewscan.data.annotation import mark_blank
 from fewscan.data.cohort import boxes_overlap
 from fewscan.data.dataset import CaseFiles, Dataset
@@ -23,7 +23,9 @@ from fewscan.data.doctor import Checkup
 from fewscan.data.findings import Finding
 from fewscan.data.headers import suffix_of
 from fewscan.data.io import label_values, read_labels, read_raw, whole, write_image, write_labelmap
+from fewscan.data.label_maps import names_itself
 from fewscan.data.listing import read_json
+from fewscan.data.masks import is_masks
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import Geometry, largest_gap_mm, ras_geometry, to_ras
 from fewscan.space.volume import IGNORE, Kind
@@ -143,9 +145,13 @@ def _listing(dataset: Dataset, names: dict[int, str], part: Path) -> None:
 
 def _stated(dataset: Dataset, written: set[str], names: dict[int, str], part: Path) -> None:
     """drawn.json, about the cases and labels that the copy holds."""
+    masks = [case for case in dataset.cases if case.id in written and case.label is not None and is_masks(case.label)]
+    told = {case.id: [dataset.names[v] for v in sorted(case.drawn)] for case in masks if case.drawn is not None}
     if (dataset.root / "drawn.json").is_file():
+        told |= read_json(dataset.root / "drawn.json")
+    if told:
         known = {str(value) for value in names} | set(names.values())
-        listed = {case: v for case, v in read_json(dataset.root / "drawn.json").items() if case in written}
+        listed = {case: v for case, v in told.items() if case in written}
         kept = {case: [n for n in v if str(n) in known] for case, v in listed.items()}
         (part / "drawn.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
@@ -202,7 +208,7 @@ def _label(
     if case.label is None:
         raise DataError(f"case {case.id}: has no label map to copy; leave it unlabelled")
     grid, what = ras_geometry(native), []
-    if dicom_labels.is_label(case.label):
+    if names_itself(case.label):
         drawn = read_labels(case.label, names=dataset.names, source=case.images[0])
         label, own = drawn.data, drawn.geometry
         what.append("written as NIfTI")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fewscan.data import io
 from fewscan.data.bundles import bundle_files, grid_of, read_bundles
-from fewscan.data.dicom_labels import is_label
+from fewscan.data.label_maps import names_itself
 from fewscan.deliver import charts, markup, pictures, scans
 from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
@@ -298,7 +298,7 @@ def judged(
     if bundle_files(drawn):
         reference, prediction = (bundles(folder, names=list(case.labels)) for folder in (drawn, predicted))
         return _with_scan(reference, prediction, image, what=case.id)
-    names = (label_names(predicted)[0] or label_names(drawn)[0]) if is_label(drawn) else None
+    names = (label_names(predicted)[0] or label_names(drawn)[0]) if names_itself(drawn) else None
     reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=image)
     return _with_scan(reference, io.read_labels(predicted), image, what=case.id)
 

@@ -15,7 +15,9 @@ from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
 from fewscan.data.dicom_labels import is_label, plain_name
 from fewscan.data.found import stem_of
+from fewscan.data.label_maps import names_itself
 from fewscan.data.listing import read_listing
+from fewscan.data.masks import is_masks, mask_files
 from fewscan.errors import DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import METRICS, Score
@@ -104,13 +106,14 @@ def evaluate(
     _refuse_renumbered(known or {}, names or {}, predictions=predictions, labels=labels)
     scans = {} if images is None else files_by_name(images)
     references = [reference for _, reference in pairs.values()]
-    spoken = any(is_label(reference) for reference in references)
-    if spoken and not (names or known):
+    spoken = any(names_itself(reference) for reference in references)
+    unnumbered = [reference for reference in references if is_label(reference) or is_masks(reference)]
+    if unnumbered and not (names or known):
         raise DataError(
-            f"{references[0]}: names its structures, and nothing says which number each has in {predictions}; "
+            f"{unnumbered[0]}: names its structures, and nothing says which number each has in {predictions}; "
             "put a labels.json beside the references"
         )
-    names = names or (known if spoken else _values_in(references, ignore, known or {})) or {}
+    names = names or (known if spoken and known else _values_in(references, ignore, known or {})) or {}
     cases = []
     for case, (prediction, reference) in counted(list(pairs.items()), observe, doing="judging"):
         scan = scans.get(stem_of(prediction)) or scans.get(case) or sources.get(reference)
@@ -246,7 +249,10 @@ def _judge(
     ignore: int | None,
     tolerance_mm: float | None,
 ) -> CaseScore:
-    spoken = names if is_label(files[1]) else None
+    if is_masks(files[1]):  # a structure without a mask was not looked for
+        held = {plain_name(name) for name in mask_files(files[1])}
+        names = {value: name for value, name in names.items() if plain_name(name) in held}
+    spoken = names if names_itself(files[1]) else None
     prediction = io.read_labels(files[0])
     reference = io.read_labels(files[1], names=spoken, ignore=ignore, source=files[2])
     check_same(prediction.geometry, reference.geometry, what=f"{files[0]} and {files[1]}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fewscan.data.dicom import is_series
+from fewscan.data.folder_names import images_and_labels
 from fewscan.data.found import (
     LABEL_STEMS,
     LABEL_TAIL,
@@ -14,12 +15,14 @@ from fewscan.data.found import (
     files_in,
     held_out,
     once,
+    partner,
     stem_of,
     subfolders,
     walk,
 )
 from fewscan.data.headers import SUFFIXES, suffix_of
 from fewscan.data.layouts import seen
+from fewscan.data.masks import is_masks
 from fewscan.errors import DataError
 
 
@@ -69,7 +72,8 @@ def references_in(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mappin
         If one reference cannot be told from another, or they are bundles.
     """
     series = path.is_dir() and any(map(is_series, walk(path)))
-    direct = {} if series else once(((stem_of(file), file) for file in _marked(path)), clash=_two_formats)
+    marked = [] if series or _among_scans(path) else _marked(path)
+    direct = once(((stem_of(file), file) for file in marked), clash=_two_formats)
     if direct and not (path.is_dir() and any(map(held_out, subfolders(path)))):
         return direct, {}, {}
     found = seen(path)
@@ -86,6 +90,12 @@ def references_in(path: Path) -> tuple[dict[str, Path], dict[Path, Path], Mappin
         clash=lambda case, first, second: f"{second}, {first}: both of a case named {case}; give one's folder",
     )
     return references, {label: image for _, label, image in labelled}, found.names
+
+
+def _among_scans(path: Path) -> bool:
+    """Whether a folder holds scans whose label maps begin so, as ``seg_1`` beside ``ct_1``, or lie in one below."""
+    names = [stem_of(file) for file in files_in(path)] if path.is_dir() else []
+    return any(partner(name, names) for name in names) or (path.is_dir() and images_and_labels(path)[0] == path)
 
 
 def _two_formats(name: str, first: Path, second: Path) -> str:
@@ -123,9 +133,12 @@ def pair(
         If nothing belongs together, or two predictions to one reference.
     """
     found = _files(predictions)
-    if predictions.is_file() and labels.is_file():
+    masks = is_masks(labels) and not {stem_of(predictions), case_id(predictions)} & references.keys()
+    if predictions.is_file() and (labels.is_file() or masks):
         return {case_id(predictions): (predictions, labels)}, {}
-    by_name = _with_ids(references)
+    predicted = [stem_of(file) for file in found]
+    headed = {scan: file for name, file in references.items() if (scan := partner(name, predicted)) is not None}
+    by_name = headed | _with_ids(references)
     pairs: dict[str, tuple[Path, Path]] = {}
     taken: dict[Path, Path] = {}
     for file in found:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewscan.data import dicom
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
+from fewscan.data.folder_names import LABEL_FOLDERS
 from fewscan.data.found import Found, called_label, folder_name, inside, readable, stem_of, subfolders
 from fewscan.data.headers import suffix_of
-from fewscan.data.layouts import LABEL_FOLDERS, TRACT_IMAGES, seen
+from fewscan.data.layouts import TRACT_IMAGES, seen
 from fewscan.data.listing import RECORD, channel_record
+from fewscan.data.studies import set_aside
 from fewscan.errors import DataError
 from fewscan.space.volume import Kind
 
@@ -37,7 +39,13 @@ class Scan:
     images: tuple[Path, ...]
 
 
-def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = "scalar") -> list[Scan]:
+def find_scans(
+    inputs: Sequence[Path],
+    *,
+    channels: Sequence[str],
+    kind: Kind = "scalar",
+    say: Callable[[str], object] | None = None,
+) -> list[Scan]:
     """Scans behind files and folders.
 
     A folder is a data set where `fewscan.data.layouts.seen` finds more than images and accounts for every image: its
@@ -53,6 +61,8 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
         that are named like the channels in one folder.
     kind : {"scalar", "peaks", "tensor"}
         Of the model: of folders that `fewscan tracts inputs` wrote, the image that it takes.
+    say : callable, optional
+        Gets a warning of each series of a study that is left out, since it is no volume.
 
     Raises
     ------
@@ -70,7 +80,12 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
             continue
         if not readable(path):
             raise DataError(f"{path}: may not be read; change its permissions")
-        cases, files = _in_folder(path, channels, kind)
+        plain = _inside(path, channels, kind)
+        aside = set_aside([p for p in plain if p.is_dir()])
+        for series, why in aside.items():
+            if say is not None:
+                say(f"warning: {series} is left out: the series {why}; give its folder to predict it")
+        cases, files = _in_folder(path, [p for p in plain if p not in aside], channels)
         scans.extend(cases)
         found.extend(files)
     if not found and not scans:
@@ -90,9 +105,8 @@ def find_scans(inputs: Sequence[Path], *, channels: Sequence[str], kind: Kind = 
     return scans
 
 
-def _in_folder(folder: Path, channels: Sequence[str], kind: Kind) -> tuple[list[Scan], list[Path]]:
-    """Cases of a data set, and files that are still to be grouped."""
-    plain = _inside(folder, channels, kind)
+def _in_folder(folder: Path, plain: list[Path], channels: Sequence[str]) -> tuple[list[Scan], list[Path]]:
+    """Cases of a data set, and of its plain images those that are still to be grouped."""
     known = None if plain in ([], [folder]) else _data_set(folder, plain, channels)
     if known is None:
         return [], plain

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fewscan.data.dataset import load
+from fewscan.data.label_checks import how_to_label
 from fewscan.errors import ConfigError, DataError, FewscanError, ResourceError
 from fewscan.learn import checkpoint
 from fewscan.learn.batches import Prepared, prepare
@@ -311,9 +312,7 @@ def open_session(
         If nothing is labelled though the method needs it.
     """
     if labels and not request.dataset.labelled:
-        raise DataError(
-            f"{request.dataset.root}: no labelled case to learn from; put a label map beside at least one image"
-        )
+        raise DataError(f"{request.dataset.root}: no labelled case to learn from; {how_to_label(request.dataset)}")
     keep_freed_memory()
     fix = "bound it with --max-memory, such as 4GiB, in a new run"
     with claimed(request.out, going_on=request.going_on, say=request.say), memory_told(fix=fix):
