@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -303,7 +303,7 @@ def _answered(
             f"{scan.images[0]}: holds {said(kind)}, the model takes {said(model.plan.kind)}; give such a scan"
         )
     volume = read_image(scan.images[0] if len(scan.images) == 1 else scan.images, channels=model.plan.channels)
-    volume = replace(volume, kind=kind)
+    volume = kinds.of_kind(volume, kind, file=scan.images[0])
     warning = _misfit(volume, scan.images)
     if warning is not None:
         say(f"warning: {scan.id}: {warning}")

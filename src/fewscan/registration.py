@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fewscan.data.bundles import bundle_files
 from fewscan.data.dicom import on_disk
 from fewscan.data.fields import write_field
 from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
-from fewscan.data.kinds import kind_of_file
+from fewscan.data.kinds import kind_of_file, of_kind
 from fewscan.data.label_maps import names_itself
 from fewscan.data.listing import KEY, REGISTERED, direction_channels, registered
 from fewscan.deliver import warps
@@ -199,7 +198,7 @@ def _scan(path: Path) -> Volume:
     volumes = peek(path).channels if path.is_file() else 1
     kind = kind_of_file(path, channels=volumes)
     if kind != "scalar":
-        return replace(read_image(path, channels=direction_channels(kind, volumes)), kind=kind)
+        return of_kind(read_image(path, channels=direction_channels(kind, volumes)), kind, file=path)
     if volumes > 1:
         raise DataError(
             f"{path}: holds {volumes} volumes, but register takes one 3D map, or peaks or a tensor that a record, or "

@@ -23,10 +23,11 @@ from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks
 from fewscan.judge import shift as judging
+from fewscan.judge.lesions import TEMPLATES
 from fewscan.judge.pairing import case_id
 from fewscan.judge.results import plain
 from fewscan.learn import checkpoint, grafting, infer
-from fewscan.learn.channels import said, to_look_at
+from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import USE
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
@@ -40,7 +41,6 @@ from fewscan.surroundings import deformation_around, placed, structures
 MOST_SCANS = 40  # of each population
 MOST_JUDGED = 12  # labelled scans of each population that the model is judged on
 MOST_LESIONS = 6  # cases with a lesion, and at most as many healthy people, that are registered; the others are not
-TEMPLATES = 2  # healthy scans that are brought onto each of them
 WORSE = 0.1  # Dice by which the surroundings of a lesion may fall behind the rest before a case needs a human
 
 
@@ -292,8 +292,8 @@ def _lesions(work: _Card, scores: dict[str, dict[str, float]]) -> dict[str, Any]
         means[key] = float(np.mean(values)) if values else math.nan
     return {
         "cases": rows, "control": registered.control, "registered": len(registered.rows), "measures": measures,
-        "tellable": told, "patients": people, "deformed": deformed, "pushed_mm": pushed, **means,
-        "near_mm": lesions.NEAR_MM, "empty": empty,
+        "tellable": told, "patients": people, "healthy": registered.healthy, "deformed": deformed,
+        "pushed_mm": pushed, **means, "near_mm": lesions.NEAR_MM, "empty": empty,
         "unused": sorted(work.lesions[case].name for case in work.lesions.keys() - {files.id for files in held}),
     }  # fmt: skip
 
@@ -305,6 +305,7 @@ class _Around:
     rows: dict[str, dict[str, float]]
     control: list[dict[str, float]]
     patients: tuple[list[str], list[str]]  # of the control, of the rows
+    healthy: int  # people there are, those of the templates among them
 
     def measured(self, key: str) -> list[list[tuple[float, str]]]:
         """A measure of the control and of the rows with whose it is, where there was tissue to measure it."""
@@ -316,19 +317,22 @@ class _Around:
 
 
 def _around(work: _Card) -> _Around:
-    """Templates of healthy people registered onto a sample of the cases with a lesion, and onto scans of others."""
+    """Templates of healthy people registered onto a sample of the cases with a lesion, and onto scans of others.
+
+    Nothing where there are no more healthy people than templates.
+    """
     held = [case for case in work.target.cases if case.id in work.lesions]
     order = np.random.default_rng(work.seed).permutation(len(work.source.cases))
     healthy = [work.source.cases[i] for i in order]
     people = list(dict.fromkeys(files.patient for files in healthy))
     if len(people) <= TEMPLATES:
-        raise DataError(f"{work.source.root}: {len(people)} patients; lesions need more than {TEMPLATES} healthy ones")
+        return _Around({}, [], ([], []), len(people))
     firsts = [next(files for files in healthy if files.patient == patient) for patient in people[:TEMPLATES]]
-    templates = [to_look_at(_load(work, files, work.source).image) for files in firsts]
+    templates = [_load(work, files, work.source).image for files in firsts]
     of = {who: [files for files in healthy if files.patient == who] for who in people[TEMPLATES:]}
     turns = range(max(map(len, of.values())))  # one scan of everybody before a second one of anybody
     spare = [scans[i] for i in turns for scans in of.values() if i < len(scans)][:MOST_LESIONS]
-    found, places = _Around({}, [], ([], [])), []
+    found, places = _Around({}, [], ([], []), len(people)), []
     sample = work.sample(held, MOST_LESIONS)
     for i, files in enumerate(sample):
         work.tell(0.4 + 0.1 * i / len(sample), f"{files.id}, around the lesion")
@@ -336,14 +340,14 @@ def _around(work: _Card) -> _Around:
         lesion = work.mask(case)
         if lesion is None:
             continue
-        found.rows[case.id] = deformation_around(to_look_at(case.image), lesion, templates=templates)
+        found.rows[case.id] = deformation_around(case.image, lesion, templates=templates)
         found.patients[1].append(files.patient)
         places.append(lesion)
     count = max(len(places), len(spare)) if places else 0  # every spare one: few controls can show nothing
     for i in range(count):
         files = spare[i % len(spare)]
         work.tell(0.5 + 0.1 * i / count, f"{files.id}, the same places")
-        image = to_look_at(_load(work, files, work.source).image)
+        image = _load(work, files, work.source).image
         place = placed(places[i % len(places)], image.geometry.shape)
         found.control.append(deformation_around(image, place, templates=templates))
         found.patients[0].append(files.patient)

@@ -154,9 +154,9 @@ class _Work:
             raise DataError(f"{case.images[0]}: holds {said(seen)}, the model takes {said(kind)}")
         there = self.dataset.channels if case in self.dataset.cases else wanted
         found = read_image(case.images[0] if len(case.images) == 1 else case.images, channels=there)
-        places = columns(wanted, there)
+        data, places = kinds.in_order(found.data, kind, file=case.images[0]), columns(wanted, there)
         assert places is not None
-        return Volume(found.data[places], found.geometry, found.native, wanted, kind)
+        return Volume(data[places], found.geometry, found.native, wanted, kind)
 
 
 def suggest(

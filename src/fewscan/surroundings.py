@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fewscan.data.dicom_labels import plain_name
 from fewscan.judge import lesions, looks
 from fewscan.learn.answers import Segmented
+from fewscan.learn.channels import to_look_at
 from fewscan.learn.checkpoint import Model
 from fewscan.methods import pairwise
 from fewscan.space import directions, field
@@ -43,14 +44,14 @@ def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: S
     Parameters
     ----------
     image : Volume
-        Intensities, or what stands for them.
+        Intensities, or directions, of which the lengths or traces are compared.
     lesion : (X, Y, Z) bool
         On its grid; likeness does not count there.
     templates : sequence of Volume
         Healthy scans that hold the same.
     """
     away = looks.distance_mm(lesion, image.geometry.spacing)
-    mask = looks.tissue(image.data[0])
+    mask = looks.tissue(to_look_at(image).data[0])
     rows = []
     for template in templates:
         found = pairwise.register(image, template, weight=away > MASKED_MM)
@@ -68,7 +69,8 @@ def deformation_around(image: Volume, lesion: NDArray[np.bool_], *, templates: S
 def structures(case: Case, lesion: NDArray[np.bool_], *, answer: Segmented, model: Model) -> dict[str, Any]:
     """Of each structure, drawn or predicted, distance and expected push; Dice near and far where it was drawn.
 
-    Where nobody looked, at a structure or at a voxel, the prediction stands.
+    Both Dice are means over the same structures, those with enough voxels on either side. Where nobody looked, at a
+    structure or at a voxel, the prediction stands.
 
     Parameters
     ----------
@@ -92,8 +94,8 @@ def structures(case: Case, lesion: NDArray[np.bool_], *, answer: Segmented, mode
             mask = np.where(looked, truth, mask)
         distances[name] = float(away[mask].min()) if mask.any() else math.nan
         pushed[name] = float(effect[mask & ~lesion].mean()) if (mask & ~lesion).any() else math.nan
-    columns = [[v for v in column if math.isfinite(v)] for column in zip(*pairs, strict=True)] if pairs else [[], []]
-    near, far = (float(np.mean(column)) if column else math.nan for column in columns)
+    held = [pair for pair in pairs if math.isfinite(pair[0])]  # of both sides or of none
+    near, far = np.mean(held, axis=0).tolist() if held else (math.nan, math.nan)
     return {"distance_mm": distances, "pushed_mm": pushed, "dice_near": near, "dice_far": far}
 
 

@@ -237,7 +237,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def bundle_scores(summary: Mapping[str, Mapping[str, float]]) -> Table:
-    """One row for each bundle: means over cases, and how many were not scored for what reason.
+    """One row for each bundle: means over patients, and how many cases were not scored for what reason.
 
     Parameters
     ----------
@@ -249,6 +249,8 @@ def bundle_scores(summary: Mapping[str, Mapping[str, float]]) -> Table:
     keys = (("overlap", 3), ("overreach", 3), ("volume_ml", 1), ("reference_ml", 1), ("ends_dice", 3), ("ends_mm", 1))
     for name, row in summary.items():
         counts = [f"{row[state]:.0f} {state}" for state in BUNDLE_STATES if row[state]]
+        if 0 < row["patients"] < sum(row[state] for state in BUNDLE_STATES if state != "absent"):
+            counts.append(f"of {row['patients']:.0f} patients")
         dice = _with_interval({"mean": row["dice"], "low": row["low"], "high": row["high"]}, 3)
         table.add_row(escape(name), dice, *(_number(row[key], digits) for key, digits in keys), ", ".join(counts))
     return table

@@ -292,6 +292,8 @@ def test_folds_never_split_a_patient(patients: int, frames: int, k: int, seed: i
 def test_patients_are_recognised_by_the_start_of_their_ids() -> None:
     names = ["p1_L", "p1_right", "p1_frame03", "p1_t2", "p1_ED", "sub-7_ses-a_run-1", "p1_time10_left", "left", "1000"]
     assert [patient_of(n) for n in names] == ["p1"] * 5 + ["sub-7", "p1", "left", "1000"]
+    twins = [f"p038_{protocol}_{state}" for protocol in "AB" for state in ("healthy", "tumour")]
+    assert {patient_of(n) for n in twins} == {"p038"}
 
 
 def test_select_takes_labels_away(scans: Any) -> None:

@@ -66,6 +66,16 @@ def test_listed_bundles_alone_are_taken_with_their_numbers(tmp_path: Path) -> No
         dataset.find(data)
 
 
+def test_listed_bundles_that_no_case_has_a_file_of_are_named(tmp_path: Path) -> None:
+    data = write_crossings(tmp_path)
+    labels = {"CC": 1, "CST": 7, "AF_left": 8, "UF_left": 9}
+    for listed, lost in ((labels, ["AF_left, UF_left"]), ({"CC": 1, "CST": 7}, [])):
+        (data / "dataset.json").write_text(json.dumps({"channel_kind": "scalar", "labels": listed}))
+        told = [f for f in doctor.examine(dataset.find(data)).findings if f.code == "bundle-without-file"]
+        assert [f.message.partition(":")[0] for f in told] == lost
+        assert all(f.severity == "warning" for f in told)
+
+
 def test_a_bundle_without_a_file_was_not_looked_for_and_an_empty_one_is_absent(tmp_path: Path) -> None:
     data = write_crossings(tmp_path, labelled=3)
     (data / "case_0" / SEGMENTATIONS / "CST.nii.gz").unlink()

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from fibres import write_fibres
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fewscan import api, training
-from fewscan.data import dataset, doctor, proof
+from fewscan.data import dataset, doctor, kinds, proof
 from fewscan.data.findings import Finding
-from fewscan.data.io import write_image, write_labelmap
+from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.data.listing import RECORD, TENSOR_CHANNELS, peak_channels
 from fewscan.errors import DataError
 from fewscan.learn import checkpoint
@@ -190,6 +191,38 @@ def test_channels_in_files_of_their_own_are_proven_together(tmp_path: Path) -> N
     (tmp_path / "dataset.json").write_text(json.dumps(listed))
     [found] = findings(tmp_path)
     assert found.remedy == "write the components of each peak as z,x,y"
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ((0, 3, 5, 1, 2, 4), "seem to be Dxx, Dyy, Dzz, Dxy, Dxz, Dyz, as M"),
+        ((0, 1, 3, 2, 4, 5), "lower triangle"),
+    ],
+)
+def test_components_of_a_tensor_in_another_order_are_an_error(order: tuple[int, ...], said: str) -> None:
+    ours = channels("tensor", np.eye(3))
+    files = [Path("tensor.nii.gz")]
+    [found] = proof.examine(ours[list(order)], GRID, images=files, kind="tensor", case="case_0")
+    assert (found.code, found.severity) == ("tensor-order", "error")
+    assert "the components are not Dxx, Dxy, Dxz, Dyy, Dyz, Dzz" in found.message
+    assert said in found.message
+    assert not proof.examine(ours, GRID, images=files, kind="tensor")
+
+
+def test_the_lower_triangle_of_a_symmetric_matrix_is_brought_into_order(tmp_path: Path) -> None:
+    """As dipy and ITK write tensors: five axes, NIfTI's intent 1005."""
+    root, ours = write(tmp_path, "tensor", "x,y,z"), channels("tensor", np.eye(3))
+    file = root / "case_0" / "tensor.nii.gz"
+    stored = nib.Nifti1Image(np.moveaxis(ours[[0, 1, 3, 2, 4, 5]], 0, -1)[:, :, :, None], GRID.affine)
+    stored.header.set_intent(1005, (3,))
+    nib.save(stored, file)
+    found = dataset.find(root)
+    np.testing.assert_array_equal(dataset.load(found.cases[0], found).image.data, ours)
+    assert not findings(root)
+    assert not [f for f in doctor.examine(found).findings if f.code == "tensor-order"]
+    as_stored = read_image(file, channels=TENSOR_CHANNELS).data
+    np.testing.assert_array_equal(kinds.in_order(as_stored, "scalar", file=file), ours[[0, 1, 3, 2, 4, 5]])
 
 
 def test_predict_warns_of_wrong_axes_and_goes_on(tmp_path: Path) -> None:

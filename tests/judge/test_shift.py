@@ -105,6 +105,17 @@ def test_dice_near_and_far_from_a_lesion():
     assert (near, far) == (0.0, 1.0)
 
 
+def test_only_structures_with_enough_on_both_sides_of_a_lesions_surroundings_have_a_dice():
+    lesion = np.zeros((40, 8, 8), bool)
+    lesion[0] = True
+    away = looks.distance_mm(lesion, (1.0, 1.0, 1.0))
+    sliver = np.zeros(lesion.shape, bool)
+    sliver[15:, :5, :5] = True  # 25 of its voxels are near, and all of these are missed
+    assert np.isnan(lesions.near_and_far_dice(sliver & (away > lesions.NEAR_MM), sliver, away=away)).all()
+    sliver[13:, :5, :5] = True
+    assert lesions.near_and_far_dice(sliver & (away > lesions.NEAR_MM), sliver, away=away) == (0.0, 1.0)
+
+
 def test_three_and_three_patients_cannot_show_what_three_and_four_can(scans, normaliser):
     rng = np.random.default_rng(0)
     images = [datasets.load(case, scans).image for case in scans.cases[:7]]
@@ -125,17 +136,18 @@ def test_three_and_three_patients_cannot_show_what_three_and_four_can(scans, nor
         (named(), {"lost": 0.28}, "Dice is 0.28 lower on the target, and nothing measured here explains it: look at"),
         (named(), {"lost": 0.05}, "use the model as it is"),
         (named(), {"deformed": True}, "; tissue around lesions may be deformed."),
-        (named("contrast"), {}, "Contrast differs: fine-tuning with about 5 labelled cases should repair this part."),
+        (named("contrast"), {}, "Contrast differs: fine-tuning with about 5 labelled cases may repair part of this; how"
+         " much only a test shows."),
         (named("intensity scale"), {}, "Only the intensity scale differs, which the model's normalisation takes away"),
         (named("fine detail", "contrast", value=9.0), {}, "Fine detail and contrast differ: fine-tuning with about 10"),
-        (named("contrast"), {"deformed": True}, "; tissue around lesions may be deformed, which it would not repair."),
+        (named("contrast"), {"deformed": True}, "; tissue around lesions may be deformed, which it repairs in part"),
         (named("contrast"), {"review": ["a", "b"]}, "; a and b need a human."),
         (
             named("contrast"),
             {"pushed": {"AF": 3.4, "CST": 6.2, "UF": 1.0}, "review": ["a"]},
-            "; it will not repair the deformation around lesions: CST and 1 more may be pushed by up to 6 mm; a needs",
+            "; it repairs the deformation around lesions in part at best: CST and 1 more may be pushed by up to 6 mm;",
         ),
-        (named(), {"lost": 0.28, "pushed": {"CST": 6.2}}, "; it will not repair the deformation around lesions: CST"),
+        (named(), {"lost": 0.28, "pushed": {"CST": 6.2}}, "; it repairs the deformation around lesions in part"),
         (named(), {"pushed": {"CST": 6.2}}, "; around lesions CST may be pushed by up to 6 mm."),
         (named(), {"pushed": {"CST": 6.2}, "deformed": True}, "; around lesions CST may be pushed by up to 6 mm."),
         (named(), {"pushed": {"CST": 2.9}}, "check its first answers."),
@@ -179,7 +191,8 @@ def card_of(model, source, target=None):
     return shifting._Card(model, source, target or source, {}, pick("cpu"), 0, None, 0.0)
 
 
-def test_what_nobody_looked_for_is_the_predictions(untrained):
+def test_what_nobody_looked_for_is_the_predictions(untrained, monkeypatch):
+    monkeypatch.setattr(lesions, "ENOUGH", 20)
     grid = phantom(0)[2]
     ball, rod, lesion = (np.zeros(grid.shape, bool) for _ in range(3))
     ball[2:6, 2:10, 2:6], rod[2:6, 14:18, 2:6], lesion[14:18, 14:18, 2:6] = True, True, True
@@ -198,7 +211,8 @@ def test_what_nobody_looked_for_is_the_predictions(untrained):
     asked = surroundings.structures(replace(case, drawn=None), lesion, answer=answer, model=untrained)
     assert asked["dice_far"] == 1.0  # the rod lies where nobody looked
     missed = Case("case_00", image, Labelmap(np.where(ball, 1, 0).astype(np.uint16), grid, truth.names))
-    assert surroundings.structures(missed, lesion, answer=answer, model=untrained)["dice_near"] == 0.5
+    found = surroundings.structures(missed, lesion, answer=answer, model=untrained)
+    assert (found["dice_near"], found["dice_far"]) == (1.0, 1.0)  # a rod that is not there has no near and far
 
 
 def test_channels_belong_together_by_name(untrained, tmp_path):
@@ -233,92 +247,6 @@ def test_tissue_near_a_lesion_that_counts_after_all_is_said(untrained):
     assert not looks.look(volume, untrained, case="a").near
     [said] = card._caveats({"near_lesions": ["p1", "p2"]})
     assert said.startswith("Less than 1000 voxels of tissue lie more than 10 mm away from the lesion in p1, p2: all")
-
-
-def lesioned(root, *, source, target):
-    """Two data sets and masks of all cases of the second: (source, target, folder of masks)."""
-    old, new = (api.open(write_dataset(root / n, labelled=k)) for n, k in (("source", source), ("target", target)))
-    (root / "masks").mkdir()
-    for case in new.cases:
-        write_mask(root / "masks" / f"{case.id}.nii.gz")
-    return old, new, root / "masks"
-
-
-def write_mask(path, *, voxels=True):
-    geometry = phantom(0)[2]
-    lesion = np.zeros(geometry.shape, np.uint8)
-    lesion[14:18, 4:8, 6:10] = voxels
-    write_labelmap(lesion, path, native=geometry)
-
-
-@pytest.mark.parametrize(("source", "healthy"), [(3, 1), (9, 5)])
-def test_every_spare_healthy_scan_is_a_control_and_too_few_are_said(untrained, tmp_path, monkeypatch, source, healthy):
-    old, new, masks = lesioned(tmp_path, source=source, target=3)
-    excesses = iter([1.0, 1.1, 1.2, np.nan, 0.1, 0.2, 0.1, 0.2, 0.1])  # three ill, then healthy; one beside no tissue
-
-    def around(image, lesion, *, templates):
-        assert (lesion.shape, lesion.any()) == (image.geometry.shape, True)
-        rest = dict.fromkeys(("volume change", "volume change, far", "displacement_mm", "turned_deg"), 0.1)
-        return rest | {"excess": next(excesses)}
-
-    monkeypatch.setattr(shifting, "deformation_around", around)
-    work = replace(card_of(untrained, old, new), lesions=shifting._masks(masks, new))
-    found = shifting._lesions(work, {})
-    assert len(found["control"]) == (3 if source == 3 else 6)  # as many as lesions, or all that are spare of eight
-    assert (found["patients"], found["tellable"], found["deformed"]) == ([healthy, 3], source == 9, source == 9)
-    assert ["tissue around it may be deformed" in row["why"] for row in found["cases"].values()] == [source == 9] * 3
-    said = card._caveats({"lesion": found})
-    told = "Around lesions of 3 patients, beside the same places of 1 patient without, chance explains any deformation"
-    assert (said[:1] and told in said[0]) if source == 3 else said == []
-
-
-def test_templates_are_of_two_people_and_no_control_is_of_them(untrained, tmp_path, monkeypatch):
-    old, new, masks = lesioned(tmp_path, source=9, target=3)
-    old = replace(old, cases=tuple(replace(c, patient=p) for c, p in zip(old.cases, "aaaabbbcd", strict=True)))
-    whose = {float(datasets.load(case, old).image.data.sum()): case.patient for case in old.cases}
-    guides = []
-    monkeypatch.setattr(
-        shifting, "to_look_at", lambda i: SimpleNamespace(whose=whose.get(float(i.data.sum())), geometry=i.geometry)
-    )
-    monkeypatch.setattr(shifting, "placed", lambda *a: None)
-    monkeypatch.setattr(shifting, "deformation_around", lambda i, _, templates: guides.append(templates) or {})
-    for seed in range(4):
-        work = replace(card_of(untrained, old, new), lesions=shifting._masks(masks, new), seed=seed)
-        found = shifting._around(work)
-        people = {template.whose for template in guides[-1]}
-        assert len(people) == 2
-        assert set(found.patients[0]) == set("abcd") - people
-
-
-def test_masks_that_tell_nothing_are_listed_and_two_of_one_case_refused(untrained, tmp_path, monkeypatch):
-    old, new, masks = lesioned(tmp_path, source=3, target=3)
-    write_mask(masks / "case_01.nii.gz", voxels=False)
-    write_mask(masks / "case_0O.nii.gz")  # mistyped
-    (masks / "notes.txt").write_text("no mask")
-    rest = dict.fromkeys(("volume change", "volume change, far", "excess", "displacement_mm", "turned_deg"), 0.1)
-    monkeypatch.setattr(shifting, "deformation_around", lambda *a, **k: rest)
-    record = make_card(untrained, old, new, tmp_path / "card.html", lesions=masks)
-    assert (record["lesion"]["unused"], record["lesion"]["empty"]) == (["case_0O.nii.gz"], ["case_01"])
-    assert sorted(record["lesion"]["cases"]) == ["case_00", "case_02"]
-    page = (tmp_path / "card.html").read_text()
-    for said in ("the target were not used: case_0O.nii.gz.", "taken for no lesion: case_01."):
-        assert said in page
-        assert said in " ".join(card.lines(record))
-    write_mask(masks / "case_02_seg.nii.gz")
-    with pytest.raises(DataError, match=r"case_02_seg\.nii\.gz: case_02\.nii\.gz is a mask of case_02 too; leave one"):
-        shifting._masks(masks, new)
-
-
-def test_pushed_structures_reach_the_advice(untrained, tmp_path, monkeypatch):
-    old, new, masks = lesioned(tmp_path, source=3, target=3)
-    rest = dict.fromkeys(("volume change", "volume change, far", "excess", "displacement_mm", "turned_deg"), 0.1)
-    monkeypatch.setattr(shifting, "deformation_around", lambda *a, **k: rest)
-    away = {"distance_mm": {}, "dice_near": np.nan, "dice_far": np.nan}
-    pushed = iter([{"ball": 2.0, "rod": np.nan}, {"ball": 5.0, "rod": 1.0}, {"ball": 3.5, "rod": 1.0}])
-    monkeypatch.setattr(shifting, "structures", lambda *a, **k: away | {"pushed_mm": next(pushed)})
-    record = make_card(untrained, old, new, tmp_path / "card.html", lesions=masks)
-    assert record["lesion"]["pushed_mm"] == {"ball": 5.0, "rod": 1.0}
-    assert "around lesions ball may be pushed by up to 5 mm; case_01 and case_02 need a human." in record["advice"]
 
 
 def test_what_is_only_named_as_trained_on_is_said_so(trained, tmp_path):

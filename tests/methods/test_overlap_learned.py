@@ -102,6 +102,15 @@ def test_specks_go_where_a_bundle_was_one_piece(crossed: tuple[Path, api.Model])
     assert (kept[0].sum(), kept[1].sum()) == (126, 125)
 
 
+def test_large_parts_of_a_bundle_that_was_one_piece_stay(crossed: tuple[Path, api.Model]) -> None:
+    label = np.zeros((2, 20, 9, 9), bool)
+    label[:, 1:11, 1:6, 1:6] = True  # 250 voxels, and what lies beyond a tumour: 36
+    label[:, 14:18, 1:4, 1:4] = True
+    label[:, 19, 8, 8] = True
+    plan = dataclasses.replace(crossed[1].plan, sole=(1, 2))
+    assert [int(mask.sum()) for mask in keep_sole_pieces(label, plan)] == [286, 286]
+
+
 def test_the_command_line_writes_tractsegs_layout_and_reads_it(crossed: tuple[Path, api.Model], tmp_path: Path) -> None:
     model, out, run = str(path_of(crossed[1])), tmp_path / "out", CliRunner()
     for seed, name in ((22, "p1"), (23, "p2")):
@@ -229,7 +238,7 @@ def test_the_shift_card_and_suggestions_take_bundles(crossed: tuple[Path, api.Mo
     data, model = crossed
     new = write_crossings(tmp_path / "new", labelled=4)
     lesion = np.zeros(GRID.shape, np.uint8)
-    lesion[8:12, 8:12, 8:12] = 1
+    lesion[:2, :2, :2] = 1
     write_labelmap(lesion, tmp_path / "lesions" / "case_0.nii.gz", native=GRID)
     record = shift(model, data, new, tmp_path / "card.html", lesions=tmp_path / "lesions", device="cpu")
     assert record["dice"]["target"]["mean"] > 0.6

@@ -159,6 +159,23 @@ def test_a_channel_that_is_empty_in_both_scans_tells_nothing():
     assert seen == [(2, 2)]
 
 
+def test_a_later_peak_that_one_scan_has_nowhere_is_left_out():
+    def peaks(volume, *lengths):
+        data = np.zeros((9, *volume.geometry.shape), np.float32)
+        for place, length in zip((0, 4, 8), lengths, strict=True):
+            data[place] = length * volume.data[0] / 100
+        return Volume(data, volume.geometry, volume.native, tuple(f"c{i}" for i in range(9)), "peaks")
+
+    still = RegisterConfig(transform="affine")
+    fixed, moving = scan(0)[0], scan(1)[0]
+    found = pairwise.register(peaks(fixed, 1, 0.5, 0), peaks(moving, 1, 0.5, 0.3), config=still)
+    neither = pairwise.register(peaks(fixed, 1, 0.5, 0), peaks(moving, 1, 0.5, 0), config=still)
+    np.testing.assert_array_equal(found.matrix, neither.matrix)
+    assert found.report["similarity"] == neither.report["similarity"]
+    with pytest.raises(DataError, match="the fixed scan is constant in channel 'size 1'"):
+        pairwise.register(peaks(fixed, 0, 1, 0), peaks(moving, 1, 0.5, 0.3), config=still)
+
+
 def test_what_cannot_be_registered_is_refused_with_a_sentence():
     fixed, _ = scan(0)
     constant = Volume(np.ones_like(fixed.data), fixed.geometry, fixed.native)

@@ -20,6 +20,7 @@ from fewscan.errors import ConfigError, DataError, GeometryError
 from fewscan.judge.metrics import Score
 from fewscan.judge.results import read_evaluation
 from fewscan.space.geometry import Geometry, ras_geometry
+from fewscan.tables import bundle_scores
 from fewscan.tracts import streamlines
 from fewscan.tracts.bundles import (
     EVALUATION,
@@ -86,7 +87,14 @@ def test_ends_are_paired_whichever_way_fits() -> None:
     dice, apart = score_ends([first, box((2, 6), (9, 11), (2, 6))], [first, last], geometry=NATIVE)
     assert dice == pytest.approx(0.75)
     assert apart == pytest.approx(1.0)  # one end 2 mm off, the other none
-    assert np.isnan(score_ends([EMPTY, first], [first, last], geometry=NATIVE)).all()
+
+
+def test_an_end_that_is_missed_counts_and_has_no_distance() -> None:
+    first, last = box((2, 6), (2, 4), (2, 6)), box((2, 6), (8, 10), (2, 6))
+    for predicted, wanted in (([EMPTY, EMPTY], 0.0), ([EMPTY, first], 0.5), ([EMPTY, last], 0.5)):
+        dice, apart = score_ends(predicted, [first, last], geometry=NATIVE)
+        assert (dice, math.isnan(apart)) == (wanted, True)
+    assert np.isnan(score_ends([first, last], [first, EMPTY], geometry=NATIVE)).all()
 
 
 def case(folder: Path, **masks: np.ndarray) -> Path:
@@ -117,12 +125,13 @@ def test_a_folder_of_cases_becomes_tables_that_state_what_is_missing(tmp_path: P
     assert read_evaluation(tmp_path / "out" / EVALUATION).values("dice", label="CST_left") == [0.5, 1.0]
 
 
-def test_intervals_are_over_patients_who_bring_all_of_their_cases() -> None:
+def test_figures_and_intervals_are_over_patients_of_whom_none_has_more_say() -> None:
     rows = {name: {"CST_left": BundleScore(stated="scored", score=Score(status="scored", dice=dice))}
             for name, dice in (("p1_ses-1", 0.9), ("p1_ses-2", 0.8), ("p2", 0.5))}  # fmt: skip
     found = summary(rows)["CST_left"]
     assert math.isnan(found["low"]), "two patients tell no interval, though they bring three cases"
-    assert found["dice"] == pytest.approx(2.2 / 3)
+    assert (found["dice"], found["patients"], found["scored"]) == (pytest.approx((0.85 + 0.5) / 2), 2, 3)
+    assert "3 scored, of 2 patients" in next(iter(bundle_scores({"CST_left": found}).columns[-1].cells))
 
 
 def test_bundles_that_were_never_asked_for_enter_no_mean(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from fewscan.space.geometry import Geometry, from_ras, ras_geometry
 from fewscan.space.orientation import axes_text, parse_axes, signed_permutations
 from fewscan.tracts.gradients import (
     Gradients,
+    determine_tensor,
+    distinct,
     fsl_to_world,
     read_gradients,
     spread_directions,
@@ -122,6 +124,17 @@ def test_shells_are_told_apart() -> None:
     found = Gradients(bvals, np.tile([1.0, 0, 0], (8, 1)))
     assert [round(b) for b in found.shells] == [998, 2005]
     assert found.shell(1000).sum() == 4
+
+
+def test_directions_stored_twice_count_once() -> None:
+    three, six = spread_directions(3), spread_directions(6)
+    turned = six @ turn(0.01).T  # as the correction of motion leaves a second run
+    assert [distinct(d) for d in (np.r_[three, three], np.r_[six, -six], np.r_[six, turned])] == [3, 6, 6]
+    assert not determine_tensor(np.r_[three, three])
+    assert determine_tensor(np.r_[six, turned])
+    flat = np.stack([np.cos(np.arange(8)), np.sin(np.arange(8)), np.zeros(8)], 1)
+    assert distinct(flat) == 8
+    assert not determine_tensor(flat)  # eight directions of one plane tell nothing of the third
 
 
 def test_directions_are_spread() -> None:

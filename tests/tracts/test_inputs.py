@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typer.testing import CliRunner
 
 from fewscan import cli, white_matter
 from fewscan.data.io import read_image, read_labels, read_raw, write_image, write_labelmap
-from fewscan.errors import ConfigError, DataError
+from fewscan.errors import ConfigError, DataError, ResourceError
+from fewscan.space import orientation
 from fewscan.space.geometry import Geometry, ras_geometry, to_ras
 from fewscan.space.orientation import axes_text, parse_axes, prove, signed_permutations
 from fewscan.tracts import estimate
@@ -104,6 +106,42 @@ def test_peaks_need_enough_directions_with_one_b_value() -> None:
     tensors = estimate.fit_tensors(signal, few)
     with pytest.raises(DataError, match=r"the largest shell, b = 1200 s/mm2, has 4 directions, peaks need 6 .*; take"):
         estimate.csd_peaks(signal, few, tensors=tensors, mask=brain)
+
+
+def test_directions_that_are_stored_again_determine_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(estimate, "order_of", lambda count: counted.append(count) or 2)
+    monkeypatch.setattr(estimate, "_peaks", lambda model, rows: rows)
+    monkeypatch.setattr(estimate, "single_fibres", lambda tensors, mask: np.arange(5))
+    signal = np.random.default_rng(0).uniform(100, 900, (20, 25)).astype(np.float32)
+    spread = table(12).directions[1:]
+    again = Gradients(np.array([0.0, *[1000.0] * 24]), np.concatenate([np.zeros((1, 3)), spread, -spread]))
+    tensors = estimate.fit_tensors(signal, again)
+    estimate.csd_peaks(signal, again, tensors=tensors, mask=np.ones((20, 1, 1), bool))
+    assert counted == [12]
+    three = Gradients(np.array([0.0, *[1000.0] * 6]), np.concatenate([np.zeros((1, 3)), spread[:3], spread[:3]]))
+    with pytest.raises(DataError, match=r"directions: 3 with b = 1000 s/mm2, each counted once .* a tensor needs 6"):
+        estimate.fit_tensors(signal[:, :7], three)
+
+
+def test_the_scan_is_let_go_before_the_fit_and_memory_that_runs_out_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dwi, bvals, bvecs, mask = files(tmp_path, grid())
+    held: list[int] = []
+
+    def exhausted(signal: np.ndarray, gradients: Gradients) -> None:
+        held.append(tracemalloc.get_traced_memory()[0] - signal.nbytes)
+        raise MemoryError
+
+    monkeypatch.setattr(estimate, "fit_tensors", exhausted)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ResourceError, match="crop the scan to the head"):
+            white_matter.inputs(dwi, tmp_path / "out", bvals=bvals, bvecs=bvecs, mask=mask)
+    finally:
+        tracemalloc.stop()
+    assert held[0] < 4 * 31 * np.prod(grid().shape) / 4  # the scan in float32 is four times that
 
 
 def test_channels_are_what_they_say(estimated: tuple[Inputs, Geometry]) -> None:
@@ -244,6 +282,21 @@ def test_peaks_of_other_programs_are_read_nan_and_all(estimated: tuple[Inputs, G
 def _full(inputs: Inputs) -> float:
     lengths = np.linalg.norm(inputs.images[PEAKS][:3], axis=0)[inputs.mask]
     return float(np.percentile(lengths[lengths > 0], 99))
+
+
+def test_thick_slices_make_no_voxel_its_own_neighbour() -> None:
+    """A fibre through the slices among others: a step of 2.5 mm of 6 ends where it began, which tells nothing."""
+    thick = Geometry((12, 12, 12), np.diag([2.0, 2.0, 6.0, 1.0]))
+    vectors, weight = np.zeros((3, *thick.shape), np.float32), np.ones(thick.shape, np.float32)
+    place = np.array([[6, 6, 6]])
+
+    def likeness() -> float:
+        return float(orientation._likeness(vectors, weight, place, geometry=thick, turn=np.eye(3))[0])
+
+    vectors[0], vectors[:, 6, 6, 6] = 1.0, (0.0, 0.0, 1.0)
+    assert likeness() == 0.0
+    vectors[0], vectors[2] = 0.0, 1.0
+    assert likeness() == 1.0
 
 
 def test_noise_is_called_neither_right_nor_wrong() -> None:

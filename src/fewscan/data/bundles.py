@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.data.findings import Finding
 from fewscan.data.headers import suffix_of
 from fewscan.data.io import disk_error, peek, read_labels, write_labelmap
+from fewscan.data.listing import read_listing
 from fewscan.errors import DataError
 from fewscan.space.combinations import combine
 from fewscan.space.geometry import Geometry, check_same, ras_geometry
@@ -91,6 +93,24 @@ def listed(
         )
     drawn = {case: frozenset(v for v, n in taken.items() if n in held) for case, held in files.items()}
     return taken, {case: values for case, values in drawn.items() if len(values) < len(taken)}
+
+
+def without_file(root: Path, names: Mapping[int, str]) -> list[Finding]:
+    """Whether some bundles that are listed have no file in any case: a warning, for they are not learnt.
+
+    Parameters
+    ----------
+    root : Path
+        Of the data set.
+    names : mapping of int to str
+        Bundles that occur, from `listed`.
+    """
+    lost = [name for name in read_listing(root)["names"].values() if name not in names.values()]
+    if not lost:
+        return []
+    message = f"{', '.join(lost)}: listed in labels.json or dataset.json, but no case has such a file; not learnt"
+    remedy = f"name the files in {SEGMENTATIONS}/ as they are listed, or take what is not there off the list"
+    return [Finding("bundle-without-file", "warning", "", str(root), message, remedy)]
 
 
 def read_bundle(path: Path) -> tuple[Mask, Geometry]:

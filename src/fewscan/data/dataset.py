@@ -24,7 +24,7 @@ from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE, Case, Kind, Labelmap
 
 Modality = Literal["ct", "mr", "other"]
-TAIL = re.compile(r"(?i)[-_.](l|r|left|right|frame-?\d+|ses-\w+|run-\w+|t\d+|time-?\d+|ed|es)$")
+TAIL = re.compile(r"(?i)[-_.]([lr]|left|right|frame-?\d+|(ses|run)-\w+|t\d+|time-?\d+|e[ds]|[ab]_(healthy|tumour))$")
 MR_WORDS = re.compile(r"(?i)\b(mri?|t1w?|t2w?|flair|pdw?|t1c|t1ce|t1gd|adc|dwi|swi)\b")
 
 
@@ -306,7 +306,7 @@ def load(case: CaseFiles, dataset: Dataset) -> Case:
         If image and label map lie on different grids.
     """
     paths = case.images[0] if len(case.images) == 1 else case.images
-    image = replace(read_image(paths, channels=dataset.channels), kind=dataset.kind)
+    image = kinds.of_kind(read_image(paths, channels=dataset.channels), dataset.kind, file=case.images[0])
     label = None
     if case.label is not None and dataset.overlapping:
         label = bundles.read_bundles(case.label, names=dataset.names, like=image.geometry)

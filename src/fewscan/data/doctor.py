@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.data import bundles, cohort, dicom, label_checks, proof
+from fewscan.data import bundles, cohort, dicom, kinds, label_checks, proof
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.findings import Finding
 from fewscan.data.io import peek, read_labels, read_raw, whole
@@ -136,6 +136,7 @@ def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = N
             progress(done, len(everyone))
     findings += cohort.compare(facts, dataset.names)
     findings += _decisions(dataset)
+    findings += bundles.without_file(dataset.root, dataset.names) if dataset.overlapping else []
     findings += map(_unmatched, dataset.unmatched)
     findings += [_unused(path, dataset) for path in dataset.unused]
     rank = {"error": 0, "warning": 1, "note": 2}
@@ -256,6 +257,7 @@ def _directions(case: CaseFiles, parts: Sequence[tuple[NDArray[Any], Geometry]],
     if len({data.shape for data, _ in ordered}) > 1:
         return []  # that they lie on several grids is found already
     data = ordered[0][0] if len(ordered) == 1 else np.concatenate([data for data, _ in ordered])
+    data = kinds.in_order(data, kind, file=case.images[0])
     return proof.examine(data, ordered[0][1], images=case.images, kind=kind, case=case.id)
 
 

@@ -39,6 +39,7 @@ from fewscan.space.volume import IGNORE
 HEADER_BYTES = 2**20
 MRTRIX = (".mif", ".mif.gz", ".mih")
 VECTOR = 1007  # NIfTI intent of a vector in each voxel
+SYMMETRIC = 1005  # of a symmetric matrix, of which the lower triangle is stored
 
 
 def peek(path: Path, *, trust_sform: bool = False) -> Header:
@@ -136,6 +137,7 @@ def _from_nifti(header: nib.Nifti1Header, path: Path, *, packed: bool) -> Header
         offset=int(offset) if 0 <= offset < 2**31 else -1,
         encoding="gzip-file" if packed else "raw",
         doubts=doubts,
+        triangle=int(header["intent_code"]) == SYMMETRIC,
     )
 
 

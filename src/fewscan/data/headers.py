@@ -70,6 +70,8 @@ class Header:
         How the voxels are packed.
     doubts : tuple of str
         What the header leaves open, in words; empty for a good one.
+    triangle : bool
+        Whether the values of a voxel are said to be the lower triangle of a symmetric matrix, row by row.
     """
 
     shape: tuple[int, int, int]
@@ -84,6 +86,7 @@ class Header:
     offset: int = 0
     encoding: str = "raw"
     doubts: tuple[str, ...] = ()
+    triangle: bool = False
 
     @property
     def voxel_bytes(self) -> int:

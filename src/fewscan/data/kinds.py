@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fewscan.data import dicom
 from fewscan.data.formats import peek
 from fewscan.data.found import Found
 from fewscan.data.listing import KEY, channel_record, direction_channels, kind_named, recorded, stated
 from fewscan.errors import DataError, FewscanError
-from fewscan.space.volume import Kind
+from fewscan.space.volume import Kind, Volume
 
+LOWER_TRIANGLE = (0, 1, 3, 2, 4, 5)  # places of Dxx, Dxy, Dxz, Dyy, Dyz, Dzz in Dxx, Dxy, Dyy, Dxz, Dyz, Dzz
 DIRECTIONS = (6, 9)  # channels of a tensor and of three peaks: as many of intensities are rare enough to ask
 
 
@@ -105,6 +110,42 @@ def kind_of_file(path: Path, *, channels: int) -> Kind:
     """
     kind = kind_of_scan([path], wanted="scalar")
     return kind if direction_channels(kind, channels) else "scalar"
+
+
+def of_kind(image: Volume, kind: Kind, *, file: Path) -> Volume:
+    """A scan as it was read, with what its channels hold, in the order that belongs to it.
+
+    Parameters
+    ----------
+    image : Volume
+        From `io.read_image`.
+    kind : {"scalar", "peaks", "tensor"}
+        What they hold.
+    file : Path
+        Of the scan, the first where there are several.
+    """
+    return replace(image, data=in_order(image.data, kind, file=file), kind=kind)
+
+
+def in_order(data: NDArray[Any], kind: Kind, *, file: Path) -> NDArray[Any]:
+    """Components of a tensor as `listing.TENSOR_CHANNELS` has them, where the file says that it has the lower triangle.
+
+    Such is NIfTI's intent of a symmetric matrix, as dipy and ITK write it. All else stays as it is.
+
+    Parameters
+    ----------
+    data : (C, X, Y, Z) number
+        Channels of the file.
+    kind : {"scalar", "peaks", "tensor"}
+        What they hold.
+    file : Path
+        Where they were read.
+    """
+    if kind != "tensor" or len(data) != len(LOWER_TRIANGLE) or not file.is_file():
+        return data
+    if not peek(file, trust_sform=True).triangle:  # forms that contradict each other are told elsewhere
+        return data
+    return np.ascontiguousarray(data[list(LOWER_TRIANGLE)])
 
 
 def listed(kind: Kind) -> Mapping[str, Any]:

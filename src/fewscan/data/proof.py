@@ -15,13 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data.findings import Finding
-from fewscan.data.listing import RECORD, read_json, recorded
+from fewscan.data.listing import RECORD, TENSOR_CHANNELS, read_json, recorded
 from fewscan.errors import DataError
 from fewscan.space import orientation
 from fewscan.space.directions import PLACE, usual_size
 from fewscan.space.geometry import Geometry
 from fewscan.space.orientation import LEAST_WEIGHT, Orientation
 from fewscan.space.volume import Kind
+
+DIAGONAL = (0, 3, 5)  # places of Dxx, Dyy, Dzz
+OTHER_ORDERS = {
+    (0, 1, 2): "Dxx, Dyy, Dzz, Dxy, Dxz, Dyz, as MRtrix writes them",
+    (0, 2, 5): "Dxx, Dxy, Dyy, Dxz, Dyz, Dzz, the lower triangle of NIfTI's symmetric matrices",
+}
+LEAST_DIAGONAL = 0.01  # of a voxel's largest component: no tissue hinders diffusion that much in one direction
+MOST_BELOW = 0.05  # share of the voxels that hold anything, above which the components are of another order
 
 SIMULATED = "simulated"
 """Source of scans that were computed from known directions: there is nothing to prove."""
@@ -67,8 +75,8 @@ def examine(
 ) -> list[Finding]:
     """What is to be said of directions: an error where they are proven wrong, a warning where chance may be why.
 
-    A note where nothing is proven either way. Nothing of intensities, and nothing where the record beside the file says
-    that they fit.
+    An error, too, where six components cannot be those of a tensor in our order. A note where nothing is proven either
+    way. Nothing of intensities, and nothing where the record beside the file says that they fit.
 
     Parameters
     ----------
@@ -85,7 +93,10 @@ def examine(
     """
     if kind == "scalar" or proven(images[0]):
         return []
-    found, path = prove(data, geometry, kind=kind), str(images[0])
+    path = str(images[0])
+    if kind == "tensor" and (disordered := _disordered(data, case, path)):
+        return disordered
+    found = prove(data, geometry, kind=kind)
     if found.verdict == "right":
         return []
     look, fit = (
@@ -99,6 +110,24 @@ def examine(
     if found.doubted:
         return [Finding("directions-doubtful", "warning", case, path, message, f"{look}; if they do not fit: {fit}")]
     return [Finding("directions-unsure", "note", case, path, message, look)]
+
+
+def _disordered(data: NDArray[Any], case: str, path: str) -> list[Finding]:
+    """An error where components on the diagonal, which diffusion makes positive, are not; nothing where they are."""
+    values: Floats = np.nan_to_num(data.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0).reshape(len(data), -1)
+    values = values[:, values.any(0)]
+    low = LEAST_DIAGONAL * np.abs(values).max(0)
+    below = [float(np.mean(row < low)) if row.size else 0.0 for row in values]
+    worst = max(DIAGONAL, key=lambda place: below[place])
+    if below[worst] <= MOST_BELOW:
+        return []
+    likely = [said for places, said in OTHER_ORDERS.items() if max(below[i] for i in places) <= MOST_BELOW]
+    message = (
+        f"{TENSOR_CHANNELS[worst]} is negative or about zero in {below[worst]:.0%} of the voxels that hold anything: "
+        f"the components are not {', '.join(TENSOR_CHANNELS)}" + "".join(f", but seem to be {said}" for said in likely)
+    )
+    remedy = f"write them as {', '.join(TENSOR_CHANNELS)}, and zero outside the brain"
+    return [Finding("tensor-order", "error", case, path, message, remedy)]
 
 
 def _remedy(found: Orientation, data: NDArray[Any], images: Sequence[Path], kind: Kind) -> str:

@@ -188,6 +188,7 @@ def _image(case: str, files: tuple[Path, Path], why: Sequence[Finding], *, kind:
         shutil.copyfile(source, target)
         return []
     data, native = read_raw(source, trust_sform=True)
+    data = kinds.in_order(data, kind, file=source)  # what is written says nothing of another order
     what = ["written as NIfTI"] if suffix_of(source) not in (".nii", ".nii.gz") else []
     if any(f.code == "ambiguous-header" for f in why):
         what.append("sform kept, qform set to it")

@@ -14,6 +14,7 @@ from fewscan.deliver.markup import Cell, cell, number
 from fewscan.deliver.records import figure, part, parts
 from fewscan.deliver.report import render
 from fewscan.deliver.sections import tile
+from fewscan.judge.lesions import TEMPLATES
 from fewscan.judge.looks import AWAY_MM, ENOUGH
 
 MEANINGS = {
@@ -33,6 +34,8 @@ MEASURES = {
     "turned_deg": "mean rotation around the lesion beyond an affine map, degrees: fibres turn with it",
 }
 """What is measured around lesions."""
+
+RULE_OF_THUMB = "How many cases a repair takes is a rule of thumb; fewscan transfer measures it."
 
 UNITS = {"voxel size": ", mm", "field of view": ", mm"}
 AXES = ("left-right", "back-front", "foot-head")
@@ -81,17 +84,22 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     if math.isfinite(near) and math.isfinite(far):
         found.append(f"Near lesions its Dice is {number(near)}, far from them {number(far)}.")
     found += _caveats(record)
-    found.append("How many cases a repair takes is a rule of thumb; fewscan transfer measures it.")
-    return found
+    return [*found, RULE_OF_THUMB]
 
 
 def _caveats(record: Mapping[str, Any]) -> list[str]:
     """What could not be measured as it should be, and which masks told nothing."""
     lesion, found = part(record, "lesion"), []
-    if lesion and not lesion.get("tellable", True):
-        healthy, ill = (f"{n} {'patient' if n == 1 else 'patients'}" for n in lesion.get("patients") or (0, 0))
+    healthy = figure(lesion, "healthy")
+    if healthy <= TEMPLATES:
         found.append(
-            f"Around lesions of {ill}, beside the same places of {healthy} without, chance explains any deformation: "
+            f"The source has {healthy:.0f} {'patient' if healthy == 1 else 'patients'}; to tell whether tissue around "
+            f"lesions is deformed takes at least {TEMPLATES + 1} healthy ones: nothing was registered."
+        )
+    elif lesion and not lesion.get("tellable", True):
+        well, ill = (f"{n} {'patient' if n == 1 else 'patients'}" for n in lesion.get("patients") or (0, 0))
+        found.append(
+            f"Around lesions of {ill}, beside the same places of {well} without, chance explains any deformation: "
             "none is named."
         )
     if near := _names(record, "near_lesions"):
@@ -245,4 +253,4 @@ def lines(record: Mapping[str, Any]) -> Sequence[str]:
     found = [str(record.get("advice", ""))]
     for kind, row in parts(part(record, "systematic"), "kinds").items():
         found.append(f"{kind}: {figure(row, 'value'):+.1f} SD, p = {figure(row, 'p'):.3f}")
-    return [*found, *_caveats(record)]
+    return [*found, *_caveats(record), RULE_OF_THUMB]

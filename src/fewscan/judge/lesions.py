@@ -13,6 +13,8 @@ from scipy import ndimage
 from fewscan.judge.metrics import dice
 
 NEAR_MM = 15.0  # tissue up to here around a lesion is near it
+TEMPLATES = 2  # healthy people, a scan of each, that are brought onto each scan with a lesion
+ENOUGH = 50  # voxels of a structure on either side, below which its Dice near and far are not compared
 PUSHED_MM = 3.0  # of expected displacement from which a structure counts as displaced
 
 
@@ -35,7 +37,10 @@ def near_and_far(values: NDArray[Any], away: NDArray[np.float32], *, mask: NDArr
 def near_and_far_dice(
     found: NDArray[np.bool_], truth: NDArray[np.bool_], *, away: NDArray[np.float32]
 ) -> tuple[float, float]:
-    """Dice of a structure within `NEAR_MM` of a lesion, the lesion included, and beyond; NaN where it does not occur.
+    """Dice of a structure within `NEAR_MM` of a lesion, the lesion included, and beyond.
+
+    NaN both unless there is `ENOUGH` of it in truth on either side: a sliver that is missed would count as a structure.
+    Both are Dice of pieces, which is lower than that of the whole where much of them is border.
 
     Parameters
     ----------
@@ -45,6 +50,8 @@ def near_and_far_dice(
         From `looks.distance_mm`.
     """
     near = away <= NEAR_MM
+    if min(int((truth & near).sum()), int((truth & ~near).sum())) < ENOUGH:
+        return float("nan"), float("nan")
     return dice(found & near, truth & near), dice(found & ~near, truth & ~near)
 
 

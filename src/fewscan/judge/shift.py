@@ -300,19 +300,23 @@ def _repaired(found: Systematic, named: Sequence[str]) -> str:
     size = max(abs(found.kinds[name].value) for name in named)
     count = next(k for most, k in ((2.0, 2), (5.0, 5), (np.inf, 10)) if size <= most)
     verb = "differs" if len(named) == 1 else "differ"
-    said = f"{_listed(named)} {verb}: fine-tuning with about {count} labelled cases should repair this part"
+    said = (
+        f"{_listed(named)} {verb}: fine-tuning with about {count} labelled cases may repair part of this; "
+        "how much only a test shows"
+    )
     return said[0].upper() + said[1:]
 
 
 def _around_lesions(moved: str, *, deformed: bool, tunes: bool) -> str:
-    """What fine-tuning, where it is advised, leaves as it is.
+    """What fine-tuning, where it is advised, at best repairs in part.
 
     What registration found is no more than a hint: on the cohort whose truth is known it did not follow the truth.
     """
+    where = "it repairs the deformation around lesions in part at best:" if tunes else "around lesions"
     if moved:
-        return f"; it will not repair the deformation around lesions: {moved}" if tunes else f"; around lesions {moved}"
+        return f"; {where} {moved}"
     if deformed:
-        return "; tissue around lesions may be deformed" + (", which it would not repair" if tunes else "")
+        return "; tissue around lesions may be deformed" + (", which it repairs in part at best" if tunes else "")
     return ""
 
 
@@ -329,7 +333,7 @@ def _nothing_named(found: Systematic, *, told: bool) -> tuple[str, bool]:
     if any(distance.p <= RARE for distance in found.distances.values()):
         other = (
             "The scans differ in a way that is none of the kinds measured here: fine-tuning with about 5 labelled "
-            "cases may repair it"
+            "cases may repair part of it; how much only a test shows"
         )
         return other, True
     nothing = "No systematic difference shows that chance would not explain"

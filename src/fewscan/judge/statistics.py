@@ -106,6 +106,22 @@ def over_patients(rows: Iterable[tuple[Hashable, float, float]]) -> list[tuple[f
     return [mean_pair(pairs) for pairs in patients.values()]
 
 
+def patient_means(rows: Iterable[tuple[Hashable, float]]) -> list[float]:
+    """One value of each patient, the mean of the patient's finite ones; none of a patient who has none.
+
+    Parameters
+    ----------
+    rows : iterable of (patient, float)
+        A case's patient and its value.
+
+    Examples
+    --------
+    >>> patient_means([("a", 1.0), ("a", 0.0), ("b", 0.25), ("c", math.nan)])
+    [0.5, 0.25]
+    """
+    return [value for value, _ in over_patients((who, v, v) for who, v in rows if math.isfinite(v))]
+
+
 def mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Means of the first and of the second values.
 

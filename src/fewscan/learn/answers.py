@@ -22,6 +22,7 @@ from fewscan.space.volume import bounding_box, one_hot
 
 CLEAR = 0.2  # by which each of the labels that overlap must differ from one half to be learnt from
 SPECK = 0.5  # of the largest piece: smaller ones are dropped where training labels were always one piece
+SPECK_OF_BUNDLE = 0.05  # the same of labels that overlap: a tumour, or noise, may cut a bundle into large parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,13 +208,14 @@ def keep_sole_pieces(label: NDArray[Any], plan: Plan) -> NDArray[Any]:
     values = [0, *plan.names]
     for k in plan.sole:
         if plan.overlapping:
-            _drop_specks(label[k - 1], True)
+            _drop_specks(label[k - 1], True, least=SPECK_OF_BUNDLE)
         else:
-            _drop_specks(label, values[k])
+            _drop_specks(label, values[k], least=SPECK)
     return label
 
 
-def _drop_specks(label: NDArray[Any], value: int) -> None:
+def _drop_specks(label: NDArray[Any], value: int, *, least: float) -> None:
+    """Take away pieces below this share of the largest."""
     box = bounding_box(label == value, margin=1)
     inside = label[box] == value
     if not inside.any():
@@ -223,6 +225,6 @@ def _drop_specks(label: NDArray[Any], value: int) -> None:
     for slab in pieces:  # one at a time: counting takes eight bytes a voxel
         sizes += np.bincount(slab.reshape(-1), minlength=len(sizes))
     sizes[0] = 0
-    speck = (sizes > 0) & (sizes < SPECK * sizes.max())
+    speck = (sizes > 0) & (sizes < least * sizes.max())
     for row, slab in zip(label[box], pieces, strict=True):
         row[speck[slab]] = 0

@@ -102,7 +102,8 @@ def register(
     ----------
     fixed, moving : Volume
         Any grids; of one kind, and as many channels each. Of directions the lengths or traces are compared. One channel
-        that is constant in both, such as the length of a third peak that nobody has, tells nothing and is left out.
+        that is constant in both tells nothing and is left out; of directions one that is constant in either, such as
+        the length of a third peak that one scan has nowhere, if it is not the first.
     config : RegisterConfig, optional
         The preset when None.
     weight : (X, Y, Z) bool, optional
@@ -120,14 +121,14 @@ def register(
     Raises
     ------
     DataError
-        If channels or kinds differ, one is constant in one scan, all are in both, or the weight is empty, also where
-        the moving scan has voxels.
+        If channels or kinds differ, one that counts is constant in one scan, all are in both, or the weight is empty,
+        also where the moving scan has voxels.
     GeometryError
         If the scans do not overlap in any way.
     """
     config, begin = config or RegisterConfig(), time.monotonic()
-    fixed, moving = _compared(fixed, moving)
-    seen = _telling(fixed, moving)
+    kind, (fixed, moving) = fixed.kind, _compared(fixed, moving)
+    seen = _telling(fixed, moving, lengths=kind != "scalar")
     tell = progress or (lambda share, part: None)
     if weight is not None and not weight.any():
         raise DataError("the mask of where likeness counts is empty; leave it out, or draw it on the fixed scan")
@@ -236,8 +237,11 @@ def _compared(fixed: Volume, moving: Volume) -> tuple[Volume, Volume]:
     return to_look_at(fixed), to_look_at(moving)
 
 
-def _telling(fixed: Volume, moving: Volume) -> list[int]:
-    """Places of the channels that are constant in neither scan; those that are constant in both tell nothing."""
+def _telling(fixed: Volume, moving: Volume, *, lengths: bool) -> list[int]:
+    """Places of the channels that are constant in neither scan; those that are constant in both tell nothing.
+
+    Of lengths one scan may have none of a later peak anywhere, as under a protocol that tells fewer fibres apart.
+    """
     if len(fixed.data) != len(moving.data):
         raise DataError(
             f"the fixed scan has {len(fixed.data)} channel(s), the moving one {len(moving.data)}; give equal"
@@ -245,6 +249,9 @@ def _telling(fixed: Volume, moving: Volume) -> list[int]:
     flat = {}
     for role, scan in (("fixed", fixed), ("moving", moving)):
         flat[role] = [bool(channel.min() == channel.max()) for channel in scan.data]
+    either = [one or other for one, other in zip(*flat.values(), strict=True)]
+    if lengths and not either[0]:
+        return [c for c, constant in enumerate(either) if not constant]
     seen = [c for c in range(len(fixed.data)) if not (flat["fixed"][c] and flat["moving"][c])]
     for role, scan in (("fixed", fixed), ("moving", moving)):
         if alone := [scan.channels[c] for c in seen or range(len(scan.data)) if flat[role][c]]:

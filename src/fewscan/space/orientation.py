@@ -259,15 +259,20 @@ def rotations() -> list[Array]:
 def _likeness(
     vectors: NDArray[np.float32], weight: NDArray[np.float32], places: NDArray[Any], *, geometry: Geometry, turn: Array
 ) -> Array:
-    """Mean over steps along the turned directions of weight times |cosine| with what is met there, one a place."""
+    """Mean over steps along the turned directions of weight times |cosine| with what is met there, one a place.
+
+    A step that does not leave the voxel meets nothing: every voxel is like itself, most often along thick slices.
+    """
     here = vectors[(slice(None), *places.T)].T.astype(np.float64)
     last = np.array(geometry.shape) - 1
     step = here @ (np.linalg.inv(geometry.affine[:3, :3]) @ turn).T  # one mm along the turned direction, in voxels
-    total = np.zeros(len(places))
+    total, steps = np.zeros(len(places)), np.zeros(len(places))
     for reach in (s * mm for s in (1, -1) for mm in STEPS_MM):
-        there = tuple(np.clip(np.rint(places + reach * step).astype(int), 0, last).T)
-        total += weight[there] * np.abs((vectors[(slice(None), *there)].T * here).sum(1))
-    return total / (2 * len(STEPS_MM))
+        met = np.clip(np.rint(places + reach * step).astype(int), 0, last)
+        left, there = (met != places).any(1), tuple(met.T)
+        total += left * weight[there] * np.abs((vectors[(slice(None), *there)].T * here).sum(1))
+        steps += left
+    return total / np.maximum(steps, 1)
 
 
 def _verdict(lead: float, *, blocks: int, kept: bool, others: int) -> Literal["right", "wrong", "unsure"]:

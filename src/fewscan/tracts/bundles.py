@@ -19,7 +19,7 @@ from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import RULES, Score
 from fewscan.judge.results import CaseScore, Evaluation, plain
-from fewscan.judge.statistics import bootstrap_interval
+from fewscan.judge.statistics import bootstrap_interval, patient_means
 from fewscan.learn.checkpoint import USE, write_json
 from fewscan.space.geometry import Geometry, check_same
 
@@ -45,9 +45,12 @@ UNMATCHED: Mapping[str, str] = {
 BUNDLE_RULES: Mapping[str, str] = {
     "overlap": "share of the reference that is predicted (Cote et al. 2013, doi 10.1016/j.media.2013.03.009)",
     "overreach": "predicted voxels outside the reference, as a share of the reference (same source); may exceed 1",
-    "ends_dice": "mean Dice of the two ends, the better of the two ways to pair them; only where both sides have ends",
-    "ends_mm": "mean distance between the centres of paired ends",
+    "ends_dice": "mean Dice of the two ends, the better of the two ways to pair them, an end predicted empty with 0; "
+    "only where both ends are drawn and both files predicted",
+    "ends_mm": "mean distance between the centres of paired ends, where neither is predicted empty",
+    "summary": "means over patients of the mean of each patient's cases; evaluation.json has means over cases",
 }
+FIGURES = ("overlap", "overreach", "ends_dice", "ends_mm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class BundleScore:
     overlap, overreach : float
         Shares of the reference.
     ends_dice, ends_mm : float
-        Of the two ends, where both sides have them.
+        Of the two ends, where both sides have files of them.
     """
 
     stated: str
@@ -154,14 +157,16 @@ def score_ends(predicted: Sequence[Mask], reference: Sequence[Mask], *, geometry
     Parameters
     ----------
     predicted, reference : two (X, Y, Z) bool
-        The ends.
+        The ends; where one is predicted empty its Dice is 0, and there is no distance.
     geometry : Geometry
         Their grid.
     """
-    if not all(mask.any() for mask in (*predicted, *reference)):
+    if not all(mask.any() for mask in reference):
         return math.nan, math.nan
     ways = ((0, 1), (1, 0))
     dice = [np.mean([metrics.dice(predicted[i], reference[j]) for j, i in enumerate(way)]) for way in ways]
+    if not all(mask.any() for mask in predicted):
+        return float(max(dice)), math.nan
     ours, theirs = ([_centre(mask, geometry) for mask in masks] for masks in (predicted, reference))
     apart = [np.mean([np.linalg.norm(ours[i] - theirs[j]) for j, i in enumerate(way)]) for way in ways]
     best = int(np.argmin(apart))
@@ -221,7 +226,9 @@ def evaluate_bundles(predicted: Path, reference: Path, *, out: Path) -> dict[str
 
 
 def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[str, float]]:
-    """Means by bundle: Dice with its interval over patients, overlap, overreach, volumes, ends, how many are scored.
+    """Means by bundle over patients, the interval of Dice, how many patients have one, and how many cases are scored.
+
+    A patient's figure is the mean of the patient's cases: one with many has no more say than others.
 
     Parameters
     ----------
@@ -232,18 +239,14 @@ def summary(found: Mapping[str, Mapping[str, BundleScore]]) -> dict[str, dict[st
     table = {}
     for name in names:
         held = {case: bundles[name] for case, bundles in found.items() if name in bundles}
-        rows = list(held.values())
-        dice = [row.score.dice for row in rows]
-        low, high = bootstrap_interval(dice, groups=[patient_of(case) for case in held])
-        table[name] = {
-            "dice": _mean(dice),
-            "low": low,
-            "high": high,
-            **{key: _mean([getattr(row, key) for row in rows]) for key in BUNDLE_RULES},
-            "volume_ml": _mean([row.score.volume_ml for row in rows]),
-            "reference_ml": _mean([row.score.reference_ml for row in rows]),
-            **{state: float(sum(row.stated == state for row in rows)) for state in STATED},
-        }
+        rows, whose = list(held.values()), [patient_of(case) for case in held]
+        columns = {key: [getattr(row, key) for row in rows] for key in FIGURES}
+        columns |= {key: [getattr(row.score, key) for row in rows] for key in ("dice", "volume_ml", "reference_ml")}
+        means = {key: patient_means(zip(whose, values, strict=True)) for key, values in columns.items()}
+        low, high = bootstrap_interval(means["dice"])
+        table[name] = {key: math.fsum(values) / len(values) if values else math.nan for key, values in means.items()}
+        table[name] |= {"low": low, "high": high, "patients": float(len(means["dice"]))}
+        table[name] |= {state: float(sum(row.stated == state for row in rows)) for state in STATED}
     return table
 
 
@@ -344,8 +347,3 @@ def _write_table(found: Mapping[str, Mapping[str, BundleScore]], path: Path) -> 
 def _centre(mask: Mask, geometry: Geometry) -> NDArray[np.float64]:
     place: NDArray[np.float64] = geometry.affine[:3, :3] @ np.argwhere(mask).mean(0) + geometry.affine[:3, 3]
     return place
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [v for v in values if math.isfinite(v)]
-    return math.fsum(finite) / len(finite) if finite else math.nan

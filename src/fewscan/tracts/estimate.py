@@ -17,7 +17,7 @@ from scipy import ndimage
 from fewscan.data.listing import peak_channels
 from fewscan.errors import ConfigError, DataError
 from fewscan.space.geometry import Array
-from fewscan.tracts.gradients import B0, Gradients
+from fewscan.tracts.gradients import B0, LEAST_DIRECTIONS, Gradients, determine_tensor
 
 NEEDS = 'diffusion scans need the package dipy; install it with: pip install "dipy>=1.9"'
 PEAK_CHANNELS = peak_channels(3)
@@ -26,7 +26,6 @@ MOST_B_OF_TENSOR = 1600.0  # s/mm2; above it the signal is no longer a tensor's
 HIGHEST_ORDER = 8
 RESPONSE_VOXELS = 300
 LEAST_FA = 0.4
-LEAST_DIRECTIONS = 6  # of a tensor, and of a shell, for harmonics of order 2
 LEAST_PEAK = 0.1  # of the largest peak of the voxel
 LEAST_ANGLE_DEG = 25
 FULL_LENGTH = 99  # percentile of the first peaks' lengths that becomes length 1
@@ -82,8 +81,8 @@ class Tensors:
 def fit_tensors(signal: Signal, gradients: Gradients) -> Tensors:
     """Diffusion tensors by weighted least squares, from b-values up to 1600 s/mm2.
 
-    Where these have fewer than six directions, from the lowest shell that has six: its directions still serve for the
-    proof and the response of peaks, see `Tensors.biased`.
+    Where these do not determine a tensor, from the lowest shell that does: its directions still serve for the proof and
+    the response of peaks, see `Tensors.biased`. Six directions apart determine one, unless they lie unluckily.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def fit_tensors(signal: Signal, gradients: Gradients) -> Tensors:
     ConfigError
         If dipy is missing.
     DataError
-        If no shell has six directions.
+        If no shell determines a tensor.
     """
     dti = _dipy("dipy.reconst.dti")
     used = _of_tensor(gradients)
@@ -115,16 +114,16 @@ def fit_tensors(signal: Signal, gradients: Gradients) -> Tensors:
 def _of_tensor(gradients: Gradients) -> NDArray[np.bool_]:
     """Volumes that a tensor is fitted to."""
     plain, low = gradients.bvals <= B0, gradients.bvals <= MOST_B_OF_TENSOR
-    if (low & ~plain).sum() >= LEAST_DIRECTIONS:
+    if determine_tensor(gradients.directions[low & ~plain]):
         return low
-    counts = {b: int(gradients.shell(b).sum()) for b in gradients.shells}
-    for b, count in counts.items():
-        if count >= LEAST_DIRECTIONS:
+    for b in gradients.shells:
+        if determine_tensor(gradients.directions[gradients.shell(b)]):
             return plain | gradients.shell(b)
-    told = ", ".join(f"{count} with b = {b:.0f}" for b, count in counts.items())
+    told = ", ".join(f"{gradients.apart(b)} with b = {b:.0f}" for b in gradients.shells)
     raise DataError(
-        f"directions: {told} s/mm2; a tensor needs {LEAST_DIRECTIONS} up to {MOST_B_OF_TENSOR:.0f}, or in one shell; "
-        "take an acquisition with more directions per shell"
+        f"directions: {told} s/mm2, each counted once however often it is stored; a tensor needs {LEAST_DIRECTIONS} "
+        f"that lie in no plane or cone, up to {MOST_B_OF_TENSOR:.0f} or in one shell; take an acquisition with more "
+        "directions per shell"
     )
 
 
@@ -160,8 +159,8 @@ def csd_peaks(signal: Signal, gradients: Gradients, *, tensors: Tensors, mask: N
     """Three peaks of the fibre orientation density, longest first, (N, 9); zero where there are fewer.
 
     Constrained spherical deconvolution (Tournier et al. 2007, doi 10.1016/j.neuroimage.2007.02.016) of the shell
-    with the most directions, of several the one with the highest b-value. The order of the harmonics is the highest
-    even one that the directions determine, at most 8. Lengths are amplitudes.
+    with the most directions, of several the one with the highest b-value; repeated directions count once. The order of
+    the harmonics is the highest even one that the directions determine, at most 8. Lengths are amplitudes.
 
     Parameters
     ----------
@@ -182,8 +181,8 @@ def csd_peaks(signal: Signal, gradients: Gradients, *, tensors: Tensors, mask: N
         If the shell has fewer than 6 directions, or no voxel looks like a single fibre.
     """
     csdeconv = _dipy("dipy.reconst.csdeconv")
-    shell = max(gradients.shells, key=lambda b: (gradients.shell(b).sum(), b))
-    count = int(gradients.shell(shell).sum())
+    shell = max(gradients.shells, key=lambda b: (gradients.apart(b), b))
+    count = gradients.apart(shell)
     if count < LEAST_DIRECTIONS:
         raise DataError(
             f"the largest shell, b = {shell:.0f} s/mm2, has {count} directions, peaks need {LEAST_DIRECTIONS} with one "
@@ -259,12 +258,12 @@ def unit_length(peaks: Signal) -> tuple[Signal, float]:
     return peaks / np.float32(full), full
 
 
-def brain_mask(dwi: Signal, gradients: Gradients) -> NDArray[np.bool_]:
+def brain_mask(dwi: NDArray[Any], gradients: Gradients) -> NDArray[np.bool_]:
     """Brain by dipy's median Otsu threshold of the unweighted volumes; for scans without a mask.
 
     Parameters
     ----------
-    dwi : (V, X, Y, Z) float32
+    dwi : (V, X, Y, Z) number
         Diffusion scan.
     gradients : Gradients
         Of its volumes.
@@ -275,7 +274,7 @@ def brain_mask(dwi: Signal, gradients: Gradients) -> NDArray[np.bool_]:
         If dipy is missing.
     """
     masking = _dipy("dipy.segment.mask")
-    mean = dwi[gradients.bvals <= B0].mean(0)
+    mean = np.ascontiguousarray(dwi[gradients.bvals <= B0], np.float32).mean(0)
     inside: NDArray[np.bool_] = masking.median_otsu(mean, median_radius=2, numpass=2)[1]
     return inside
 

@@ -15,6 +15,8 @@ B0 = 50.0
 """s/mm2; volumes up to here count as not diffusion-weighted, as scanners write 5 or 20 for 0."""
 LEAST_DIRECTIONS = 6  # a tensor has six numbers
 SAME_SHELL = 100.0  # s/mm2
+SAME_DEG = 2.0  # directions up to here count as one: repeated, and turned a little by the correction of motion
+LEAST_SPREAD = 0.02  # smallest singular value of the design of a tensor over the largest; spread directions have 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,7 @@ class Gradients:
     Raises
     ------
     DataError
-        If lengths differ, no volume is unweighted, or fewer than six directions are left.
+        If lengths differ, no volume is unweighted, or fewer than six are weighted.
     """
 
     bvals: Array
@@ -56,6 +58,22 @@ class Gradients:
         """
         inside: NDArray[np.bool_] = (self.bvals > B0) & (np.abs(self.bvals - b) <= SAME_SHELL)
         return inside
+
+    def apart(self, b: float) -> int:
+        """Directions of a shell; one that is stored twice, or as its opposite too, counts once.
+
+        Parameters
+        ----------
+        b : float
+            s/mm2.
+
+        Examples
+        --------
+        >>> found = spread_directions(6)
+        >>> Gradients(np.array([0.0, *[1000.0] * 12]), np.concatenate([np.zeros((1, 3)), found, -found])).apart(1000)
+        6
+        """
+        return distinct(self.directions[self.shell(b)])
 
     @property
     def shells(self) -> list[float]:
@@ -100,6 +118,38 @@ def read_gradients(bvals: Path, bvecs: Path, *, native: Geometry, axes: Array | 
     unit = np.where(weighted, table / np.where(weighted, length, 1), 0.0)
     turn = fsl_to_world(native) @ (np.eye(3) if axes is None else axes)
     return Gradients(b, (turn @ unit).T)
+
+
+def distinct(directions: Array) -> int:
+    """How many directions there are, up to sign.
+
+    Parameters
+    ----------
+    directions : (N, 3) float
+        Unit vectors.
+    """
+    kept: list[Array] = []
+    for one in directions:
+        if not kept or np.abs(np.stack(kept) @ one).max() < np.cos(np.radians(SAME_DEG)):
+            kept.append(one)
+    return len(kept)
+
+
+def determine_tensor(directions: Array) -> bool:
+    """Whether signals along these directions tell all six numbers of a tensor: three, stored twice, do not.
+
+    Parameters
+    ----------
+    directions : (N, 3) float
+        Unit vectors.
+    """
+    if distinct(directions) < LEAST_DIRECTIONS:
+        return False
+    x, y, z = directions.T
+    root = np.sqrt(2)  # so that no way the directions are turned changes what is compared
+    design = np.stack([x * x, y * y, z * z, root * x * y, root * x * z, root * y * z], 1)
+    values = np.linalg.svd(design, compute_uv=False)
+    return bool(values[-1] > LEAST_SPREAD * values[0])
 
 
 def fsl_to_world(native: Geometry) -> Array:

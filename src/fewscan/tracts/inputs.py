@@ -19,11 +19,12 @@ from fewscan.data.layouts import TRACT_IMAGES
 from fewscan.data.listing import RECORD, TENSOR_CHANNELS, read_json
 from fewscan.errors import ConfigError, DataError
 from fewscan.learn.checkpoint import USE, versions, write_json
+from fewscan.learn.hardware import memory_told
 from fewscan.space.geometry import Array, Geometry, check_same, ras_geometry, to_ras
 from fewscan.space.orientation import Orientation, axes_text, parse_axes, prove, refuse_wrong, said
 from fewscan.tracts import estimate
 from fewscan.tracts.estimate import PEAK_CHANNELS, SCALAR_CHANNELS
-from fewscan.tracts.gradients import B0, Gradients, fsl_to_world, read_gradients
+from fewscan.tracts.gradients import Gradients, fsl_to_world, read_gradients
 
 PEAKS, TENSOR, SCALARS = (TRACT_IMAGES[kind] for kind in ("peaks", "tensor", "scalar"))
 FA, MASK = "fa.nii.gz", "mask.nii.gz"
@@ -60,9 +61,7 @@ class Inputs:
     full_length: float
 
 
-def estimate_inputs(
-    dwi: Floats, gradients: Gradients, *, mask: NDArray[np.bool_], tensors: estimate.Tensors | None = None
-) -> Inputs:
+def estimate_inputs(dwi: Floats, gradients: Gradients, *, mask: NDArray[np.bool_]) -> Inputs:
     """Peaks, tensors and scalars of a diffusion scan.
 
     Parameters
@@ -73,8 +72,6 @@ def estimate_inputs(
         Of its volumes, in the world.
     mask : (X, Y, Z) bool
         Brain.
-    tensors : Tensors, optional
-        Of the mask's voxels, where they are fitted already.
 
     Raises
     ------
@@ -82,7 +79,11 @@ def estimate_inputs(
         If dipy is missing or the scan cannot be fitted.
     """
     signal = np.ascontiguousarray(dwi[:, mask].T)
-    tensors = estimate.fit_tensors(signal, gradients) if tensors is None else tensors
+    return _estimated(signal, gradients, mask=mask, tensors=estimate.fit_tensors(signal, gradients))
+
+
+def _estimated(signal: Floats, gradients: Gradients, *, mask: NDArray[np.bool_], tensors: estimate.Tensors) -> Inputs:
+    """Inputs of the signals (N, V) of a mask's voxels, once their tensors are fitted."""
     amplitudes = estimate.csd_peaks(signal, gradients, tensors=tensors, mask=mask)
     peaks, full = estimate.unit_length(amplitudes)
     s0 = tensors.s0 / max(float(np.median(tensors.s0)), 1e-6)
@@ -96,6 +97,7 @@ def estimate_inputs(
     )
 
 
+@memory_told(fix="crop the scan to the head, or take fewer of its volumes with their b-values and directions")
 def make_inputs(
     source: Path, out: Path, *, tables: tuple[Path, Path] | None = None, mask: Path | None = None,
     lesion: Path | None = None, axes: str | None = None, tell: Tell | None = None, show: Show | None = None,
@@ -124,7 +126,7 @@ def make_inputs(
     Raises
     ------
     FewscanError
-        If files cannot be used, dipy is missing, or the directions are proven wrong.
+        If files cannot be used, dipy is missing, the directions are proven wrong, or memory runs out.
     """
     begin, tell = time.perf_counter(), tell or (lambda line: None)
     claim(out, [path for path in (source, *(tables or ()), mask, lesion) if path is not None])
@@ -167,14 +169,17 @@ def _open_scan(dwi: Path, tables: tuple[Path, Path], mask: Path | None, turn: Ar
     gradients = read_gradients(*tables, native=native, axes=turn)
     if len(data) != len(gradients.bvals):
         raise DataError(f"{dwi}: {len(data)} volumes for {len(gradients.bvals)} b-values; give the files of this scan")
-    if not np.isfinite(data).all():
+    if not all(np.isfinite(volume).all() for volume in data):  # a mask of all volumes would be as large as they are
         raise DataError(f"{dwi}: voxels are NaN or infinite; export the scan again")
-    ordered, geometry = to_ras(data, native)
-    scan = np.ascontiguousarray(ordered, dtype=np.float32)
+    scan: NDArray[Any]
+    scan, geometry = to_ras(data, native)
+    del data
     brain = estimate.brain_mask(scan, gradients) if mask is None else read_mask(mask, geometry)
-    brain = brain & (scan > 0).any(0)
-    tensors = estimate.fit_tensors(np.ascontiguousarray(scan[:, brain].T), gradients)
-    directions = int((gradients.bvals > B0).sum())
+    brain = brain & (scan.max(0) > 0)
+    signal = np.stack([volume[brain] for volume in scan], 1, dtype=np.float32)
+    del scan  # what is fitted is the brain's alone, and a scan may take as much as the machine has
+    tensors = estimate.fit_tensors(signal, gradients)
+    directions = sum(map(gradients.apart, gradients.shells))
     biased = f"; no lower shell: tensors of b = {max(tensors.shells):.0f} s/mm2 are biased" if tensors.biased else ""
     return _Opened(
         principal=fill(tensors.principal, brain),
@@ -189,7 +194,7 @@ def _open_scan(dwi: Path, tables: tuple[Path, Path], mask: Path | None, turn: Ar
             "tensor_bvals": [round(b) for b in tensors.shells],
         },
         line=f"{int(brain.sum())} voxels of brain, {directions} directions, {len(gradients.shells)} shells{biased}",
-        finish=lambda: estimate_inputs(scan, gradients, mask=brain, tensors=tensors),
+        finish=lambda: _estimated(signal, gradients, mask=brain, tensors=tensors),
     )
 
 
