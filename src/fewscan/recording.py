@@ -57,7 +57,7 @@ class Record:
         self._contents: dict[Scan, str] = {}
         try:
             with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
-                self.rows, self.unfinished = _stored(self.file)
+                self.rows, self.unfinished, self.failed = _stored(self.file)
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{self.file} is damaged, or of another program, and is not replaced; give another -o, or move it away"
@@ -374,12 +374,8 @@ class Record:
             except OSError as error:  # as when a network pauses; taken for no record, it would cost every row
                 raise disk_error(error, self.file) from error
             yield
-            told: dict[str, object] = {"predictions": list(self.rows.values())}
-            if self.unfinished:
-                told["unfinished"] = self.unfinished
-            if self.failed:
-                told["failed"] = self.failed
-            checkpoint.write_json(told, self.file)
+            more = {key: told for key, told in (("unfinished", self.unfinished), ("failed", self.failed)) if told}
+            checkpoint.write_json({"predictions": list(self.rows.values()), **more}, self.file)
 
 
 def _refuse(path: Path) -> None:
