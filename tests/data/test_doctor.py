@@ -337,9 +337,18 @@ def test_training_leaves_a_faulty_unlabelled_scan_out_and_says_so(
         asked.append(request)
         raise DataError("far enough")
 
+    def heard(event: Any) -> None:
+        said.extend([event] if isinstance(event, str) else [])
+
     def trained(**how: Any) -> tuple[str, int]:
         with pytest.raises(DataError, match="far enough"):
-            api.train(data, tmp_path / "model", device="cpu", observe=lambda s: said.append(str(s)), **how)
+            api.train(
+                data,
+                tmp_path / "model",
+                device="cpu",
+                observe=lambda s: said.append(s) if isinstance(s, str) else None,
+                **how,
+            )
         return asked[-1].method, len(asked[-1].dataset.cases)
 
     for name in ("segment", "joint"):

@@ -14,7 +14,7 @@ from phantom import SMALL, write_dataset
 from rich.console import Console
 
 import fewscan
-from fewscan import api, prediction, runs
+from fewscan import api, runs
 from fewscan.data import dataset as datasets
 from fewscan.data.io import read_image
 from fewscan.deliver.predicted import expectations
@@ -190,7 +190,7 @@ def test_a_label_that_is_missed_is_learnt_from_and_expected_to_be_worth_nothing(
         found = doubt(volume, plan, predictor=predictor)
         return found._replace(signs={"ball": found.signs["ball"]})
 
-    monkeypatch.setattr(prediction, "doubt", blind)
+    monkeypatch.setattr("fewscan.judge.expectation.doubt", blind)
     scan = root / "data" / "images" / "case_03.nii.gz"
     [done] = api.predict(model, scan, tmp_path / "out", calibration=folds, device="cpu")
     rod = done.expected["labels"]["rod"]

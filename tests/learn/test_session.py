@@ -289,7 +289,7 @@ def test_memory_that_runs_out_is_one_sentence(trained, data, tmp_path, monkeypat
     assert not (tmp_path / "model" / folder.LOCK).exists()
     monkeypatch.setattr(infer, "segment", out_of_memory)
     with pytest.raises(ResourceError, match=r"out of memory; case_00 is too large.*--max-memory.*--device cpu"):
-        api.predict(trained[1], data / "images", tmp_path / "out", device="cpu")
+        api.predict(trained[1], data / "images" / "case_00.nii.gz", tmp_path / "out", device="cpu")
 
 
 def test_other_faults_are_not_taken_for_memory():

@@ -24,6 +24,7 @@ BEFORE = "before.json"  # what the model that a transfer started from scores, fo
 UNFINISHED = ("cache", "history.jsonl", "run.json", BEFORE)
 LOCK = "running.json"  # there while a run is
 WATCHED = 90.0  # seconds without a sign of life after which a lock that names nobody who could be asked is broken
+_LEFT: set[Path] = set()  # caches of runs of this process that could not be removed as these ended
 PARTS = re.compile(r"\.part-.*|\.tmp\w{6}")  # of `data.io.atomic`, and of safetensors within it
 
 
@@ -95,6 +96,20 @@ def _tidy(out: Path, *, everything: bool) -> None:
 # ------------------------------------------------------------------------------------------------------------ removal
 
 
+def let_go(out: Path) -> None:
+    """Remove the prepared scans of a run that ends; what is mapped still, as in Windows, is left to `drop_cache`.
+
+    Parameters
+    ----------
+    out : Path
+        Model folder, which the run holds.
+    """
+    cache = out / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    if cache.exists():
+        _LEFT.add(cache.resolve())
+
+
 def drop_cache(out: Path, *, say: Callable[[str], None]) -> None:
     """Remove the prepared scans that a run could not remove when it ended, because something of it was alive still.
 
@@ -106,7 +121,10 @@ def drop_cache(out: Path, *, say: Callable[[str], None]) -> None:
         Gets a line where it cannot be done.
     """
     cache = out / "cache"
-    if not cache.exists() or (out / LOCK).exists() or removed(cache):
+    if cache.resolve() not in _LEFT or (out / LOCK).exists():
+        return
+    _LEFT.discard(cache.resolve())
+    if removed(cache):
         return
     say(f"warning: {cache} holds scans and could not be removed; delete it before you share the model")
 

@@ -6,7 +6,6 @@ A method opens a session, builds its networks and phases from it, calls `Session
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import to_dict
 from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
-from fewscan.learn.folder import claimed, command, trim_history
+from fewscan.learn.folder import claimed, command, let_go, trim_history
 from fewscan.learn.hardware import keep_freed_memory, memory_told, require_disk
 from fewscan.learn.memory import make_plan, peak_bytes
 from fewscan.learn.plan import LARGEST_GRID, Plan, plan_from_dict
@@ -332,7 +331,7 @@ def open_session(
                 raise DataError(f"no labelled voxel in {len(labelled)} case(s) of {root}; nothing to learn")
             yield Session(request, plan, labelled=labelled, unlabelled=[p for p in cases if p.label is None])
         finally:
-            shutil.rmtree(cache, ignore_errors=True)  # what is mapped still, as in Windows, is left to `drop_cache`
+            let_go(request.out)
 
 
 def _cases(request: Request, plan: Plan, *, unlabelled: int, stored: Mapping[str, Any] | None) -> list[Prepared]:
