@@ -199,6 +199,7 @@ def test_scans_called_like_their_folders_are_found_with_label_maps_of_one_name(s
     [
         (["p1/image", "p1/mask", "p1/seg", "p2/image", "p2/seg"], ("p1/mask", "p1/seg")),
         (["p1/image", "p1/gt", "p1/seg"], ("p1/gt", "p1/seg")),
+        (["p1/image", "p1/seg", "p1/p1_seg"], ("p1/p1_seg", "p1/seg")),
         (["p1", "p1_label", "p1_mask"], ("p1_label", "p1_mask")),
         (["images/p1", "labels/p1", "labels/p1_seg"], ("labels/p1", "labels/p1_seg")),
         (
@@ -218,6 +219,12 @@ def test_of_several_label_maps_none_is_chosen(scans: Any, files: list[str], both
     assert str(told.value).startswith(f"{first} and {second} may both be the label map of ")
     assert str(told.value).endswith("; keep one of the two there")
     assert seen(scans.root) is not None, "for prediction the scans are plain"
+
+
+def test_two_scans_of_a_case_that_are_called_alike_are_refused(scans: Any) -> None:
+    put(scans, ["p1/t1", "p1/p1_t1", "p1/seg"])
+    with pytest.raises(DataError, match=r"p1_t1\.nii\.gz and .*t1\.nii\.gz are both the scan 't1' of p1; keep one"):
+        find(scans.root)
 
 
 def test_of_several_label_maps_of_a_nested_series_none_is_chosen(slices: Callable[..., Path], scans: Any) -> None:

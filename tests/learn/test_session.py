@@ -44,7 +44,7 @@ def holder(out, **more):
 
 
 def test_scans_that_cannot_be_removed_from_a_model_folder_are_told(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(session.shutil, "rmtree", lambda path, **k: None)  # as where a mapped file is held
+    monkeypatch.setattr(folder.shutil, "rmtree", lambda path, **k: None)  # as where a mapped file is held
     said = []
     train(data, tmp_path / "model", steps=2, observe=said.append)
     assert any(isinstance(line, str) and "cache holds scans and could not be removed" in line for line in said)

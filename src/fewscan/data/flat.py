@@ -19,6 +19,7 @@ from fewscan.data.found import (
     folder_name,
     held_out,
     label_name,
+    once,
     partner,
     stem_of,
     subfolders,
@@ -99,9 +100,11 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
     Channels are the names that most folders have, so that a patient who lacks one takes it from nobody else.
     """
     doubts: list[str] = []
-    parts = {folder: {_part(f): f for f in files} for folder, files in folders.items()}
-    drawn = {folder: [f for name, f in mine.items() if label_name(name)] for folder, mine in parts.items()}
-    scans = {folder: {n: f for n, f in mine.items() if not label_name(n)} for folder, mine in parts.items()}
+    drawn = {folder: [f for f in files if label_name(_part(f))] for folder, files in folders.items()}
+    scans = {
+        folder: once(((_part(f), f) for f in files if not label_name(_part(f))), clash=_alike)
+        for folder, files in folders.items()
+    }
     count = Counter(name for mine in scans.values() for name in mine)
     most, holding = max(count.values(), default=0), sum(bool(mine) for mine in scans.values())
     channels = tuple(sorted(name for name, n in count.items() if n == most or 2 * n > holding))
@@ -129,6 +132,10 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
         unused=unused,
         doubts=tuple(doubts),
     )
+
+
+def _alike(name: str, one: Path, other: Path) -> str:
+    return f"{one} and {other} are both the scan {name!r} of {one.parent.name}; keep one of the two there"
 
 
 def _part(file: Path) -> str:
