@@ -37,6 +37,7 @@ FLOORS = {
     "prediction": 8,
     "recording": 8,
     "registration": 8,
+    "rows": 8,
     "surroundings": 8,
     "training": 8,
     "white_matter": 8,

@@ -7,6 +7,7 @@
     │   └── ScansError         some of several scans could not be; the others are done
     ├── GeometryError          two grids that must agree do not
     ├── ConfigError            a setting is unknown, or its value impossible
+    │   └── TakenError         a file of somebody else lies where one would be written
     ├── ModelError             a model folder is damaged, foreign or does not fit the request
     └── ResourceError          memory, disk or time would not suffice
 
@@ -60,6 +61,10 @@ class GeometryError(FewscanError):
 
 class ConfigError(FewscanError):
     """A setting is unknown, or its value impossible."""
+
+
+class TakenError(ConfigError):
+    """A file of somebody else, or of another scan, lies where one would be written."""
 
 
 class ModelError(FewscanError):

@@ -17,7 +17,7 @@ from fewscan.data import kinds, proof
 from fewscan.data.bundles import replace_bundles
 from fewscan.data.io import read_image, write_image, write_labelmap
 from fewscan.deliver.records import personalised
-from fewscan.errors import ConfigError, DataError, FewscanError, ModelError, ScansError
+from fewscan.errors import ConfigError, DataError, FewscanError, ModelError, ScansError, TakenError
 from fewscan.judge.expectation import expectation
 from fewscan.judge.recipe import calibration_of
 from fewscan.learn import checkpoint, infer, inputs
@@ -250,12 +250,14 @@ def predict_by(
         if skip_existing and record.finished(scan):
             if not record.vouched(scan):
                 say(f"warning: {scan.id}: left alone, though nothing tells whether it is of this very scan")
+            record.passed(scan)
             done.append(Prediction(id=scan.id, path=record.target(scan), seconds=0.0, volumes_ml={}, skipped=True))
             continue
         started = time.monotonic()
         record.reading(scan)
         try:
             read = _answered(model, scan, work=lambda volume, name: work(volume, tick, name=name), say=say)
+            record.begin(scan, before=read[2].before is not None, probabilities=read[2].found.probs is not None)
         except (FewscanError, OSError) as error:
             if len(found) == 1 or _of_every_scan(error):
                 raise
@@ -275,7 +277,8 @@ def predict_by(
 
 def _of_every_scan(error: FewscanError | OSError) -> bool:
     """Whether the next scan would meet the same: a model or an option that is wrong, or a disk that is full."""
-    return isinstance(error, ModelError | ConfigError) or (isinstance(error, OSError) and error.errno in FULL)
+    wrong = isinstance(error, ModelError | ConfigError) and not isinstance(error, TakenError)
+    return wrong or (isinstance(error, OSError) and error.errno in FULL)
 
 
 def _said(row: Mapping[str, Any]) -> str:
@@ -322,7 +325,6 @@ def _written(
 ) -> Prediction:
     """Write; the model's own answer too where it is not the one that is kept."""
     (answer, told, first), target = found, record.target(scan)
-    record.begin(scan, before=first is not None, probabilities=answer.probs is not None)
     volumes = _write(answer, target, model, like=volume, replaced=record.replaceable(scan, before=False))
     probabilities, before = None, None
     if answer.probs is not None:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fewscan.data import places
 from fewscan.data.bundles import SEGMENTATIONS
-from fewscan.data.contents import content_of
+from fewscan.data.contents import content_of, same
 from fewscan.data.io import disk_error
 from fewscan.data.locking import locked
-from fewscan.deliver.markup import without_folders
 from fewscan.deliver.records import part, plain_name
-from fewscan.errors import ConfigError
+from fewscan.errors import ConfigError, TakenError
 from fewscan.learn import checkpoint
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.inputs import Scan
-from fewscan.naming import BEFORE, PREDICTIONS, told_rows
+from fewscan.naming import BEFORE, PREDICTIONS
+from fewscan.rows import LABELS, WRITTEN, Begun, corrected, digests, plain_reason, still_there, stored
 
-LABELS, PROBABILITIES, CONTENT, WRITTEN = "labels", "probabilities", "content", "written"
-Begun = dict[str, list[str]]
-"""Of a prediction that is not finished: what is written, such as `LABELS`, and the names of what is in it."""
+PROBABILITIES, CONTENT = "probabilities", "content"
 
 
 class Record:
@@ -57,7 +54,7 @@ class Record:
         self._contents: dict[Scan, str] = {}
         try:
             with contextlib.suppress(OSError):  # nothing is known then, and so nothing is replaced
-                self.rows, self.unfinished, self.failed = _stored(self.file)
+                self.rows, self.unfinished, self.failed = stored(self.file)
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{self.file} is damaged, or of another program, and is not replaced; give another -o, or move it away"
@@ -149,7 +146,8 @@ class Record:
             )
         self._check_scan(scan, keep=keep)
         if keep and self.finished(scan):
-            self._check_model(scan)
+            if not self._corrected(target):  # what somebody has drawn is no model's any more
+                self._check_model(scan)
             return
         self._check_target(target)
         if before and self._own_labels(name) is None:
@@ -224,7 +222,7 @@ class Record:
         name = self._name(target)
         row = {key: value for key, value in found.items() if value is not None} | {"path": name}
         row |= {"model": self._weights(), "labels": self._listed(), CONTENT: self._now(scan)}
-        row[WRITTEN] = self._digest(target, self.model.names.values())
+        row[WRITTEN] = digests(target, self.model.names.values())
         with self._changed():
             if BEFORE in row:
                 row[BEFORE] = {**row[BEFORE], "path": self._name(self.own(target))}
@@ -250,8 +248,21 @@ class Record:
         reason : str
             Why; folders in it are left out.
         """
+        places.remember(self.file, {scan.id: {"image": scan.images[0]}}, more=True)
         with self._changed():
-            self.failed[scan.id] = without_folders(reason)
+            self.failed[scan.id] = plain_reason(reason, scan.images)
+
+    def passed(self, scan: Scan) -> None:
+        """Forget that a scan has failed, of which there is an answer.
+
+        Parameters
+        ----------
+        scan : Scan
+            That is left alone.
+        """
+        if scan.id in self.failed:
+            with self._changed():
+                self.failed.pop(scan.id, None)
 
     def _check_scan(self, scan: Scan, *, keep: bool) -> None:
         """Refuse where the prediction under a scan's name is of another scan; one that was moved is still itself."""
@@ -260,39 +271,36 @@ class Record:
         if row is None or not target.exists():
             return
         then, now = self._content(scan, row), self._now(scan)
-        if not then or not now or then == now:
+        if not then or not now or same(then, now):
             return
         place = self._place(scan)
         if place is None or place.absolute() != image.absolute():
-            raise ConfigError(
+            raise TakenError(
                 f"{target} is the prediction of {place or 'another scan'}, and {image} is not the same scan; give "
                 f"another -o, or take {target} away"
             )
         if keep:
-            raise ConfigError(f"{image} has changed since {target} was predicted; predict it without --skip-existing")
+            raise TakenError(f"{image} has changed since {target} was predicted; predict it without --skip-existing")
 
     def _check_target(self, target: Path) -> None:
         """Refuse to write over what others wrote, and over a prediction that somebody has corrected."""
         name = self._name(target)
         if not target.exists() or name in self.unfinished:
             return
-        row = self.rows.get(name)
-        if row is None:
-            raise ConfigError(
+        if name not in self.rows:
+            raise TakenError(
                 f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
             )
-        then = row.get(WRITTEN)
-        if then and (now := self._digest(target, part(row, LABELS).values())) and now != then:
-            raise ConfigError(
+        if self._corrected(target):
+            raise TakenError(
                 f"{target} was changed by hand since it was predicted, which would be lost; keep it with "
                 "--skip-existing, move it away, or give another -o"
             )
 
-    def _digest(self, target: Path, labels: Iterable[str]) -> str:
-        """By what a prediction is known again, of a folder its own masks; empty where one is missing."""
-        masks = [target / f"{label}.nii.gz" for label in labels if plain_name(label)]
-        found = [content_of(file, whole=True) for file in (masks if target.name == SEGMENTATIONS else [target])]
-        return " ".join(found) if all(found) else ""
+    def _corrected(self, target: Path) -> bool:
+        """Whether somebody has changed a prediction since it was written; of one that was begun nobody knows."""
+        name = self._name(target)
+        return name not in self.unfinished and corrected(self.rows.get(name, {}), target)
 
     def _check_model(self, scan: Scan) -> None:
         """Refuse to pass off what another model says of a scan."""
@@ -363,7 +371,7 @@ class Record:
     def _read(self) -> None:
         """Take up what others have written since; where that is damaged, what this run knows stays."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            self.rows, self.unfinished, self.failed = _stored(self.file)
+            self.rows, self.unfinished, self.failed = stored(self.file)
 
     @contextmanager
     def _changed(self) -> Iterator[None]:
@@ -374,6 +382,7 @@ class Record:
             except OSError as error:  # as when a network pauses; taken for no record, it would cost every row
                 raise disk_error(error, self.file) from error
             yield
+            self.failed = still_there(self.failed, self.file)
             more = {key: told for key, told in (("unfinished", self.unfinished), ("failed", self.failed)) if told}
             checkpoint.write_json({"predictions": list(self.rows.values()), **more}, self.file)
 
@@ -381,20 +390,6 @@ class Record:
 def _refuse(path: Path) -> None:
     """Raise where a file or folder is there of which no record tells."""
     if path.exists():
-        raise ConfigError(
+        raise TakenError(
             f"{path} exists, and {PREDICTIONS} does not say that fewscan wrote it; give another -o, or move it away"
         )
-
-
-def _stored(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Begun], dict[str, str]]:
-    """Predictions by path, those that are not finished, and why some failed; raises where the record is not sound."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, {}, {}
-    rows, begun = told_rows(found), part(found, "unfinished")
-    lists = {
-        name: {key: [str(v) for v in labels] for key, labels in part(begun, name).items() if isinstance(labels, list)}
-        for name in begun
-    }
-    return rows, lists, {str(name): str(why) for name, why in part(found, "failed").items()}

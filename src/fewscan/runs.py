@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fewscan import api
 from fewscan.data import dataset as datasets
-from fewscan.data.contents import contents_by_case
+from fewscan.data.contents import contents_by_case, same
 from fewscan.data.listing import read_json
 from fewscan.data.sample import sample_path
 from fewscan.deliver.records import part
@@ -247,7 +247,7 @@ def _claim_fold(folder: Path, recipe: dict[str, Any], files: Mapping[str, str]) 
         raise ConfigError(f"{folder} belongs to another cross-validation or learning curve; choose another -o")
     if not (before := part(stored, "files")):
         raise ConfigError(f"{note} does not say of which files it is; choose another -o")
-    if changed := [name for name in files if files[name] != before.get(name)]:
+    if changed := [name for name in files if not same(str(before.get(name, "?")), files[name])]:
         raise ConfigError(
             f"{folder} was made before the label or the scan of {', '.join(changed[:3])} changed; choose another -o, "
             "or delete all folders that were"

@@ -89,6 +89,8 @@ def transfer(
     fixed = [name for name in settings or {} if name.startswith("network.")]
     if fixed:
         raise ConfigError(f"{fixed[0]} cannot be set: the network is that of {base.path or 'the model'}; leave it out")
+    if layers != "auto" and (settings or {}).get("transfer.layers", layers) != layers:
+        raise ConfigError(f"--layers {layers} and --set transfer.layers={(settings or {})['transfer.layers']} differ")
     if budget is None and steps is None and not resume:
         budget = DEFAULT_BUDGET
     old = None if source is None else api.dataset_of(source)

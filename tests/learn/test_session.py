@@ -145,6 +145,35 @@ def test_half_written_files_of_a_killed_run_are_in_nobodys_way(data, tmp_path):
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["cache", "history.jsonl", "run.json", "before.json"])
+def test_what_is_only_called_like_remains_of_a_run_stays(data, tmp_path, name):
+    mine = tmp_path / "model" / name if "." in name else tmp_path / "model" / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("[]")
+    with pytest.raises(ConfigError, match="model exists and is not empty"):
+        train(data, tmp_path / "model", steps=2)
+    assert mine.read_text() == "[]"
+
+
+def test_a_run_does_not_go_on_where_values_have_got_other_names(data, tmp_path):
+    model, found = train(data, tmp_path / "model", steps=2), api.open(data)
+    other = replace(found, names={value: f"other {name}" for value, name in found.names.items()})
+    with pytest.raises(ModelError, match="belongs to another run: labels differ"):
+        train(other, model.path, steps=4, resume=True)
+
+
+def test_a_run_of_an_older_version_goes_on(data, tmp_path, monkeypatch):
+    told = session.Session.identity
+    with monkeypatch.context() as patch:
+
+        def older(self):
+            return {k: v for k, v in told.fget(self).items() if k not in ("labels", "ignore", "channels")}
+
+        patch.setattr(session.Session, "identity", property(older))
+        model = train(data, tmp_path / "model", steps=2)
+    assert train(data, model.path, steps=4, resume=True).provenance["steps"] == 4
+
+
 @pytest.mark.parametrize("moment", ["weights", "description", "switch"])
 def test_a_model_that_is_replaced_is_there_at_every_moment(trained, untrained, tmp_path, monkeypatch, moment):
     old = checkpoint.save_model(trained[1], tmp_path / "model")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -357,24 +356,6 @@ def test_a_run_killed_before_its_first_save_can_start_again(trained, tmp_path):
     (out / "history.jsonl").write_text("{}\n")
     (out / "run.json").write_text('{"budget": 60, "steps": null}')
     assert train(trained[0], out, steps=2, settings=SMALL, device="cpu").provenance["steps"] == 2
-
-
-@pytest.mark.parametrize("name", ["cache", "history.jsonl", "run.json", "before.json"])
-def test_what_is_only_called_like_remains_of_a_run_stays(trained, tmp_path, name):
-    mine = tmp_path / "model" / name if "." in name else tmp_path / "model" / name / "mine.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("[]")
-    with pytest.raises(ConfigError, match="model exists and is not empty"):
-        train(trained[0], tmp_path / "model", steps=2, settings=SMALL, device="cpu")
-    assert mine.read_text() == "[]"
-
-
-def test_a_run_does_not_go_on_where_values_have_got_other_names(trained, tmp_path):
-    data = api.open(trained[0])
-    model = train(data, tmp_path / "model", steps=2, settings=SMALL, device="cpu")
-    other = replace(data, names={value: f"other {name}" for value, name in data.names.items()})
-    with pytest.raises(ModelError, match="belongs to another run: labels differ"):
-        train(other, model.path, steps=4, resume=True, settings=SMALL, device="cpu")
 
 
 def test_a_budget_that_preparing_uses_up_is_refused(trained, tmp_path):

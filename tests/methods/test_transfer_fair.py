@@ -4,13 +4,15 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from phantom import write_dataset
 
 from fewscan import api, training
+from fewscan.errors import ConfigError
 from fewscan.learn.config import Settings, TransferConfig
 from fewscan.learn.hardware import pick
 from fewscan.methods import transfer as method
-from fewscan.methods.transfer import _forgotten, _unseen
+from fewscan.methods.transfer import _forgotten, _unseen, _witnesses
 from fewscan.transferring import transfer
 
 
@@ -26,6 +28,15 @@ def test_the_trained_model_is_not_judged_on_what_it_has_learnt_from(untrained):
     came = {"transfer": {"kept": "adapted", "from": {"labelled": ["r_2"]}}, "labelled": ["x"]}
     assert [case.id for case in _unseen(cases, replace(untrained, provenance=came))] == ["p_0", "q_1"]
     assert _unseen(cases[:2], base) == cases[:2], "of one patient alone nothing can be told"
+
+
+def test_cases_that_are_not_asked_are_named(untrained):
+    base = replace(untrained, provenance={"labelled": ["p_0", "s_9"]})
+    session = SimpleNamespace(labelled=files("p", "q", "r"))
+    assert _witnesses(base, session, {"q_1": {}, "r_2": {}}) == (
+        {"left_out": ["p_0"]}, "; 1 called as what it has learnt from not asked",
+    )  # fmt: skip
+    assert _witnesses(base, SimpleNamespace(labelled=files("x")), {"x_0": {}}) == ({}, "")
 
 
 def test_where_it_has_to_be_the_verdict_says_so(trained, tmp_path):
@@ -55,6 +66,11 @@ def test_how_a_model_was_transferred_is_no_wish_for_the_next_time(untrained, tmp
     transfer(base, data, tmp_path / "c", steps=1, device="cpu", layers="decoder")
     assert asked[0].settings.transfer == Settings().transfer
     assert [request.settings.transfer.layers for request in asked[1:]] == ["norms", "decoder"]
+
+
+def test_layers_that_are_said_twice_and_differently_are_refused(untrained, tmp_path):
+    with pytest.raises(ConfigError, match=r"--layers decoder and --set transfer\.layers=norms differ"):
+        transfer(untrained, tmp_path, tmp_path / "m", layers="decoder", settings={"transfer.layers": "norms"})
 
 
 def test_a_network_is_annealed_though_time_is_kept_for_its_judging(trained, tmp_path, monkeypatch):

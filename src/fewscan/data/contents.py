@@ -66,6 +66,32 @@ def contents_by_case(dataset: Dataset) -> dict[str, str]:
     return {case.id: " ".join(contents_of(case, dataset)) for case in dataset.labelled}
 
 
+def same(before: str, now: str) -> bool:
+    """Whether two contents, such as `contents_by_case` tells, agree in all that the earlier one says.
+
+    Parameters
+    ----------
+    before, now : str
+        Digests with spaces between; an older version may have kept fewer.
+    """
+    known = before.split()
+    return bool(known) and now.split()[: len(known)] == known
+
+
+def bytes_of(file: Path) -> str:
+    """Digest of all bytes of a file, whatever they are; empty where it cannot be read.
+
+    Parameters
+    ----------
+    file : Path
+        Any.
+    """
+    try:
+        return _whole(file)
+    except OSError:
+        return ""
+
+
 def _files(thing: Path, *, whole: bool) -> list[Path]:
     """Those that hold it: of a file the payload too, for a header alone may be that of many scans."""
     place = on_disk(thing)

@@ -102,7 +102,7 @@ def sample(
     pair = torch.stack([thin[[1, 2]].min() / thin[[1, 2]].max(), thin[[0, 2]].min() / thin[[0, 2]].max(),
                         thin[[0, 1]].min() / thin[[0, 1]].max()])  # fmt: skip
     slices = torch.tensor(thick(spacing))
-    pair = torch.where(pair < 0.5, pair**2, torch.ones(3)) * (slices[[1, 0, 0]] == slices[[2, 2, 1]])
+    pair = torch.where(pair < 0.5, pair**2, torch.ones(3)) * ~(slices[[1, 0, 0]] | slices[[2, 2, 1]])
     extent = mm * torch.tensor([float(n) for n in shape])
     flat = torch.stack([extent[list(p)].min() / extent[list(p)].max() for p in ((1, 2), (0, 2), (0, 1))])
     pair = pair * (4 * flat).clamp(max=1)  # a slab would tilt out of its own grid

@@ -348,7 +348,8 @@ def load_state(state: State, folder: Path, *, identity: Mapping[str, Any]) -> No
         stored = json.loads(metadata["identity"])
         wanted = json.loads(json.dumps(identity))
         moved = {"device"} if stored.get("device") == wanted.get("device") else {"device", "precision"}
-        compared = (stored.keys() | wanted.keys()) - moved  # a GPU's precision may be none of a CPU
+        untold = {"labels", "ignore", "channels"} - stored.keys()  # in states that older versions left
+        compared = (stored.keys() | wanted.keys()) - moved - untold  # a GPU's precision may be none of a CPU
         differing = sorted(k for k in compared if stored.get(k) != wanted.get(k))
         if differing:
             raise ModelError(

@@ -32,8 +32,9 @@ PARTS = re.compile(r"\.part-.*|\.tmp\w{6}")  # of `data.io.atomic`, and of safet
 def claimed(out: Path, *, going_on: bool, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Make the folder and hold it; refuse to write over what is not ours, and beside another run.
 
-    The lock of a process of this machine that died is taken over at once. Of one that another machine wrote, or that
-    cannot be read, nobody here knows whether it is dead: it is taken over once it was watched without a sign of life.
+    The lock of a process of this machine that died is taken over at once. Of one that another machine or container
+    wrote, or this machine before a restart, or that cannot be read, nobody here knows whether it is dead: it is taken
+    over once it was watched without a sign of life.
 
     Parameters
     ----------

@@ -144,11 +144,26 @@ def _order(session: Session, learners: Sequence[_Learner]) -> list[CaseFiles]:
     return [files[ids[i]] for i in range(longest) for ids in held if i < len(ids)]
 
 
+def _seen(base: Model) -> set[str]:
+    """Names of all cases that the trained model has learnt from."""
+    return trained_on(base.provenance) | trained_on(base.provenance, before=True)
+
+
 def _unseen(files: Sequence[CaseFiles], base: Model) -> list[CaseFiles]:
     """Cases that the trained model has not learnt from, by their names; all where too few patients are left to ask."""
-    seen = trained_on(base.provenance) | trained_on(base.provenance, before=True)
+    seen = _seen(base)
     found = [case for case in files if case.id not in seen]
     return found if len({case.patient for case in found}) > 1 else list(files)
+
+
+def _witnesses(base: Model, session: Session, before: Scores) -> tuple[dict[str, list[str]], str]:
+    """Cases called as those that the trained model has learnt from: those that were asked and those that were not."""
+    called = sorted(_seen(base) & {case.id for case in session.labelled})
+    asked, left = [i for i in called if i in before], [i for i in called if i not in before]
+    if asked:
+        told = f"; {len(asked)} called so were learnt from before, which speaks for the model as it was"
+        return {"seen": asked}, told
+    return ({"left_out": left}, f"; {len(left)} called as what it has learnt from not asked") if left else ({}, "")
 
 
 def _before(session: Session, base: Model, files: Sequence[CaseFiles]) -> tuple[Scores, float]:
@@ -253,19 +268,17 @@ def _verdict(
     labels = by_label(before, after, whose=whose)
     shared = shared_labels(base, labels, before=before, after=after, whose=whose)
     found = {"cases": cases, "labels": labels, **means} | ({"shared": shared} if shared else {})
-    seen = before.keys() & (trained_on(base.provenance) | trained_on(base.provenance, before=True))
-    if seen:
-        found["seen"] = sorted(seen)
+    noted, remark = _witnesses(base, session, before)
+    found |= noted
     if learners[1:]:
         kept = "adapted" if means["adapted"] > means["base"] and not shared.get("lost") else "base"
         reason = (
             f"kept the {_called(kept)}: cross-validated Dice over {len(cases)} labelled case(s) "
-            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted{said_of(shared)}"
+            f"{means['base']:.3f} before, {means['adapted']:.3f} adapted{said_of(shared)}{remark}"
         )
-        if seen:
-            reason += f"; {len(seen)} called so were learnt from before, which speaks for the model as it was"
         return found | {"kept": kept, "by": "cross-validation", "folds": len(learners) - 1, "reason": reason}
-    return found | _by_signs(session, base, state.average_of(learners[0].network), means, shared)
+    signs = _by_signs(session, base, state.average_of(learners[0].network), means, shared)
+    return found | signs | {"reason": signs["reason"] + remark}
 
 
 def _by_signs(
@@ -332,7 +345,7 @@ def _finish(
 def _forgotten(base: Model, kept: Model, source: Dataset, session: Session) -> dict[str, Any]:
     """Dice of both models on labelled cases of the old population; those called as the base's training are marked."""
     say, rng, known = session.request.say, np.random.default_rng(session.request.seed), source.labelled
-    trained = trained_on(base.provenance) | trained_on(base.provenance, before=True)
+    trained = _seen(base)
     known = tuple(case for case in known if case.id not in trained) or known  # what was learnt by heart is no measure
     drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
     rows: dict[str, dict[str, Any]] = {}
