@@ -82,10 +82,11 @@ def find_scans(
             raise DataError(f"{path}: may not be read; change its permissions")
         plain = _inside(path, channels, kind)
         aside = set_aside([p for p in plain if p.is_dir()])
-        for series, why in aside.items():
-            if say is not None:
-                say(f"warning: {series} is left out: the series {why}; give its folder to predict it")
         cases, files = _in_folder(path, [p for p in plain if p not in aside], channels)
+        taken = {*files, *(image for scan in cases for image in scan.images)}  # a labelled one is of a case
+        for series, why in aside.items():
+            if say is not None and series not in taken:
+                say(f"warning: {series} is left out: the series {why}; give its folder to predict it")
         scans.extend(cases)
         found.extend(files)
     if not found and not scans:
