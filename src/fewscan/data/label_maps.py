@@ -294,8 +294,8 @@ def _merged(folder: Path, names: Mapping[int, str] | None) -> Labelmap:
         check_same(grid, own, what=f"{first} and {file.name}")
         masks[key] = _packed(mask)
     label = np.zeros(grid.shape, np.uint16)
-    for key, mask in sorted(masks.items(), key=lambda pair: -pair[1].count):
-        lay(label[mask.box], mask.voxels(), structure=key, among=masks, path=folder)
+    for key, packed in sorted(masks.items(), key=lambda pair: -pair[1].count):
+        lay(label[packed.box], packed.voxels(), structure=key, among=masks, path=folder)
     return Labelmap(label, grid, wanted)
 
 
