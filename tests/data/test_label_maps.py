@@ -16,12 +16,14 @@ from fewscan.data.dataset import find, load
 from fewscan.data.doctor import examine
 from fewscan.data.io import read_labels, write_image, write_labelmap
 from fewscan.data.repair import fix
+from fewscan.deliver.sections import judged
 from fewscan.deliver.slicer import write_seg_nrrd
 from fewscan.deliver.structures import structures_of
 from fewscan.errors import DataError
 from fewscan.exporting import export
 from fewscan.judge.evaluate import evaluate
 from fewscan.learn.inputs import find_scans
+from fewscan.registration import _reference
 from fewscan.space.geometry import from_ras
 from fewscan.space.volume import IGNORE
 
@@ -224,6 +226,19 @@ def test_segments_without_names_of_their_own_are_judged_by_number(
             "label 2": 1.0,
             "label 3": 0.0,
         }
+    (file.parent / "labels.json").write_text(json.dumps({"1": "label 1", "2": "label 2"}))  # as a report finds them
+    reference, _, _ = judged(case, file.parent, named={})
+    np.testing.assert_array_equal(reference.data, label)
+
+
+def test_segments_of_the_fixed_scan_that_the_moving_one_lacks_are_no_others(scans: Any) -> None:
+    put_segments(scans, "a", {1: "kidney", 2: "liver", 3: "vessel"})
+    put_segments(scans, "b", {1: "Liver", 2: "spleen", 3: "vessel"})
+    carried = read_labels(scans.root / "b.seg.nrrd")
+    found = _reference(scans.root / "a.seg.nrrd", scans.root / "a.nii.gz", carried, scans.root / "b.seg.nrrd")
+    here = scans.label(ord("a"), (1, 2, 3))
+    np.testing.assert_array_equal(found.data, np.select([here == 2, here == 3], [1, 3], 0))
+    assert found.names == {1: "Liver", 2: "spleen", 3: "vessel"}
 
 
 def test_files_that_say_nothing_stop_no_search_and_numbers_that_agree_may_be_mixed(scans: Any) -> None:

@@ -188,6 +188,17 @@ def test_a_thin_series_that_somebody_labelled_is_kept(slices: Slices, tmp_path: 
     assert f"warning: {data.unused[0]} is left out" in said[0]
 
 
+def test_what_is_left_out_is_named_beside_label_maps_too(slices: Slices, scans: Any) -> None:
+    slices("study/ct")
+    slices("study/scout", count=1, edit=localiser)
+    scans.write_label("study/ct_seg.nii.gz")
+    said: list[str] = []
+    assert [scan.id for scan in find_scans([scans.root / "study"], channels=["image"], say=said.append)] == ["ct"]
+    assert [line.partition(";")[0] for line in said] == [
+        f"warning: {scans.root / 'study/scout'} is left out: the series is a localiser"
+    ]
+
+
 def test_training_says_which_series_it_leaves_out(slices: Slices, tmp_path: Path) -> None:
     slices("study/ct")
     slices("study/scout", count=1, edit=localiser)
