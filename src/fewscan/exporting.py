@@ -19,6 +19,7 @@ from fewscan.data.dicom import describe_series, is_series
 from fewscan.data.dicom_labels import is_label, read_dicom_labels
 from fewscan.data.found import LABEL_TAIL, Found, Pair, entries, stem_of
 from fewscan.data.io import atomic, label_values, peek, read_labels
+from fewscan.data.label_maps import left_out
 from fewscan.deliver.binding import Binding, bind
 from fewscan.deliver.structures import Structure, structures_of
 from fewscan.errors import ConfigError, DataError, GeometryError
@@ -163,11 +164,21 @@ def _labels(order: _Order) -> Labelmap:
     """The label map with names; voxels not looked at count as background, since no format can say more."""
     if order.thing.is_dir():
         raise DataError(f"{order.thing}: is a folder; give one label map")
+    _refuse_unlisted(order.thing, order)
     label = read_labels(order.thing, names=order.names, ignore=order.ignore, source=order.source)
     data = np.where(label.data == IGNORE, 0, label.data)
     if not data.any():
         raise DataError(f"{order.thing}: holds no labelled voxel, so there is nothing to export")
     return Labelmap(data, label.geometry, label.names)
+
+
+def _refuse_unlisted(file: Path, order: _Order) -> None:
+    """A segment that somebody added must not be left out in silence."""
+    if order.names and (lost := left_out(file, order.names, ignore=order.ignore)):
+        raise DataError(
+            f"{file}: holds segments {list(lost.values())[:8]} not in the list {list(order.names.values())[:40]}; give "
+            "a list with them by --names, or take them out of the file"
+        )
 
 
 def _version(thing: Path) -> str:
@@ -205,6 +216,8 @@ def _bids(order: _Order, out: Path) -> dict[str, Any]:
         files = [f for f in entries(order.thing) if f.is_file() and not stem_of(f).endswith("_probabilities")]
     if not files:
         raise DataError(f"{order.thing}: holds no label map; give a label map or the folder of some")
+    for file in files:
+        _refuse_unlisted(file, order)
     names = order.names or _values(files, order)
     with _new_folder(out) as part:
         write_bids(files, part, names=names, ignore=order.ignore)

@@ -10,8 +10,8 @@ from typing import Any
 
 from fewscan.data.contents import contents_by_case
 from fewscan.data.dataset import Dataset, patient_of
-from fewscan.data.dicom_labels import plain_name
 from fewscan.data.listing import read_json
+from fewscan.data.painting import plain_name
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge.learning_curve import Observation
 from fewscan.judge.results import Evaluation, read_evaluation

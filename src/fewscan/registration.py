@@ -17,8 +17,9 @@ from fewscan.data.dicom import on_disk
 from fewscan.data.fields import write_field
 from fewscan.data.io import peek, read_image, read_labels, write_image, write_labelmap
 from fewscan.data.kinds import kind_of_file, of_kind
-from fewscan.data.label_maps import names_itself
+from fewscan.data.label_maps import names_in, names_itself
 from fewscan.data.listing import KEY, REGISTERED, direction_channels, registered
+from fewscan.data.painting import plain_name
 from fewscan.deliver import warps
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import metrics
@@ -248,7 +249,12 @@ def _reference(path: Path, scan: Path | str, carried: Labelmap | None, moving_la
     if any(named) and not all(named):
         raise ConfigError(f"{path}: DICOM labels and label maps are numbered in their own ways; give two of one kind")
     spoken = any(named) or (moving_labels is not None and names_itself(path) and names_itself(Path(moving_labels)))
-    return read_labels(path, source=Path(scan), names=carried.names if carried is not None and spoken else None)
+    if carried is None or not spoken:
+        return read_labels(path, source=Path(scan))
+    told = set(map(plain_name, names_in(path)))  # others are not drawn there, whatever number theirs is in the file
+    names = {value: name for value, name in carried.names.items() if plain_name(name) in told} or carried.names
+    found = read_labels(path, source=Path(scan), names=names)
+    return Labelmap(found.data, found.geometry, dict(carried.names))
 
 
 def _looked(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from fewscan import api
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import CaseFiles, Dataset
-from fewscan.data.dicom_labels import plain_name
 from fewscan.data.headers import suffix_of
 from fewscan.data.io import read_labels
+from fewscan.data.painting import plain_name
 from fewscan.deliver import card
 from fewscan.errors import ConfigError, DataError
 from fewscan.judge import lesions, looks

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewscan.data.dicom_labels import plain_name
+from fewscan.data.painting import plain_name
 from fewscan.judge import lesions, looks
 from fewscan.learn.answers import Segmented
 from fewscan.learn.channels import to_look_at

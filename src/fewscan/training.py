@@ -62,6 +62,10 @@ def checked(request: Request) -> tuple[Request, doctor.Checkup]:
     for case in request.dataset.cases:
         if case.id not in kept:
             request.say(f"warning: {case.images[0]} is left out, as `fewscan check` says")
+    unused = set(map(str, request.dataset.unused))
+    for finding in checkup.findings:
+        if finding.path in unused:
+            request.say(f"warning: {finding.path}: {finding.message}")
     return replace(request, dataset=checkup.sound), checkup
 
 

@@ -70,3 +70,12 @@ def test_masks_of_a_folder_count_and_what_hides_there_does_not(tmp_path):
     (folder / ".DS_Store").write_bytes(b"window")
     assert content_of(folder, whole=True) == before != ""
     assert content_of(tmp_path / "nothing.nii.gz") == ""
+
+
+def test_masks_that_exchange_their_names_are_another_label(tmp_path):
+    for name, data in (("left", NOISE), ("right", NOISE + 1)):
+        write_image(data[None], tmp_path / "a" / f"{name}.nii.gz", native=GRID)
+        write_image(data[None], tmp_path / "b" / f"{'right' if name == 'left' else 'left'}.nii.gz", native=GRID)
+        write_image(data[None], tmp_path / "c" / f"{name}.nii.gz", native=GRID)
+    a, b, c = (content_of(tmp_path / name, whole=True) for name in "abc")
+    assert a == c != b

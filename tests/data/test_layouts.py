@@ -348,3 +348,42 @@ def test_label_maps_in_a_folder_beside_loose_scans_are_theirs(
     out = tmp_path_factory.mktemp("out")
     write_labelmap(scans.label(), out / "p1.nii.gz", native=scans.geometry)
     assert evaluate(out, scans.root).values("dice") == [1.0]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["brain.nii.gz", "brain_seg.nii.gz"],
+        ["knee.nrrd", "Segmentation.seg.nrrd"],
+        ["art.nii.gz", "ven.nii.gz", "tumor_mask.nii.gz"],
+    ],
+)
+def test_labelled_cases_in_their_folders_are_no_doubt(tmp_path: Path, files: list[str]) -> None:
+    for file in (tmp_path / case / name for case in ("p1", "p2") for name in files):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    found = detect(tmp_path).pairs
+    assert [(case, len(pair.images), pair.label) for case, pair in found.items()] == [
+        (case, len(files) - 1, tmp_path / case / files[-1]) for case in ("p1", "p2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "place", "left"),
+    [
+        (["p1", "p2", "labels/p1", "out/p1", "out/p2"], "", ["out"]),
+        (["p1", "p1_seg", "p2", "masks/p1", "out/p1", "out/p2"], "", []),
+        (["ct/p1", "ct/p2", "pet/p1", "pet/p2", "labels/p1"], "ct/", ["pet"]),
+    ],
+)
+def test_predictions_and_other_readers_are_not_taken_for_scans(
+    scans: Any, files: list[str], place: str, left: list[str]
+) -> None:
+    for name in files:
+        write = scans.write_label if name.startswith(("labels", "masks")) or "_seg" in name else scans.write_image
+        write(f"{name}.nii.gz")
+    data = find(scans.root)
+    assert (ids(data.labelled), ids(data.unlabelled)) == (["p1"], ["p2"])
+    assert [case.images for case in data.cases] == [(scans.root / f"{place}{case}.nii.gz",) for case in ("p1", "p2")]
+    told = [f for f in examine(data).findings if f.code == "folder-left-out"]
+    assert [(f.severity, f.path) for f in told] == [("warning", str(scans.root / name)) for name in left]

@@ -97,6 +97,15 @@ def test_a_case_without_any_bundle_is_unlabelled(tmp_path: Path) -> None:
     assert [case.id for case in found.unlabelled] == ["case_1"]
 
 
+def test_a_case_without_any_bundle_that_is_listed_is_unlabelled_and_named(tmp_path: Path) -> None:
+    data = write_crossings(tmp_path, labelled=2)
+    (data / "case_1" / SEGMENTATIONS / "CST.nii.gz").unlink()
+    (data / "dataset.json").write_text(json.dumps({"channel_kind": "scalar", "labels": {"CST": 1}}))
+    found = doctor.examine(dataset.find(data))
+    assert [(case.id, case.label is None) for case in found.dataset.cases] == [("case_0", False), ("case_1", True)]
+    assert [f.case for f in found.findings if f.code == "label-unmatched"] == ["case_1"]
+
+
 def test_masks_on_another_grid_are_refused(tmp_path: Path) -> None:
     data = write_crossings(tmp_path, labelled=2)
     write_bundles({"CC": crossing(0)[1]["CC"][1:]}, data / "case_0", native=Geometry((19, 18, 22), np.eye(4)))

@@ -16,16 +16,23 @@ from pydicom.uid import (
     KeyObjectSelectionDocumentStorage,
     RTDoseStorage,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
     XRayRadiationDoseSRStorage,
     generate_uid,
 )
 
+from fewscan.data import studies
 from fewscan.data.dataset import find
 from fewscan.data.dicom import is_series, read_series
 from fewscan.data.doctor import examine
+from fewscan.data.studies import flaw
 from fewscan.errors import DataError
+from fewscan.learn.config import Settings
+from fewscan.learn.hardware import pick
 from fewscan.learn.inputs import find_scans
+from fewscan.learn.request import Request
 from fewscan.space.geometry import Geometry
+from fewscan.training import checked
 
 Slices = Callable[..., Path]
 
@@ -155,3 +162,68 @@ def test_a_single_view_of_a_labelled_grid_stays_on_its_own(slices: Slices, scans
     folder = slices("p1", count=1, edit=lambda items: [setattr(item, "SliceThickness", 2) for item in items])
     assert read_series(folder).geometry.shape == (4, 5, 1)
     assert isinstance(read_series(folder).native, Geometry)
+
+
+def refer(file: Path, series: Path) -> None:
+    """A segmentation that says no more than which series it is of."""
+    item = pydicom.Dataset()
+    item.SeriesInstanceUID = pydicom.dcmread(next(series.iterdir())).SeriesInstanceUID
+    thing(file, SegmentationStorage, ReferencedSeriesSequence=[item])
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/study/s1"])
+def test_a_thin_series_that_somebody_labelled_is_kept(slices: Slices, tmp_path: Path, place: str) -> None:
+    for name in ("p1", "p2", "p4"):
+        slices(place.format(name), count=1, edit=lambda items: [setattr(item, "SliceThickness", 2) for item in items])
+    slices(place.format("p3"))
+    refer(tmp_path / "drawn/any.dcm", tmp_path / place.format("p1"))
+    refer(tmp_path / "p2.dcm", tmp_path / place.format("p3"))  # by name; of p3 too, which it refers to
+    data = find(tmp_path)
+    assert [case.id for case in data.labelled][:2] == ["p1", "p2"]
+    assert [case.id for case in data.cases] == ["p1", "p2", "p3"]
+    assert data.unused == (tmp_path / place.format("p4"),)
+    said: list[str] = []
+    assert [scan.id for scan in find_scans([tmp_path], channels=["image"], say=said.append)] == ["p1", "p2", "p3"]
+    assert len(said) == 1, "nothing is said of scans that are predicted"
+    assert f"warning: {data.unused[0]} is left out" in said[0]
+
+
+def test_what_is_left_out_is_named_beside_label_maps_too(slices: Slices, scans: Any) -> None:
+    slices("study/ct")
+    slices("study/scout", count=1, edit=localiser)
+    scans.write_label("study/ct_seg.nii.gz")
+    said: list[str] = []
+    assert [scan.id for scan in find_scans([scans.root / "study"], channels=["image"], say=said.append)] == ["ct"]
+    assert [line.partition(";")[0] for line in said] == [
+        f"warning: {scans.root / 'study/scout'} is left out: the series is a localiser"
+    ]
+
+
+def test_training_says_which_series_it_leaves_out(slices: Slices, tmp_path: Path) -> None:
+    slices("study/ct")
+    slices("study/scout", count=1, edit=localiser)
+    said: list[Any] = []
+    request = Request(
+        dataset=find(tmp_path / "study"),
+        out=tmp_path / "model",
+        method="segment",
+        settings=Settings(),
+        hardware=pick("cpu"),
+        observe=said.append,
+    )
+    assert len(checked(request)[0].dataset.cases) == 1
+    told = [line for line in said if isinstance(line, str)]
+    assert told == [f"warning: {tmp_path / 'study/scout'}: is left out: the series is a localiser"]
+
+
+def test_a_long_series_is_not_judged_by_what_lies_first_in_its_folder(
+    slices: Slices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "FEW", 4)
+    capture(slices("page") / "+page.dcm")
+    assert flaw(tmp_path / "page") == ""
+    mixed = slices("mixed")
+    for file in slices("scout", count=2, edit=localiser).iterdir():
+        file.rename(mixed / f"+{file.name}")
+    assert flaw(mixed) == ""
+    assert flaw(slices("long", edit=localiser)) == "is a localiser"

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.dicom import describe_series, is_series, on_disk
 from fewscan.data.formats import peek
+from fewscan.data.found import stem_of
 from fewscan.data.headers import suffix_of
 from fewscan.errors import FewscanError
 
@@ -19,8 +20,8 @@ BLOCK = 1 << 20
 def content_of(thing: Path, *, whole: bool = False) -> str:
     """Digest of a sample of the bytes of a scan or label map; empty where it cannot be read.
 
-    The folder and the names of its files have no say, nor has what else lies there. Packing a file anew has, since
-    bytes are compared, not voxels.
+    The folder and the names of its files have no say, nor has what else lies there; but the name of a mask has, which
+    is that of its structure. Packing a file anew has a say, since bytes are compared, not voxels.
 
     Parameters
     ----------
@@ -31,7 +32,9 @@ def content_of(thing: Path, *, whole: bool = False) -> str:
     """
     try:
         files = _files(thing, whole=whole)
-        parts = sorted(_whole(file) if whole else _sample(file) for file in files)
+        masks = thing.is_dir() and not is_series(thing)
+        named = ((f"{stem_of(file)}:" if masks else "", file) for file in files)
+        parts = sorted(name + (_whole(file) if whole else _sample(file)) for name, file in named)
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
     except (OSError, FewscanError):
         return ""

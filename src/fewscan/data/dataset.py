@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.data import annotation, bundles, kinds, layouts, listing
-from fewscan.data.dicom_labels import plain_name
+from fewscan.data.formats import segments_of
 from fewscan.data.found import Found, Pair
 from fewscan.data.io import label_values, peek, read_image, read_labels
 from fewscan.data.label_maps import names_itself, numbered
 from fewscan.data.masks import is_masks, mask_files
+from fewscan.data.painting import plain_name
 from fewscan.errors import DataError, FewscanError
 from fewscan.space.geometry import check_same
 from fewscan.space.volume import IGNORE, Case, Kind, Labelmap
@@ -140,7 +141,7 @@ def find(root: Path) -> Dataset:
     Raises
     ------
     DataError
-        If nothing usable is there, or a listing (``labels.json``, ``dataset.json``, ``drawn.json``) is wrong.
+        If nothing usable is there, a listing such as ``drawn.json`` is wrong, or two files are one part of a case.
     """
     root = Path(root)
     return assemble(root, layouts.detect(root))
@@ -167,7 +168,8 @@ def assemble(root: Path, found: Found) -> Dataset:
         names, drawn = bundles.listed(root, {i: p.label for i, p in found.pairs.items() if p.label}, names=found.names)
     else:
         names, drawn = _single(found)
-    drawn |= _stated(root, names, found.pairs)
+    found = _unlabelled(found, drawn)
+    drawn = {i: values for i, values in drawn.items() if found.pairs[i].label} | _stated(root, names, found.pairs)
     return Dataset(
         root=root,
         layout=found.layout,
@@ -184,9 +186,17 @@ def assemble(root: Path, found: Found) -> Dataset:
     )
 
 
+def _unlabelled(found: Found, drawn: Mapping[str, frozenset[int]]) -> Found:
+    """With the cases whose folders of masks hold none of a listed structure as cases without a label."""
+    bare = {i: p.label for i, p in found.pairs.items() if p.label and p.label.is_dir() and not drawn.get(i, True)}
+    pairs = {i: replace(pair, label=None) if i in bare else pair for i, pair in found.pairs.items()}
+    return replace(found, pairs=pairs, unmatched=(*found.unmatched, *bare.values()))
+
+
 def _single(found: Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
     """Labels that occur in label maps, and what was drawn in the cases that lack some."""
-    listed = found.names or numbered(p.label for p in [*found.pairs.values(), *found.test.values()] if p.label)
+    drawn = [p.label for p in found.pairs.values() if p.label] or [p.label for p in found.test.values() if p.label]
+    listed = found.names or numbered(drawn, ignore=found.ignore)
     values = {i: _values(p, listed, found.ignore) for i, p in found.pairs.items() if p.label is not None}
     held = {i: _values(p, listed, found.ignore) for i, p in found.test.items() if p.label is not None}
     present = frozenset[int]().union(*values.values(), *held.values())
@@ -195,8 +205,8 @@ def _single(found: Found) -> tuple[dict[int, str], dict[str, frozenset[int]]]:
     else:
         names = {v: f"label {v}" for v in sorted(present)}
     apart = {i: v & set(names) for i, v in values.items() if is_masks(found.pairs[i].label or Path())}
-    drawn = annotation.not_drawn({i: v & set(names) for i, v in values.items() if v and i not in apart}, names)
-    return names, drawn | {i: v for i, v in apart.items() if len(v) < len(names)}
+    told = annotation.not_drawn({i: v & set(names) for i, v in values.items() if v and i not in apart}, names)
+    return names, told | {i: v for i, v in apart.items() if len(v) < len(names)}
 
 
 def _values(pair: Pair, names: Mapping[int, str], ignore: int | None) -> frozenset[int]:
@@ -210,8 +220,8 @@ def _values(pair: Pair, names: Mapping[int, str], ignore: int | None) -> frozens
     try:
         label = read_labels(pair.label, names=wanted, ignore=ignore, source=pair.images[0])
         return frozenset(label_values(label.data)) - {0, IGNORE}
-    except FewscanError:
-        return frozenset()
+    except FewscanError:  # a segment that is called otherwise than its number keeps that label in the list
+        return frozenset(segments_of(pair.label)) & set(names)
 
 
 def _stated(root: Path, names: Mapping[int, str], cases: Mapping[str, Pair]) -> dict[str, frozenset[int]]:
@@ -343,8 +353,7 @@ def select(dataset: Dataset, *, labelled: Sequence[str], unlabelled: Sequence[st
             raise DataError(f"{dataset.root}: there is no case {case!r}{_meant(case, known)}")
     if len(set(wanted)) != len(wanted):
         raise DataError(f"{dataset.root}: a case is listed twice among {len(wanted)} ids; list each once")
-    bare = [case for case in labelled if known[case].label is None]
-    if bare:
+    if bare := [case for case in labelled if known[case].label is None]:
         raise DataError(f"{dataset.root}: cases {bare[:5]} have no label map; list them as unlabelled")
     kept = [known[c] for c in labelled] + [replace(known[c], label=None, drawn=None) for c in unlabelled]
     return replace(dataset, cases=tuple(sorted(kept, key=lambda c: c.id)))

@@ -110,6 +110,20 @@ def passed_over(name: str) -> bool:
     return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Files of a folder that may hold slices, sorted; screens that were captured only where nothing else is there.
+
+    Parameters
+    ----------
+    folder : Path
+        Whatever its series.
+    """
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not passed_over(f.name)]
+    kinds = {f: sop_class(f) for f in files}
+    images = [f for f in files if holds_image(f, kinds[f])]
+    return [f for f in images if kinds[f] not in CAPTURED_CLASSES] or images
+
+
 def read_series(folder: Path) -> Volume:
     """Read the one series in a folder, slices sorted by where they lie, intensities rescaled.
 
@@ -156,11 +170,7 @@ def _ordered(path: Path) -> tuple[list[Slice], Geometry]:
     folder, number = chosen(path)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder of one CT or MR series")
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and not passed_over(f.name)]
-    kinds = {f: sop_class(f) for f in files}
-    images = [f for f in files if holds_image(f, kinds[f])]
-    images = [f for f in images if kinds[f] not in CAPTURED_CLASSES] or images
-    slices = [s for file in images for s in read_slices(file, path, pixels=False)]
+    slices = [s for file in image_files(folder) for s in read_slices(file, path, pixels=False)]
     if not slices:
         raise DataError(f"{folder}: holds no DICOM image slices; give the folder of one CT or MR series")
     slices = _one_series(slices, folder, number)

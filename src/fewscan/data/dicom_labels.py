@@ -8,7 +8,6 @@ contours of their own).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,13 @@ from pydicom import uid
 from fewscan.data.dicom import Series, describe_series, is_series
 from fewscan.data.dicom_slices import LABEL_CLASSES, quiet, sop_class
 from fewscan.data.headers import LPS_TO_RAS, suffix_of
+from fewscan.data.painting import paint, plain_name
 from fewscan.errors import DataError, FewscanError, GeometryError
 from fewscan.space.geometry import Array, to_ras
 from fewscan.space.volume import Labelmap
 
 BESIDE = 0.1  # voxels that a pixel of a SEG may lie beside a voxel of its series
 BETWEEN = 0.3  # slices that a contour may lie beside a slice
-OVERLAP = 0.05  # of the smaller of two structures: below it contours merely touch, above it they are nested
 DEFERRED = 1 << 16  # bytes above which a value, such as pixels that nobody asks for, stays on disk
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
@@ -164,22 +163,6 @@ def read_dicom_labels(path: Path, *, source: Path | None, names: Mapping[int, st
     painted = paint(found, series.native.shape, path=path)
     data, geometry = to_ras(painted, series.native)
     return Labelmap(np.ascontiguousarray(data, dtype=np.uint16), geometry, dict(wanted))
-
-
-def plain_name(name: str) -> str:
-    """A name without case, separators and order of words.
-
-    Parameters
-    ----------
-    name : str
-        Of a structure.
-
-    Examples
-    --------
-    >>> plain_name("Left Kidney") == plain_name("kidney_left")
-    True
-    """
-    return " ".join(sorted(re.split(r"[\W_]+", name.casefold())))
 
 
 @contextmanager
@@ -344,40 +327,3 @@ def fill(polygons: Sequence[Array], shape: tuple[int, int]) -> NDArray[np.bool_]
     np.add.at(turned, (first, line), 1)  # every centre beyond the edge changes sides
     inside: NDArray[np.bool_] = turned.cumsum(0)[:-1] % 2 == 1
     return inside
-
-
-# --------------------------------------------------------------------------------------------------------- painting
-
-
-def paint(
-    structures: Mapping[tuple[str, int], Sequence[NDArray[np.int64]]], shape: Sequence[int], *, path: Path
-) -> NDArray[np.uint16]:
-    """One label per voxel; where structures merely touch the smaller one wins.
-
-    Parameters
-    ----------
-    structures : mapping of (str, int) to sequence of (N,) int
-        Name and label of each structure to its voxels, as flat indices.
-    shape : (X, Y, Z) int
-        Of the grid.
-    path : Path
-        File, for the message.
-
-    Raises
-    ------
-    DataError
-        If one structure lies in another.
-    """
-    label = np.zeros(int(np.prod(shape)), np.uint16)
-    whole = {key: np.concatenate([np.empty(0, np.int64), *parts]) for key, parts in structures.items()}
-    for (name, value), voxels in sorted(whole.items(), key=lambda pair: -pair[1].size):
-        under = label[voxels]
-        if np.count_nonzero(under) > OVERLAP * voxels.size:
-            most = int(np.bincount(under[under > 0]).argmax())
-            other = next(n for n, v in structures if v == most)
-            raise DataError(
-                f"{path}: {name!r} lies in {other!r} with {np.count_nonzero(under)} of {voxels.size} voxels, and a "
-                "voxel can carry one label; list the wanted structures in labels.json"
-            )
-        label[voxels] = value
-    return label.reshape(shape)

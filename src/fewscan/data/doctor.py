@@ -137,7 +137,8 @@ def examine(dataset: Dataset, *, progress: Callable[[int, int], None] | None = N
     findings += cohort.compare(facts, dataset.names)
     findings += _decisions(dataset)
     findings += bundles.without_file(dataset.root, dataset.names) if dataset.overlapping else []
-    findings += map(_unmatched, dataset.unmatched)
+    findings += label_checks.without_structure(dataset)
+    findings += [label_checks.unmatched(path, dataset=dataset) for path in dataset.unmatched]
     findings += [_unused(path, dataset) for path in dataset.unused]
     rank = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda f: (rank[f.severity], f.code, f.case))
@@ -162,12 +163,11 @@ def _spared(finding: Finding) -> Finding:
     return replace(_excused(finding), remedy=f"{finding.remedy}; until then training leaves this unlabelled scan out")
 
 
-def _unmatched(path: Path) -> Finding:
-    remedy = "rename it like one, or take it away"
-    return Finding("label-unmatched", "warning", "", str(path), f"label map {path.name} belongs to no image", remedy)
-
-
 def _unused(path: Path, dataset: Dataset) -> Finding:
+    if path.is_dir() and not dicom.is_series(path):
+        message = f"{path.name}/ is left out, though its files are called like those of the cases"
+        remedy = "channels of one scan go into one folder, as NAME_0000 and NAME_0001; predictions lie better elsewhere"
+        return Finding("folder-left-out", "warning", "", str(path), message, remedy)
     if dicom.on_disk(path).is_dir():
         remedy = "give its folder where it is wanted"
         return Finding("series-left-out", "warning", "", str(path), f"is left out: the series {flaw(path)}", remedy)
@@ -319,7 +319,8 @@ def _label(case: CaseFiles, dataset: Dataset, found: list[Finding]) -> tuple[NDA
         return None
     try:
         if names_itself(case.label):
-            drawn = read_labels(case.label, names=dataset.names, source=case.images[0])
+            drawn = read_labels(case.label, names=dataset.names, ignore=dataset.ignore, source=case.images[0])
+            found += label_checks.not_listed(case, case.label, dataset=dataset)
             return drawn.data, drawn.geometry
         data, native = _lenient(case.label, case.id, found)
         if data.shape[0] != 1:

@@ -24,6 +24,7 @@ from fewscan.data.found import (
     stem_of,
     subfolders,
 )
+from fewscan.data.headers import suffix_of
 from fewscan.data.masks import masks_of
 
 PLAIN = "images without labels"
@@ -49,14 +50,14 @@ def flat(root: Path, *, channels: Sequence[str] = ()) -> Found | None:
         listed = {folder: files_in(folder) for folder in subfolders(root) if not held_out(folder)}
     every = {folder: list(by_stem(files).values()) for folder, files in listed.items() if files}
     files = [f for inside in every.values() for f in inside]
-    if not files:
+    if not any(map(suffix_of, files)):  # none, or SEG and RTSTRUCT of series that lie deeper
         return None
     stems = Counter(stem_of(f) for f in files)
     plain = [f for f in files if stem_of(f).lower() in LABEL_STEMS]
     masked = [folder for folder in every if masks_of(folder)]
     if root not in every and (max(stems.values()) > 1 or plain or masked):
         found = _one_folder_each(every)
-        unclear = "" if plain or masked or channels else doubt(every)
+        unclear = "" if plain or masked or channels or any(map(_labelled, every.values())) else doubt(every)
         return replace(found, doubts=(*found.doubts, unclear)) if unclear else found
     if root in every and (len(plain) == len(files) - 1 > 0 or (masked and len(files) == 1)):
         return _one_folder_each(every)  # the folder of one case
@@ -132,6 +133,11 @@ def _one_folder_each(folders: Mapping[Path, Sequence[Path]]) -> Found:
         unused=unused,
         doubts=tuple(doubts),
     )
+
+
+def _labelled(files: Sequence[Path]) -> bool:
+    """Whether the folder of a case holds a file called like a label map beside others."""
+    return 0 < sum(label_name(_part(file)) for file in files) < len(files)
 
 
 def _alike(name: str, one: Path, other: Path) -> str:

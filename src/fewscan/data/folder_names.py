@@ -49,8 +49,8 @@ CONTRAST = re.compile(
 def images_and_labels(root: Path) -> tuple[Path | None, Path | None]:
     """The folders of scans and of label maps in a folder, by their names, whether small or capital; None without one.
 
-    Beside a folder of label maps the only other one that holds files of the same names is that of the scans, or the
-    only one of these that is called so, or the folder in which both lie.
+    Beside a folder of label maps scans of the same names lie loose in the folder in which it is; else the only other
+    one that holds files of the same names is that of the scans, or the only one of these that is called so.
 
     Parameters
     ----------
@@ -61,13 +61,34 @@ def images_and_labels(root: Path) -> tuple[Path | None, Path | None]:
     images, labels = _called(folders, IMAGE_FOLDERS), _called(folders, LABEL_FOLDERS)
     if images is not None or labels is None:
         return images, labels
-    drawn = {_bare(file) for file in entries(labels)}
     own = files_in(root)
-    alike = [p for p in folders if p != labels and _matched(entries(p), drawn)]
-    if not alike and _matched(own, drawn) and not any(map(called_label, own)):
-        return root, labels
+    if _matched(own, {_bare(file) for file in entries(labels)}):  # else predictions below would pass for the scans
+        return (None if any(map(called_label, own)) else root), labels
+    alike = _alike(folders, labels)
     likely = [p for p in alike if p.name.lower() in WITH_LABELS]
     return next((found[0] for found in (alike, likely) if len(found) == 1), None), labels
+
+
+def left_over(root: Path, images: Path, *, labels: Path | None) -> tuple[Path, ...]:
+    """Folders of files of the same names as the label maps, where others were taken for the scans.
+
+    Parameters
+    ----------
+    root, images : Path
+        A folder, and what `images_and_labels` found there.
+    labels : Path, optional
+        The same; None without label maps.
+    """
+    if labels is None or images.name.lower() in IMAGE_FOLDERS:  # where all was said by name
+        return ()
+    folders = [p for p in subfolders(root) if not held_out(p)]
+    return tuple(p for p in _alike(folders, labels) if p != images)
+
+
+def _alike(folders: Iterable[Path], labels: Path) -> list[Path]:
+    """Folders of files that are called like label maps, other than those of these."""
+    drawn = {_bare(file) for file in entries(labels)}
+    return [p for p in folders if p != labels and _matched(entries(p), drawn)]
 
 
 def doubt(folders: Mapping[Path, Sequence[Path]]) -> str:

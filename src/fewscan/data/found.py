@@ -169,6 +169,17 @@ def walk(folder: Path) -> Iterator[Path]:
         yield from [below] if below.is_symlink() else walk(below)
 
 
+def below(folder: Path) -> list[Path]:
+    """Files in a folder and below it, sorted.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to begin; passed over are the folders that `walk` passes over.
+    """
+    return sorted(file for here in walk(folder) for file in inside(here) if file.is_file())
+
+
 def called_label(file: Path) -> bool:
     """Whether a file is called like a label map: ``seg.nii.gz``, ``p1_seg.nii.gz``.
 

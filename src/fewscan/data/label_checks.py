@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from fewscan.data import annotation
 from fewscan.data.dataset import CaseFiles, Dataset
 from fewscan.data.findings import Finding
+from fewscan.data.label_maps import left_out, names_itself
+from fewscan.data.listing import read_listing
+from fewscan.data.masks import is_masks
+from fewscan.data.painting import plain_name
 from fewscan.space.volume import IGNORE
 
 FULL, TINY = 0.9, 5
@@ -50,6 +54,63 @@ def mask_among_channels(case: CaseFiles, path: Path, *, data: NDArray[Any]) -> I
         message = f"{path.name} is taken for a channel of the scan, and holds nothing but 0 and 1, as a mask does"
         remedy = f"if it is one, put it into {path.parent.name}/segmentations/, under the name of its structure"
         yield Finding("mask-as-channel", "warning", case.id, str(path), message, remedy)
+
+
+def not_listed(case: CaseFiles, path: Path, *, dataset: Dataset) -> Iterator[Finding]:
+    """Segments that are drawn and not listed, where others of the file are.
+
+    Parameters
+    ----------
+    case : CaseFiles
+        With a label.
+    path : Path
+        That label.
+    dataset : Dataset
+        Where it belongs.
+    """
+    if lost := left_out(path, dataset.names, ignore=dataset.ignore):
+        message = f"{', '.join(lost.values())}: not in the list, so taken for background"
+        remedy = "add them to labels.json, or give them the names that are listed, if they are to be learnt"
+        yield Finding("segment-not-listed", "warning", case.id, str(path), message, remedy)
+
+
+def without_structure(dataset: Dataset) -> Iterator[Finding]:
+    """Whether some structures are listed that no label file has, where files name them: these are not learnt.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Any; bundles have a finding of their own.
+    """
+    files = [case.label for case in dataset.labelled if case.label is not None and names_itself(case.label)]
+    if not files or dataset.overlapping:
+        return
+    known = {plain_name(name) for name in dataset.names.values()}
+    lost = [name for name in read_listing(dataset.root)["names"].values() if plain_name(name) not in known]
+    if lost:
+        message = f"{', '.join(lost)}: listed in labels.json or dataset.json, but in no case; not learnt"
+        what = "masks in segmentations/" if is_masks(files[0]) else "structures"
+        remedy = f"name the {what} as they are listed, or take what is not there off the list"
+        yield Finding("label-without-file", "warning", "", str(dataset.root), message, remedy)
+
+
+def unmatched(path: Path, *, dataset: Dataset) -> Finding:
+    """What is said of a label file that is of no case.
+
+    Parameters
+    ----------
+    path : Path
+        One of ``dataset.unmatched``.
+    dataset : Dataset
+        Where it lies.
+    """
+    mine = [case for case in dataset.unlabelled if path.is_dir() and case.images[0].parent == path.parent]
+    if mine:
+        message = f"{path.name}/ holds no mask of a structure that is listed, so the case is taken as unlabelled"
+        remedy = "name the masks as the structures are listed, or take the folder away"
+        return Finding("label-unmatched", "warning", mine[0].id, str(path), message, remedy)
+    remedy = "rename it like one, or take it away"
+    return Finding("label-unmatched", "warning", "", str(path), f"label map {path.name} belongs to no image", remedy)
 
 
 def content(label: NDArray[np.uint16], case: CaseFiles, *, dataset: Dataset) -> Iterator[Finding]:

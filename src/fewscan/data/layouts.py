@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from fewscan.data import dicom_labels
+from fewscan.data.bids import bids
 from fewscan.data.bundles import SEGMENTATIONS, bundle_files
 from fewscan.data.dicom import is_series
 from fewscan.data.flat import flat
-from fewscan.data.folder_names import images_and_labels
+from fewscan.data.folder_names import images_and_labels, left_over
 from fewscan.data.found import (
     LABEL_STEMS,
     LABEL_TAIL,
     Found,
     Pair,
+    below,
     by_stem,
     called_label,
     chosen_label,
@@ -27,11 +28,9 @@ from fewscan.data.found import (
     files_in,
     folder_name,
     held_out,
-    inside,
     partner,
     stem_of,
     subfolders,
-    walk,
 )
 from fewscan.data.headers import suffix_of
 from fewscan.data.listing import RECORD, channel_record, read_listing, stated
@@ -87,7 +86,7 @@ def seen(root: Path) -> Found | None:
         If a listing is wrong, or two scans have one name.
     """
     layouts: tuple[Callable[[Path], Found | None], ...] = (
-        _task, _folders, _subjects, _bids, _tracts, _series, flat, _nested,
+        _task, _folders, _subjects, bids, _tracts, _series, flat, _nested,
     )  # fmt: skip
     for layout in layouts:
         found = layout(root)
@@ -144,7 +143,7 @@ def _folders(root: Path) -> Found | None:
     if images is None:
         return None
     layout = f"{folder_name(images)}/ + {labels.name}/" if labels else f"{images.name}/ without labels"
-    found = _pairs(root, images, labels, layout)
+    found = replace(_pairs(root, images, labels, layout), unused=left_over(root, images, labels=labels))
     held, drawn = images_and_labels(root / "test") if root / "test" in subfolders(root) else (None, None)
     return _held(held, drawn, found) if held else found
 
@@ -228,52 +227,7 @@ def _pair(images: list[Path], labels: list[Path], expected: int = 0) -> Paired:
     return Paired(pairs, numbers if len(numbers) > 1 else (), unmatched, tuple(doubts))
 
 
-# ------------------------------------------------------------------------------------------- BIDS, DICOM and tracts
-
-
-def _bids(root: Path) -> Found | None:
-    """sub-*/ with label maps in derivatives/; of several contrasts the one that most subjects have."""
-    subjects = [p for p in subfolders(root) if p.name.startswith("sub-")]
-    inner = [f for s in subjects for f in _below(s)]
-    images = [f for f in inner if suffix_of(f)]
-    images = [f for f in images if "_" in stem_of(f) and not LABEL_TAIL.search(stem_of(f)) and "_dseg" not in f.name]
-    if not images:
-        return None
-    having = {(f.relative_to(root).parts[0], stem_of(f).rsplit("_", 1)[1]) for f in images}
-    contrasts = Counter(contrast for _, contrast in having)
-    contrast = min(contrasts, key=lambda c: (-contrasts[c], c))
-    scans = {stem_of(f).rsplit("_", 1)[0]: f for f in images if stem_of(f).endswith(f"_{contrast}")}
-    files = [*_below(root / "derivatives"), *inner] if (root / "derivatives").is_dir() else inner
-    named = [f for f in files if suffix_of(f) and f.name.startswith("sub-")]
-    labels = [f for f in named if re.search(r"_(dseg|seg|label|labels|mask)$", stem_of(f))]
-    doubts: list[str] = []
-    pairs = {}
-    for case, scan in sorted(scans.items()):
-        mine = [f for f in labels if stem_of(f).startswith(f"{case}_")]
-        if len(mine) > 1:  # one for each contrast, or in several forms
-            told = {f: contrasts.keys() & set(stem_of(f).split("_")) for f in mine}
-            mine = [f for f in mine if contrast in told[f]] or [f for f in mine if not told[f]]
-        mine = [f for f in mine if "_dseg" in f.name] or mine
-        pairs[case] = Pair((scan,), chosen_label(case, mine, doubts=doubts))
-    unmatched = tuple(f for f in labels if not any(stem_of(f).startswith(f"{case}_") for case in pairs))
-    tables = sorted(f for f in {*_below(root), *files} if f.name.endswith("dseg.tsv"))
-    names = _table(tables[0]) if tables else {}
-    return Found("BIDS", pairs, names=names, hint=contrast, unmatched=unmatched, doubts=tuple(doubts))
-
-
-def _below(root: Path) -> list[Path]:
-    """Files in a folder and below, sorted."""
-    return sorted(f for folder in walk(root) for f in inside(folder) if f.is_file())
-
-
-def _table(path: Path) -> dict[int, str]:
-    """Label names from a BIDS lookup table (columns index and name)."""
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-        return {int(r["index"]): r["name"] for r in rows if int(r["index"]) != 0}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: needs the columns index and name ({error}); correct the table") from None
+# -------------------------------------------------------------------------------------------------- DICOM and tracts
 
 
 def _series(root: Path) -> Found | None:
@@ -287,11 +241,11 @@ def _series(root: Path) -> Found | None:
     if deeper := [found for p in folders if p not in series for found in _series_below(p)]:
         return _patients(root, sorted([*series, *deeper]))
     files = files_in(root)
-    aside = set_aside(series).keys() - {p for p in series if _named(files, p.name)}
+    aside = _undrawn(root, [p for p in set_aside(series) if not _named(files, p.name)])
     made = _pair([p for p in series if p not in aside], files)
     pairs = _bound(root, made.pairs)
     unmatched, unused = _left(made.unmatched, pairs)
-    unused = (*unused, *sorted(aside))
+    unused = (*unused, *aside)
     return Found("folders of DICOM series", pairs, unmatched=unmatched, unused=unused, doubts=made.doubts)
 
 
@@ -319,17 +273,15 @@ def _series_below(folder: Path) -> list[Path]:
 
 def _patients(root: Path, series: Iterable[Path]) -> Found:
     """Series by the folders of their patients; several series of one patient become its sessions."""
-    known = list(series)
-    aside = set_aside(known)
-    parts = {p: p.relative_to(root).parts for p in known if p not in aside}
-    count = Counter(patient for patient, *_ in parts.values())
+    parts = {p: p.relative_to(root).parts for p in series}
     labels: dict[str, list[Path]] = {}
     for file in files_in(root):
         labels.setdefault(LABEL_TAIL.sub("", stem_of(file)), []).append(file)
+    every = _case_names(parts)  # a label map that is called like the patient belongs to the only series there
+    aside = _undrawn(root, [p for p in set_aside(list(parts)) if every[p] not in labels])
     doubts: list[str] = []
     pairs: dict[str, Pair] = {}
-    for folder, (patient, *rest) in parts.items():
-        case = patient if count[patient] == 1 else f"{patient}_ses-{re.sub(r'[^A-Za-z0-9]+', '_', '_'.join(rest))}"
+    for folder, case in _case_names({p: part for p, part in parts.items() if p not in aside}).items():
         if case in pairs:
             raise DataError(f"{folder}: reads like {pairs[case].images[0]} as a case name; rename one of the two")
         pairs[case] = Pair((folder,), chosen_label(case, labels.get(case, ()), doubts=doubts))
@@ -337,6 +289,28 @@ def _patients(root: Path, series: Iterable[Path]) -> Found:
     unmatched, unused = _left((f for case, files in labels.items() if case not in pairs for f in files), pairs)
     layout, unused = "nested folders of DICOM series", (*unused, *aside)
     return Found(layout, pairs, unmatched=unmatched, unused=unused, doubts=tuple(doubts))
+
+
+def _case_names(parts: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
+    """What each series is called: like its patient, of several with the folders below that."""
+    count = Counter(patient for patient, *_ in parts.values())
+    return {
+        p: patient if count[patient] == 1 else f"{patient}_ses-{re.sub(r'[^A-Za-z0-9]+', '_', '_'.join(rest))}"
+        for p, (patient, *rest) in parts.items()
+    }
+
+
+def _undrawn(root: Path, series: Iterable[Path]) -> list[Path]:
+    """Those of some series to which no SEG or RTSTRUCT refers, sorted."""
+    bare = sorted(series)
+    drawn = _referring(root, bare)
+    return [p for p in bare if p not in drawn]
+
+
+def _referring(root: Path, series: Sequence[Path]) -> dict[Path, Path]:
+    """The SEG or RTSTRUCT under ``root`` that refers to each of some series."""
+    files = below(root) if series else []
+    return dicom_labels.belonging(series, [p for p in files if dicom_labels.is_label(p)])
 
 
 def _left(files: Iterable[Path], pairs: Mapping[str, Pair]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -348,9 +322,7 @@ def _left(files: Iterable[Path], pairs: Mapping[str, Pair]) -> tuple[tuple[Path,
 
 def _bound(root: Path, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     """The pairs, those without a label given the SEG or RTSTRUCT under ``root`` that refers to their series."""
-    bare = [pair.images[0] for pair in pairs.values() if pair.label is None]
-    files = _below(root) if bare else []
-    found = dicom_labels.belonging(bare, [p for p in files if dicom_labels.is_label(p)])
+    found = _referring(root, [pair.images[0] for pair in pairs.values() if pair.label is None])
     return {case: replace(pair, label=pair.label or found.get(pair.images[0])) for case, pair in pairs.items()}
 
 

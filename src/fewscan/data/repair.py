@@ -210,7 +210,7 @@ def _label(
         raise DataError(f"case {case.id}: has no label map to copy; leave it unlabelled")
     grid, what = ras_geometry(native), []
     if names_itself(case.label):
-        drawn = read_labels(case.label, names=dataset.names, source=case.images[0])
+        drawn = read_labels(case.label, names=dataset.names, ignore=dataset.ignore, source=case.images[0])
         label, own = drawn.data, drawn.geometry
         what.append("written as NIfTI")
     else:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from fewscan.data.dicom import chosen, passed_over
-from fewscan.data.dicom_slices import GROUPS, flattened, holds_image, quiet, sop_class
+from fewscan.data.dicom import chosen, image_files
+from fewscan.data.dicom_slices import GROUPS, flattened, quiet
 from fewscan.errors import DataError
 
 FEWEST = 3  # slices of a volume
-FEW = 64  # files: of a series of more only the first is looked at, for views and localisers are never as many
+FEW = 64  # files: of a series of more, which views and localisers rarely are, three are looked at
 TAGS = (
     "ImageType",
     "SamplesPerPixel",
@@ -52,9 +52,9 @@ def flaw(folder: Path) -> str:
         For which `fewscan.data.dicom.is_series` holds.
     """
     try:
-        files = sorted(f for f in chosen(folder)[0].iterdir() if f.is_file() and not passed_over(f.name))
-        images = (f for f in files if holds_image(f, sop_class(f)))
-        views = _views(list(images) if len(files) <= FEW else [next(images)], folder)
+        files = image_files(chosen(folder)[0])
+        few = len(files) <= FEW
+        views = _views(files if few else [files[0], files[len(files) // 2], files[-1]], folder)
     except Exception:  # pydicom raises whatever it meets in a damaged file, which is told where it is read
         return ""
     if not views or len({view.get("SeriesInstanceUID") for view in views}) > 1:
@@ -63,7 +63,9 @@ def flaw(folder: Path) -> str:
         return "is a localiser"
     if not any(view.get("ImagePositionPatient") and view.get("ImageOrientationPatient") for view in views):
         return "holds images that do not say where they lie, such as captured screens"
-    if len(files) <= FEW and len(views) < FEWEST:
+    if not few:  # whose direction has to be wrong all along, which is told where it is read
+        return ""
+    if len(views) < FEWEST:
         return f"holds {len(views)} slice{'s' if len(views) > 1 else ''}, too few for a volume"
     ways = [np.array(view.get("ImageOrientationPatient") or [0] * 6, float) for view in views]
     return "holds slices of several directions, as localisers do" if np.ptp(ways, axis=0).max() > 0.1 else ""

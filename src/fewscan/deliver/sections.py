@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fewscan.data import io
 from fewscan.data.bundles import bundle_files, grid_of, read_bundles
-from fewscan.data.label_maps import names_itself
+from fewscan.data.formats import segments_of
+from fewscan.data.label_maps import fits, names_itself
 from fewscan.deliver import charts, markup, pictures, scans
 from fewscan.deliver.markup import Cell, cell, number
 from fewscan.errors import FewscanError
@@ -299,6 +300,8 @@ def judged(
         reference, prediction = (bundles(folder, names=list(case.labels)) for folder in (drawn, predicted))
         return _with_scan(reference, prediction, image, what=case.id)
     names = (label_names(predicted)[0] or label_names(drawn)[0]) if names_itself(drawn) else None
+    if names and segments_of(drawn) and not fits(drawn, names):
+        names = None  # judged by number
     reference = io.read_labels(drawn, names=names, ignore=case.ignore, source=image)
     return _with_scan(reference, io.read_labels(predicted), image, what=case.id)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fewscan.data.dicom_labels import plain_name
+from fewscan.data.painting import plain_name
 
 PRIVATE = "99FEWSCAN"
 LONGEST_CODE, LONGEST_MEANING = 16, 64  # characters of the value representations SH and LO

@@ -13,11 +13,13 @@ from fewscan.data import io
 from fewscan.data.annotation import mark_blank
 from fewscan.data.bundles import bundle_files
 from fewscan.data.dataset import patient_of
-from fewscan.data.dicom_labels import is_label, plain_name
+from fewscan.data.dicom_labels import is_label
+from fewscan.data.formats import segments_of
 from fewscan.data.found import stem_of
-from fewscan.data.label_maps import names_itself
+from fewscan.data.label_maps import fits, left_out, names_itself
 from fewscan.data.listing import read_listing
 from fewscan.data.masks import is_masks, mask_files
+from fewscan.data.painting import plain_name
 from fewscan.errors import DataError
 from fewscan.judge import metrics
 from fewscan.judge.metrics import METRICS, Score
@@ -106,14 +108,15 @@ def evaluate(
     _refuse_renumbered(known or {}, names or {}, predictions=predictions, labels=labels)
     scans = {} if images is None else files_by_name(images)
     references = [reference for _, reference in pairs.values()]
-    spoken = any(names_itself(reference) for reference in references)
     unnumbered = [reference for reference in references if is_label(reference) or is_masks(reference)]
     if unnumbered and not (names or known):
         raise DataError(
             f"{unnumbered[0]}: names its structures, and nothing says which number each has in {predictions}; "
             "put a labels.json beside the references"
         )
-    names = names or (known if spoken and known else _values_in(references, ignore, known or {})) or {}
+    spoken = bool(unnumbered) or any(fits(reference, known or {}) for reference in references)
+    names = names or (_known(references, ignore, known) if spoken and known else None)
+    names = names or _values_in(references, ignore, known or {})
     cases = []
     for case, (prediction, reference) in counted(list(pairs.items()), observe, doing="judging"):
         scan = scans.get(stem_of(prediction)) or scans.get(case) or sources.get(reference)
@@ -232,6 +235,21 @@ def _refuse_renumbered(known: Mapping[int, str], names: Mapping[int, str], *, pr
             f"{labels}: numbers its labels otherwise than {predictions}: {told}; they are judged by number, so give "
             "the references, and the labels.json beside them, the numbers of the predictions"
         )
+
+
+def _known(references: Sequence[Path], ignore: int | None, known: Mapping[int, str]) -> dict[int, str]:
+    """The names of the predictions' labels, and segments of the references that are none of these: they were missed."""
+    names = dict(known)
+    for path in references:
+        segments = segments_of(path)
+        told = set(map(plain_name, segments.values()))
+        if told.isdisjoint(map(plain_name, known.values())):  # which is read by number
+            names |= {value: f"label {value}" for value in segments if value not in names}
+            continue
+        for value, name in left_out(path, names, ignore=ignore).items():
+            if plain_name(known.get(value, name)) in told:  # else it is refused where it is read
+                names[value if value not in names else max(names) + 1] = name
+    return names
 
 
 def _values_in(references: Sequence[Path], ignore: int | None, known: Mapping[int, str]) -> dict[int, str]:

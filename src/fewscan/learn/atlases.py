@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 
 from fewscan.data.dataset import Dataset, load, patient_of
-from fewscan.data.dicom_labels import plain_name
 from fewscan.data.io import atomic
+from fewscan.data.painting import plain_name
 from fewscan.errors import DataError, FewscanError, ModelError, ResourceError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
 from fewscan.learn.channels import laid, said

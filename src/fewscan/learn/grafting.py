@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewscan.data.dataset import load
-from fewscan.data.dicom_labels import plain_name
+from fewscan.data.painting import plain_name
 from fewscan.errors import ModelError
 from fewscan.learn import heads, overlap
 from fewscan.learn.batches import resample_index

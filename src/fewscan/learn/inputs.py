@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fewscan.data.found import Found, called_label, folder_name, inside, readabl
 from fewscan.data.headers import suffix_of
 from fewscan.data.layouts import TRACT_IMAGES, seen
 from fewscan.data.listing import RECORD, channel_record
-from fewscan.data.studies import set_aside
+from fewscan.data.studies import flaw, set_aside
 from fewscan.errors import DataError
 from fewscan.space.volume import Kind
 
@@ -82,10 +82,11 @@ def find_scans(
             raise DataError(f"{path}: may not be read; change its permissions")
         plain = _inside(path, channels, kind)
         aside = set_aside([p for p in plain if p.is_dir()])
-        for series, why in aside.items():
-            if say is not None:
+        cases, files, unused = _in_folder(path, [p for p in plain if p not in aside], channels)
+        taken = {*files, *(image for scan in cases for image in scan.images)}  # a labelled one is of a case
+        for series, why in (aside | {p: flaw(p) for p in unused if p not in aside}).items():
+            if say is not None and series not in taken:
                 say(f"warning: {series} is left out: the series {why}; give its folder to predict it")
-        cases, files = _in_folder(path, [p for p in plain if p not in aside], channels)
         scans.extend(cases)
         found.extend(files)
     if not found and not scans:
@@ -105,17 +106,19 @@ def find_scans(
     return scans
 
 
-def _in_folder(folder: Path, plain: list[Path], channels: Sequence[str]) -> tuple[list[Scan], list[Path]]:
-    """Cases of a data set, and of its plain images those that are still to be grouped."""
+def _in_folder(
+    folder: Path, plain: list[Path], channels: Sequence[str]
+) -> tuple[list[Scan], list[Path], Iterable[Path]]:
+    """Cases of a data set; of its plain images those that are still to be grouped; series that are of no case."""
     known = None if plain in ([], [folder]) else _data_set(folder, plain, channels)
     if known is None:
-        return [], plain
+        return [], plain, ()
     cases = [*known.pairs.items(), *known.test.items()]
     images = {file for _, pair in cases for file in pair.images}
     others = {*(pair.label for _, pair in cases), *known.unmatched, *filter(called_label, plain)}
     if not images.union(others).issuperset(plain):  # whatever the layout passes over is somebody's scan
         drawn = {file for file in plain if called_label(file) or (file in others and _for_labels(file))} - images
-        return [], [file for file in plain if file not in drawn]
+        return [], [file for file in plain if file not in drawn], ()
     scans: list[Scan] = []
     files: list[Path] = []
     for case, pair in cases:
@@ -123,7 +126,7 @@ def _in_folder(folder: Path, plain: list[Path], channels: Sequence[str]) -> tupl
             files.extend(pair.images)  # one of several channels, perhaps
         else:
             scans.append(Scan(case, _ordered(pair.images, known.channels, channels)))
-    return scans, files
+    return scans, files, [p for p in known.unused if dicom.is_series(p)]
 
 
 def _data_set(folder: Path, plain: Sequence[Path], channels: Sequence[str]) -> Found | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fewscan.data.dicom_labels import plain_name
+from fewscan.data.painting import plain_name
 from fewscan.judge.metrics import dice
 from fewscan.judge.statistics import mean_pair, over_patients
 from fewscan.learn import grafting, infer
