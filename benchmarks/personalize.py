@@ -48,7 +48,7 @@ from fewscan import api
 from fewscan.data import dataset as datasets
 from fewscan.data.dataset import CaseFiles, Dataset, patient_of
 from fewscan.data.io import read_image, write_image
-from fewscan.judge.statistics import paired_test
+from fewscan.judge.statistics import over_patients, paired_test
 from fewscan.learn import infer
 from fewscan.learn.batches import crop, on_plan
 from fewscan.learn.checkpoint import Model
@@ -233,12 +233,8 @@ def compared(scores: dict[str, dict[str, dict[str, dict[str, float]]]], fits: di
     mean = {when: np.nanmean(values, 1) for when, values in table.items()}
     change = mean["auto"] - mean["before"]
     whose = [patient_of(c) for c in ids]
-    patients = {
-        when: [float(np.mean([v for v, p in zip(mean[when], whose, strict=True) if p == patient]))
-               for patient in dict.fromkeys(whose)]
-        for when in ("auto", "before")
-    }  # fmt: skip
-    gain = paired_test(patients["auto"], patients["before"])
+    patients = over_patients(zip(whose, mean["auto"].tolist(), mean["before"].tolist(), strict=True))
+    gain = paired_test([auto for auto, _ in patients], [before for _, before in patients])
     hardest = int(np.nanargmin(np.nanmean(table["before"], 0)))
     return {
         "before": rounded(float(mean["before"].mean())), "always": rounded(float(mean["after"].mean())),

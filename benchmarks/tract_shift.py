@@ -39,11 +39,11 @@ from scipy.stats import spearmanr
 from fewscan import api
 from fewscan.data import dataset as datasets
 from fewscan.data.fields import read_field
-from fewscan.data.io import read_labels
+from fewscan.data.io import read_labels, sha256
 from fewscan.judge import lesions, looks, shift
 from fewscan.learn import infer
 from fewscan.learn.channels import to_look_at
-from fewscan.learn.checkpoint import Model, sha256
+from fewscan.learn.checkpoint import Model
 from fewscan.learn.hardware import pick
 from fewscan.shifting import TEMPLATES
 from fewscan.space.volume import Volume

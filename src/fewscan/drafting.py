@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from fewscan.data import places
 from fewscan.data.bundles import SEGMENTATIONS, replace_bundles
 from fewscan.data.dataset import CaseFiles, Dataset, load
-from fewscan.data.io import write_image, write_labelmap
+from fewscan.data.io import sha256, write_image, write_labelmap
 from fewscan.deliver.markup import without_folders
 from fewscan.deliver.records import failed as failed_of
 from fewscan.deliver.records import part
 from fewscan.errors import ConfigError, DataError, FewscanError
 from fewscan.judge.metrics import dice
 from fewscan.judge.statistics import bootstrap_interval
-from fewscan.learn.checkpoint import USE, sha256, versions, write_json
+from fewscan.learn.checkpoint import USE, versions, write_json
 from fewscan.learn.engine import Status
 from fewscan.learn.hardware import memory_told, pick
 from fewscan.learn.request import Observer

@@ -146,8 +146,7 @@ class Record:
             )
         self._check_scan(scan, keep=keep)
         if keep and self.finished(scan):
-            if not self._corrected(target):  # what somebody has drawn is no model's any more
-                self._check_model(scan)
+            self._check_model(scan)
             return
         self._check_target(target)
         if before and self._own_labels(name) is None:
@@ -291,23 +290,19 @@ class Record:
             raise TakenError(
                 f"{target} exists and is not a prediction of fewscan; give another -o, or --skip-existing to keep it"
             )
-        if self._corrected(target):
+        if corrected(self.rows[name], target):
             raise TakenError(
                 f"{target} was changed by hand since it was predicted, which would be lost; keep it with "
                 "--skip-existing, move it away, or give another -o"
             )
 
-    def _corrected(self, target: Path) -> bool:
-        """Whether somebody has changed a prediction since it was written; of one that was begun nobody knows."""
-        name = self._name(target)
-        return name not in self.unfinished and corrected(self.rows.get(name, {}), target)
-
     def _check_model(self, scan: Scan) -> None:
-        """Refuse to pass off what another model says of a scan."""
+        """Refuse to pass off what another model says of a scan; what somebody has drawn is no model's any more."""
         target = self.target(scan)
         row = self.rows.get(self._name(target), {})
         weights, labels = part(row, "model"), part(row, "labels")
-        if (weights and self._weights() and weights != self._weights()) or (labels and labels != self._listed()):
+        other = (weights and self._weights() and weights != self._weights()) or (labels and labels != self._listed())
+        if other and not corrected(row, target):
             raise ConfigError(
                 f"{target} is of another model, with the labels {', '.join(map(str, labels.values()))}; leave out "
                 "--skip-existing to replace it, or give another -o"

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from series import write_series
 
-from fewscan.data import contents
+from fewscan.data import contents, io
 from fewscan.data.contents import content_of
 from fewscan.data.io import write_image
 from fewscan.space.geometry import Geometry
@@ -36,7 +36,7 @@ def test_a_correction_of_one_voxel_is_seen_where_every_byte_is_asked_for(tmp_pat
 
 
 def test_a_file_of_many_blocks_is_read_whole_on_every_python(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "BLOCK", 1000)
+    monkeypatch.setattr(io, "BLOCK", 1000)
     monkeypatch.delattr(hashlib, "file_digest", raising=False)  # there from Python 3.11 on only
     write_image(NOISE[None], tmp_path / "a.nii", native=GRID)
     alone = hashlib.sha256((tmp_path / "a.nii").read_bytes()).hexdigest()

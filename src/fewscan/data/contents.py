@@ -11,10 +11,10 @@ from fewscan.data.dicom import describe_series, is_series, on_disk
 from fewscan.data.formats import peek
 from fewscan.data.found import stem_of
 from fewscan.data.headers import suffix_of
+from fewscan.data.io import sha256
 from fewscan.errors import FewscanError
 
 PIECES, PIECE = 16, 65536  # so many are read of a file, or slices of a series, spread over it: hundredths of a second
-BLOCK = 1 << 20
 
 
 def content_of(thing: Path, *, whole: bool = False) -> str:
@@ -31,10 +31,7 @@ def content_of(thing: Path, *, whole: bool = False) -> str:
         Take every byte: a label may be corrected in one voxel.
     """
     try:
-        files = _files(thing, whole=whole)
-        masks = thing.is_dir() and not is_series(thing)
-        named = ((f"{stem_of(file)}:" if masks else "", file) for file in files)
-        parts = sorted(name + (_whole(file) if whole else _sample(file)) for name, file in named)
+        parts = sorted(name + (sha256(file) if whole else _sample(file)) for file, name in _files(thing, whole=whole))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
     except (OSError, FewscanError):
         return ""
@@ -90,22 +87,23 @@ def bytes_of(file: Path) -> str:
         Any.
     """
     try:
-        return _whole(file)
+        return sha256(file)
     except OSError:
         return ""
 
 
-def _files(thing: Path, *, whole: bool) -> list[Path]:
-    """Those that hold it: of a file the payload too, for a header alone may be that of many scans."""
+def _files(thing: Path, *, whole: bool) -> list[tuple[Path, str]]:
+    """Those that hold it, and what of their names has a say; of a file also the payload: a header may be of many."""
     place = on_disk(thing)
     if not place.is_dir():
-        return sorted({thing, thing if suffix_of(thing) is None else peek(thing).payload})
+        return [(file, "") for file in {thing, thing if suffix_of(thing) is None else peek(thing).payload}]
     if not is_series(thing):
-        return [file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        masks = (file for file in place.rglob("*") if file.is_file() and not file.name.startswith("."))
+        return [(file, f"{stem_of(file)}:") for file in masks]
     slices = list(describe_series(thing).files)
-    if whole or len(slices) <= PIECES:
-        return slices
-    return [slices[(len(slices) - 1) * k // (PIECES - 1)] for k in range(PIECES)]
+    if not whole and len(slices) > PIECES:
+        slices = [slices[(len(slices) - 1) * k // (PIECES - 1)] for k in range(PIECES)]
+    return [(file, "") for file in slices]
 
 
 def _sample(file: Path) -> str:
@@ -119,12 +117,4 @@ def _sample(file: Path) -> str:
             for k in range(PIECES):
                 stream.seek((size - PIECE) * k // (PIECES - 1))
                 digest.update(stream.read(PIECE))
-    return digest.hexdigest()
-
-
-def _whole(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
     return digest.hexdigest()

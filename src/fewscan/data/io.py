@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -32,10 +33,13 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_raw",
+    "sha256",
     "whole",
     "write_image",
     "write_labelmap",
 ]
+
+BLOCK = 1 << 20  # bytes of a file that are read at a time
 
 
 def read_image(paths: Sequence[Path] | Path, *, channels: Sequence[str] | None = None) -> Volume:
@@ -209,3 +213,18 @@ def _write_itk(data: NDArray[Any], path: Path, native: Geometry) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{path}: cannot be written ({reason}); save as .nii.gz") from None
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file.
+
+    Parameters
+    ----------
+    path : Path
+        To read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -28,12 +28,12 @@ import torch
 from numpy.typing import NDArray
 
 from fewscan.data.dataset import Dataset, load, patient_of
-from fewscan.data.io import atomic
+from fewscan.data.io import atomic, sha256
 from fewscan.data.painting import plain_name
 from fewscan.errors import DataError, FewscanError, ModelError, ResourceError
 from fewscan.learn.batches import Prepared, labelled_as, prepare
 from fewscan.learn.channels import laid, said
-from fewscan.learn.checkpoint import Model, sha256, write_json
+from fewscan.learn.checkpoint import Model, write_json
 from fewscan.learn.grafting import arranged, columns_of
 from fewscan.learn.plan import Plan
 

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -30,7 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fewscan.data.io import atomic, disk_error
+from fewscan.data.io import atomic, disk_error, sha256
 from fewscan.errors import ConfigError, ModelError
 from fewscan.learn import networks
 from fewscan.learn.config import Settings, settings_from_dict, to_dict
@@ -122,21 +121,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file.
-
-    Parameters
-    ----------
-    path : Path
-        To read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_json(data: object, path: Path) -> None:

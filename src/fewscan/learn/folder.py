@@ -21,7 +21,8 @@ from fewscan.data.locking import Patience, held
 from fewscan.errors import ConfigError, ModelError
 
 BEFORE = "before.json"  # what the model that a transfer started from scores, for as long as the run is not done
-UNFINISHED = ("cache", "history.jsonl", "run.json", BEFORE)
+CACHE = "cache"  # the scans on the plan's grid, while a run is
+UNFINISHED = (CACHE, "history.jsonl", "run.json", BEFORE)
 LOCK = "running.json"  # there while a run is
 WATCHED = 90.0  # seconds without a sign of life after which a lock that names nobody who could be asked is broken
 _LEFT: set[Path] = set()  # caches of runs of this process that could not be removed as these ended
@@ -105,7 +106,7 @@ def let_go(out: Path) -> None:
     out : Path
         Model folder, which the run holds.
     """
-    cache = out / "cache"
+    cache = out / CACHE
     shutil.rmtree(cache, ignore_errors=True)
     if cache.exists():
         _LEFT.add(cache.resolve())
@@ -121,7 +122,7 @@ def drop_cache(out: Path, *, say: Callable[[str], None]) -> None:
     say : callable
         Gets a line where it cannot be done.
     """
-    cache = out / "cache"
+    cache = out / CACHE
     if cache.resolve() not in _LEFT or (out / LOCK).exists():
         return
     _LEFT.discard(cache.resolve())

@@ -25,7 +25,7 @@ from fewscan.learn.channels import said
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.config import to_dict
 from fewscan.learn.engine import Limits, Phase, Status, fit, step_generator
-from fewscan.learn.folder import claimed, command, let_go, trim_history
+from fewscan.learn.folder import CACHE, claimed, command, let_go, trim_history
 from fewscan.learn.hardware import keep_freed_memory, memory_told, require_disk
 from fewscan.learn.memory import make_plan, peak_bytes
 from fewscan.learn.plan import LARGEST_GRID, Plan, plan_from_dict
@@ -315,7 +315,7 @@ def open_session(
     keep_freed_memory()
     fix = "bound it with --max-memory, such as 4GiB, in a new run"
     with claimed(request.out, going_on=request.going_on, say=request.say), memory_told(fix=fix):
-        cache = request.out / "cache"
+        cache = request.out / CACHE
         cache.mkdir(exist_ok=True)
         try:
             stored = checkpoint.stored_identity(request.out) if request.going_on else None
@@ -342,7 +342,7 @@ def _cases(request: Request, plan: Plan, *, unlabelled: int, stored: Mapping[str
         others = [others[i] for i in sorted(drawn.tolist())]
     else:  # those of the run that goes on, whatever its budget now
         others = [case for case in others if case.id in set(stored["unlabelled"])]
-    cache, files = request.out / "cache", [*request.dataset.labelled, *others]
+    cache, files = request.out / CACHE, [*request.dataset.labelled, *others]
     voxels = plan.patch[0] * plan.patch[1] * plan.patch[2] * LARGEST_GRID
     require_disk(cache, len(files) * voxels * (4 * plan.width + 2) // 4)  # scans differ; a quarter is usual
     each = counted(files, request.observe, doing="preparing")

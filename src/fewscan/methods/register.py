@@ -21,6 +21,7 @@ from fewscan.learn import regularity
 from fewscan.learn.alignment import align
 from fewscan.learn.checkpoint import Model
 from fewscan.learn.engine import Phase, Terms
+from fewscan.learn.folder import CACHE
 from fewscan.learn.networks import Absent
 from fewscan.learn.pairs import Pair, PairBatches, Whole, whole
 from fewscan.learn.registrar import Registrar, build_registrar, register_images, registration_grid
@@ -97,7 +98,7 @@ def wholes(session: Session, registrar: Registrar) -> list[Whole]:
     registrar : Registrar
         Whose grid.
     """
-    folder: Path = session.request.out / "cache"
+    folder: Path = session.request.out / CACHE
     cases = [*session.labelled, *session.unlabelled]
     places = align(cases, registrar.shape, spacing=session.plan.spacing)
     return [whole(c, p, folder=folder, classes=session.plan.classes) for c, p in zip(cases, places, strict=True)]

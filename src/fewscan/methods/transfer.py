@@ -239,7 +239,8 @@ def _fit(session: Session, learners: Sequence[_Learner], grafted: Grafted, *, re
     session.fit(new, until=0.0)  # from here on it is known what ends the run
     warm, seconds = config.warm if grafted.fresh else 0.0, session.bounds.seconds
     until = 1.0 if seconds is None else max(warm, 1 - MOST_RESERVED, 1 - (MARGIN * reserve + 1) / seconds)
-    session.fit(new, until=warm, annealed=until)
+    if warm:
+        session.fit(new, until=warm, annealed=until)
     return session.fit(phases("adapt", learns=which | grafted.fresh, lr=config.lr), until=until, annealed=until)
 
 
