@@ -33,7 +33,7 @@ from fewscan.learn.engine import Status
 from fewscan.learn.hardware import Hardware, pick
 from fewscan.learn.plan import Plan
 from fewscan.learn.request import Observer
-from fewscan.methods.scores import score, score_answer, trained_on
+from fewscan.methods.scores import ever_trained_on, score, score_answer, trained_on
 from fewscan.space import field
 from fewscan.space.volume import Case
 from fewscan.surroundings import deformation_around, placed, structures
@@ -232,7 +232,7 @@ def _dice(
     """
     told = work.model.provenance
     if data.root.resolve() == work.source.root.resolve():
-        trained = trained_on(told) | trained_on(told, before=True)
+        trained = ever_trained_on(told)
     else:
         trained = trained_on(told) if "transfer" in told else set()
         trained = trained if trained <= {case.id for case in data.labelled} else set()

@@ -194,3 +194,14 @@ def trained_on(provenance: Mapping[str, Any], *, before: bool = False) -> set[st
         found |= {str(name) for name in came.get("labelled") or ()}
         came = came.get("from")
     return found
+
+
+def ever_trained_on(provenance: Mapping[str, Any]) -> set[str]:
+    """Names of the cases that a model, or one that it came from, has learnt from.
+
+    Parameters
+    ----------
+    provenance : mapping
+        Of the model.
+    """
+    return trained_on(provenance) | trained_on(provenance, before=True)

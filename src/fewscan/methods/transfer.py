@@ -46,6 +46,7 @@ from fewscan.methods.scores import (
     Scores,
     before_and_after,
     by_label,
+    ever_trained_on,
     paired,
     said_of,
     score,
@@ -144,21 +145,16 @@ def _order(session: Session, learners: Sequence[_Learner]) -> list[CaseFiles]:
     return [files[ids[i]] for i in range(longest) for ids in held if i < len(ids)]
 
 
-def _seen(base: Model) -> set[str]:
-    """Names of all cases that the trained model has learnt from."""
-    return trained_on(base.provenance) | trained_on(base.provenance, before=True)
-
-
 def _unseen(files: Sequence[CaseFiles], base: Model) -> list[CaseFiles]:
     """Cases that the trained model has not learnt from, by their names; all where too few patients are left to ask."""
-    seen = _seen(base)
+    seen = ever_trained_on(base.provenance)
     found = [case for case in files if case.id not in seen]
     return found if len({case.patient for case in found}) > 1 else list(files)
 
 
 def _witnesses(base: Model, session: Session, before: Scores) -> tuple[dict[str, list[str]], str]:
     """Cases called as those that the trained model has learnt from: those that were asked and those that were not."""
-    called = sorted(_seen(base) & {case.id for case in session.labelled})
+    called = sorted(ever_trained_on(base.provenance) & {case.id for case in session.labelled})
     asked, left = [i for i in called if i in before], [i for i in called if i not in before]
     if asked:
         told = f"; {len(asked)} called so were learnt from before, which speaks for the model as it was"
@@ -346,7 +342,7 @@ def _finish(
 def _forgotten(base: Model, kept: Model, source: Dataset, session: Session) -> dict[str, Any]:
     """Dice of both models on labelled cases of the old population; those called as the base's training are marked."""
     say, rng, known = session.request.say, np.random.default_rng(session.request.seed), source.labelled
-    trained = _seen(base)
+    trained = ever_trained_on(base.provenance)
     known = tuple(case for case in known if case.id not in trained) or known  # what was learnt by heart is no measure
     drawn = [known[i] for i in sorted(rng.permutation(len(known))[:SOURCE_CASES].tolist())]
     rows: dict[str, dict[str, Any]] = {}
